@@ -27,9 +27,9 @@ class ImageLoader(DataLoader):
         self.batches, self.transform = batches, transform
         on_gpu = torch.device(device).type != "cpu"
         self.images = torch.from_numpy(np.array(images)).to(device) if on_gpu else images
-        self.targets = {name: torch.as_tensor(table[name].to_numpy(np.int64), device=device) for name in ("pid", "camid")}
+        self.targets = {name: torch.tensor(table[name].to_numpy(np.int64), device=device) for name in ("pid", "camid")}
         if set(ATTRIBUTES) <= set(table):
-            self.targets["attributes"] = torch.as_tensor(table[ATTRIBUTES].to_numpy(np.int64), device=device)
+            self.targets["attributes"] = torch.tensor(table[ATTRIBUTES].to_numpy(np.int64), device=device)
         super().__init__(dataset=table, bs=None, n=len(batches), device=torch.device(device))
 
     def get_idxs(self): return list(self.batches)

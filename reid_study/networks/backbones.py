@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
 
 # %% ../../nbs/20_networks.backbones.ipynb #bedf7a90
 class SmallResNet(nn.Sequential):
-    """Stem and five residual blocks for small crops: [B, 3, H, W] -> [B, 256, H/8, W/8].
+    """Stem and five residual blocks for small crops: [B, 3, H, W] -> [B, 8·width, H/16, W/16].
 
     `width`: channels of the first stage; the last has eight times as many.
     """
@@ -38,7 +38,7 @@ class SmallResNet(nn.Sequential):
         super().__init__(
             nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
             ResidualBlock(width, width), ResidualBlock(width, 2*width, 2), ResidualBlock(2*width, 4*width, 2),
-            ResidualBlock(4*width, 8*width), ResidualBlock(8*width, 8*width))
+            ResidualBlock(4*width, 8*width, 2), ResidualBlock(8*width, 8*width))
         self.width_out = 8*width
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out")
