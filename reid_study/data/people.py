@@ -299,7 +299,7 @@ class Pose:
 
 def _joints(person, pose):
     "Joints as a dict of points; index 0 is the left side and 1 the right."
-    swing, j = .37*pose.swing*person.stride*(.6 if person.clothes == 'dress' and person.legs == 'long' else 1), {}
+    swing, j = .37*pose.swing*person.stride*(.5 if person.clothes == 'dress' and person.legs == 'long' else 1), {}
     hip = .050 if person.gender == 'female' else .046
     shoulder = (.094 if person.gender == 'female' else .108)*person.build**.6
     down = lambda a, out=0.: np.array([out, -np.cos(a), np.sin(a)])
@@ -337,10 +337,11 @@ def _draw_legs(canvas, view, person, j, rise):
     for i in (0, 1):
         hip, knee, ankle = j['hip', i], j['knee', i], j['ankle', i]
         if bare:
-            top = hip + .74*(knee - hip)      # the rest is under cloth
-            _solid(canvas, view, top, knee, np.array([.045, .042, .036])*b, paint=skin)
-            _solid(canvas, view, knee, ankle, np.array([.034, .038, .036, .026, .020])*b, paint=skin)
-            if p.socks: _solid(canvas, view, knee + .62*(ankle - knee), ankle, np.array([.030, .024, .0225])*b, paint=(.84, .84, .83))
+            if p.legs == 'long': _solid(canvas, view, knee + .7*(ankle - knee), ankle, np.array([.026, .020])*b, paint=skin)   # the rest is under cloth
+            else:
+                _solid(canvas, view, hip + .74*(knee - hip), knee, np.array([.045, .042, .036])*b, paint=skin)
+                _solid(canvas, view, knee, ankle, np.array([.034, .038, .036, .026, .020])*b, paint=skin)
+            if p.socks: _solid(canvas, view, knee + .66*(ankle - knee), ankle, np.array([.030, .024, .0225])*b, paint=(.84, .84, .83))
         if p.clothes == 'pants' and p.legs == 'long':
             loose = .004*(p.glyph % 4)
             _solid(canvas, view, hip - [0, .04, 0], knee, np.array([.052, .054, .049, .042])*b, paint=lambda t, a: trousers(t, a, .48, .28))

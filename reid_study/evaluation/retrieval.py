@@ -311,7 +311,7 @@ def evaluate_retrieval(query, gallery, query_pids, gallery_pids, query_camids=No
     query_pids, gallery_pids, query_camids, gallery_camids: whole numbers, one per image. Without camids no
         image is junk for its camera (ordinary metric learning).
     distance: a `Distance` or its name; used in evaluation mode. protocol: the rules. block: queries at a
-        time; memory grows with block*G, never with Q*G (None: about eight million distances).
+        time; memory grows with block*G, never with Q*G (None: about four million distances).
 
     Raises `InputError` for lengths, shapes or types that do not fit, for NaN, for a query with the junk or
     distractor pid, and when no query has a match.
@@ -319,7 +319,7 @@ def evaluate_retrieval(query, gallery, query_pids, gallery_pids, query_camids=No
     q_pids, g_pids, q_cams, g_cams, own = _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol)
     kept = np.flatnonzero(g_pids != protocol.junk_pid) if protocol.junk_pid is not None else np.arange(len(g_pids))
     if not len(kept): raise InputError(f"every gallery image has the junk pid {protocol.junk_pid}; check gallery_pids")
-    block = max(16, 2**23//len(kept)) if block is None else block
+    block = max(16, 2**22//len(kept)) if block is None else block
     if block < 1: raise InputError(f"block must be at least 1, not {block}")
     by_camera = q_cams is not None and protocol.same_camera == "junk"
     relevance = _relevance(q_pids, g_pids[kept], q_cams if by_camera else None, g_cams[kept] if by_camera else None, own)

@@ -61,17 +61,16 @@ class RetrievalMetrics(Callback):
 
     def before_validate(self):
         if (self.epoch + 1) % self.every == 0 or self.epoch + 1 == self.n_epoch:
-            result = evaluate_split(self.learn.model, self.dls.valid)
+            result = evaluate_split(embed_all(self.learn.model, self.dls.valid), self.dls.valid.dataset)
             self.latest = {"mAP": result.mAP, "rank1": result.rank(1)}
         raise CancelValidException
 
-def evaluate_split(network, loader, **options):
-    "Embed a loader over a table with the splits query and gallery, and evaluate retrieval across cameras."
-    embeddings, table = embed_all(network, loader), loader.dataset
+def evaluate_split(embeddings, table, **options):
+    "Retrieval across cameras on embeddings [N, D] of a table's rows: its split query against its split gallery."
     part = {}
     for split in ("query", "gallery"):
-        mask = (table.split == split).to_numpy()
-        part[split] = (embeddings[torch.as_tensor(mask, device=embeddings.device)], *(table[c].to_numpy()[mask] for c in ("pid", "camid")))
+        rows = np.flatnonzero(table.split == split)
+        part[split] = embeddings[torch.as_tensor(rows, device=embeddings.device)], table.pid.to_numpy()[rows], table.camid.to_numpy()[rows]
     (q, q_pids, q_cams), (g, g_pids, g_cams) = part["query"], part["gallery"]
     return evaluate_retrieval(q, g, q_pids, g_pids, q_cams, g_cams, **options)
 
