@@ -23,7 +23,7 @@ class Features(NamedTuple):
 
 # %% ../../nbs/22_networks.embedder.ipynb #ca54bea4
 class Embedder(nn.Module):
-    """Backbone, global average pooling, linear embedding, BNNeck, heads: images [B, 3, H, W] -> `Features`.
+    """Backbone, global average pooling, embedding, BNNeck, heads: images [B, 3, H, W] -> `Features`.
 
     `heads`: a dict of modules that read the feature after the neck. `embed` gives that feature alone,
     which is what retrieval compares.
@@ -31,6 +31,7 @@ class Embedder(nn.Module):
     def __init__(self, backbone, dim=256, heads=None):
         super().__init__()
         self.backbone = backbone
+        self.pooled = nn.BatchNorm1d(backbone.width_out)
         self.embedding = nn.Linear(backbone.width_out, dim)
         self.neck = BNNeck(dim)
         self.heads = nn.ModuleDict(heads or {})
@@ -38,15 +39,15 @@ class Embedder(nn.Module):
         nn.init.zeros_(self.embedding.bias)
 
     def forward(self, images):
-        before = self._pooled(images)
+        before = self._before(images)
         after = self.neck(before)
         return Features(before, after, {name: head(after) for name, head in self.heads.items()})
 
     def embed(self, images):
         "Images [B, 3, H, W] -> the feature after the neck [B, D]."
-        return self.neck(self._pooled(images))
+        return self.neck(self._before(images))
 
-    def _pooled(self, images): return self.embedding(self.backbone(images).mean((2, 3)))
+    def _before(self, images): return self.embedding(self.pooled(self.backbone(images).mean((2, 3))))
 
 # %% ../../nbs/22_networks.embedder.ipynb #bab1e02b
 def make_embedder(backbone="small", dim=256, heads=None, seed=0, pretrained=False):

@@ -1,0 +1,43 @@
+# make study | make test | make lab    (the first call makes the virtual environment)
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+DATASET ?= people
+# one thread a process: notebooks, tests and runs go side by side
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: study test lab readme book benchmark clean help
+help:
+	@sed -n 1p Makefile
+
+$(READY): constraints.txt settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "reid_study needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@if [ -d .git ]; then $(BIN)/nbdev_install_hooks; fi
+	@touch $@
+
+study: $(READY)  ## train the recipes on the dataset, write reports/DATASET.html
+	$(BIN)/reid-study study --dataset $(DATASET) $(ARGS)
+
+test: $(READY)  ## notebooks clean and in step, chapters, pytest, study templates
+	$(BIN)/python -m pytest -q tests/test_repository.py
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q
+
+lab: $(READY)  ## open the notebooks
+	$(BIN)/jupyter lab nbs
+
+book: $(READY)  ## execute every chapter anew, keeping its pictures
+	for n in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$n || exit; done
+	$(BIN)/nbdev_clean
+
+readme: $(READY)  ## README.md and docs/results.md from their notebooks
+	$(BIN)/python tools/pages.py
+
+benchmark: $(READY)  ## what must be fast; peers are optional
+	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/evaluation.py
+
+clean:
+	rm -rf .venv

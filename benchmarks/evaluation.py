@@ -1,0 +1,169 @@
+"""Time and memory of the retrieval evaluation, from embeddings to metrics, beside other projects' compiled evaluators.
+
+    python benchmarks/evaluation.py --torchreid PATH --fastreid PATH --out evaluation.json
+
+Every contestant sees the same embeddings and runs in fresh processes, in turns, with the same number of threads.
+A peer is a checkout of its source with its Cython evaluator built in place (`make` in its `rank_cylib` folder);
+without a path, or where it does not import, it is left out with a message.
+"""
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastcore.script import call_parse
+from torch.nn import functional as F
+
+OURS, BLOCKS, WHOLE = "reid_study", "matrix product in blocks", "matrix product at once"
+
+
+def embeddings(queries, gallery, width, noise, seed=0, people=750, cameras=6, distractors=0.18):
+    "Identity centres plus noise, with Market-1501's proportions; a gallery share of distractors (pid 0)."
+    g = torch.Generator().manual_seed(seed)
+    strangers = int(gallery*distractors)
+    popularity = torch.rand(people, generator=g) + 0.2
+    g_pids = torch.cat([torch.multinomial(popularity, gallery - strangers, True, generator=g) + 1, torch.zeros(strangers, dtype=torch.long)])
+    q_pids = torch.arange(queries) % people + 1
+    centre = torch.randn(people + 1, width, generator=g)
+    q = centre[q_pids] + noise*torch.randn(queries, width, generator=g)
+    x = centre[g_pids] + noise*torch.randn(gallery, width, generator=g)
+    x[g_pids == 0] = (1 + noise**2)**0.5*torch.randn(strangers, width, generator=g)
+    cams = [torch.randint(1, cameras + 1, (n,), generator=g) for n in (queries, gallery)]
+    return [t.numpy() for t in (q, x, q_pids, g_pids, *cams)]
+
+
+def _package(name, path):
+    "Register a package by its folder without running its __init__, which may import much that is not needed."
+    module = types.ModuleType(name)
+    module.__path__ = [str(path)]
+    sys.modules[name] = module
+
+
+def _stub(name, *attributes):
+    "Register an empty module in place of one that is imported and not used here."
+    module = types.ModuleType(name)
+    for a in attributes: setattr(module, a, None)
+    sys.modules[name] = module
+
+
+def contestant(name, path=None):
+    "A function of the six arrays giving mAP, rank-1 and, where it has them, the APs of the queries."
+    if name == OURS:
+        from reid_study.evaluation.retrieval import evaluate_retrieval
+        def run(*data):
+            result = evaluate_retrieval(*data)
+            return result.mAP, result.rank(1), result.AP[result.valid]
+    elif name == BLOCKS:
+        def run(q, g, *ids):
+            for start in range(0, len(q), 256): torch.from_numpy(q[start:start + 256]) @ torch.from_numpy(g).T
+    elif name == WHOLE:
+        def run(q, g, *ids): torch.from_numpy(q) @ torch.from_numpy(g).T
+    elif name == "torchreid":
+        _package("torchreid", Path(path)/"torchreid")
+        _package("torchreid.metrics", Path(path)/"torchreid/metrics")
+        distance, rank = (importlib.import_module(f"torchreid.metrics.{m}") for m in ("distance", "rank"))
+        if not rank.IS_CYTHON_AVAI: raise ImportError("its Cython evaluator is not built")
+        def run(q, g, *ids):       # as in its engine, with normalize_feature=True
+            q, g = (F.normalize(torch.from_numpy(x), p=2, dim=1) for x in (q, g))
+            distances = distance.compute_distance_matrix(q, g, "euclidean").numpy()
+            cmc, mAP = rank.evaluate_rank(distances, *ids)
+            return mAP, cmc[0], None
+    elif name == "fast-reid":
+        for package in ("fastreid", "fastreid/utils", "fastreid/evaluation"):
+            _package(package.replace("/", "."), Path(path)/package)
+        _stub("faiss")
+        _stub("fastreid.utils.faiss_utils", "index_init_cpu", "index_init_gpu", "search_index_pytorch", "search_raw_array_pytorch")
+        distance, rank = (importlib.import_module(f"fastreid.{m}") for m in ("utils.compute_dist", "evaluation.rank"))
+        if not rank.IS_CYTHON_AVAI: raise ImportError("its Cython evaluator is not built")
+        def run(q, g, *ids):       # as in its evaluator, with its default metric
+            distances = distance.build_dist(torch.from_numpy(q), torch.from_numpy(g), "cosine")
+            cmc, AP, INP = rank.evaluate_rank(distances, *ids)
+            return np.mean(AP), cmc[0], AP
+    return run
+
+
+def _memory(key):
+    "A memory entry of this process (VmRSS: now, VmHWM: its peak), in bytes."
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key): return int(line.split()[1])*1024
+
+
+def _measure(name, path, folder, threads):
+    "One contestant, once, in this process: seconds, peak bytes beyond the loaded embeddings, and its metrics."
+    torch.set_num_threads(threads)
+    data = [np.load(Path(folder)/f"{i}.npy") for i in range(6)]
+    run = contestant(name, path)
+    few = embeddings(60, 400, 32, 1.0, people=20)
+    run(*few)                                            # imports, thread pools
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")        # forget the peak so far
+    start, cpu = time.perf_counter(), time.process_time()
+    metrics = run(*data)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = _memory("VmHWM") - before
+    mAP, rank1, AP = metrics or (None, None, None)
+    if AP is not None: np.save(Path(folder)/f"AP {name}.npy", AP)
+    return dict(seconds=seconds, cpu=cpu, megabytes=peak/2**20, mAP=None if mAP is None else float(mAP), rank1=None if rank1 is None else float(rank1))
+
+
+def _fresh(name, path, folder, threads):
+    "`_measure` in a fresh process."
+    env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads))
+    code = f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import evaluation as e\n" \
+           f"try: r = e._measure({name!r}, {path!r}, {folder!r}, {threads})\n" \
+           f"except ImportError as x: r = dict(missing=str(x))\n" \
+           f"print('\\n' + json.dumps(r))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    if done.returncode: return dict(missing=done.stderr.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@call_parse
+def main(
+    torchreid: str = None,   # checkout of torchreid, its evaluator built
+    fastreid: str = None,    # checkout of fast-reid, its evaluator built
+    out: str = None,         # write the table here as JSON
+    queries: int = 3368,     # query images
+    gallery: int = 15913,    # gallery images
+    width: int = 512,        # embedding width
+    noise: float = 2.5,      # spread of an identity; 2.5: mAP about 0.44, 20: chance
+    threads: int = 2,        # threads for everybody
+    rounds: int = 5,         # processes per contestant; the table gives medians
+):
+    "Measure the evaluators in turns and print a table of medians and ratios."
+    names = {OURS: None, "torchreid": torchreid, "fast-reid": fastreid, WHOLE: None, BLOCKS: None}
+    for peer, path in list(names.items()):
+        if peer in ("torchreid", "fast-reid") and not path: print(f"{peer}: left out, no path given"); names.pop(peer)
+    rows = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        for i, array in enumerate(embeddings(queries, gallery, width, noise)): np.save(Path(folder)/f"{i}.npy", array)
+        for turn in range(rounds):
+            for name, path in list(names.items()):
+                r = _fresh(name, path, folder, threads)
+                if "missing" in r: print(f"{name}: left out, {r['missing']}"); names.pop(name); rows.pop(name); continue
+                rows[name].append(r)
+        AP = {name: np.load(f) for name in names if (f := Path(folder)/f"AP {name}.npy").exists()}
+    table = [dict(name=name, seconds=float(np.median([r["seconds"] for r in rs])), fastest=min(r["seconds"] for r in rs),
+                  slowest=max(r["seconds"] for r in rs), cpu=float(np.median([r["cpu"] for r in rs])),
+                  megabytes=float(np.median([r["megabytes"] for r in rs])),
+                  mAP=rs[0]["mAP"], rank1=rs[0]["rank1"]) for name, rs in rows.items()]
+    ours = table[0]
+    print(f"\n{queries} queries, {gallery} in the gallery, {width} wide, {threads} threads, {rounds} rounds; median, fastest run, median CPU time, median peak memory")
+    print(f"{'':26}{'median s':>9}{'ratio':>7}{'min s':>9}{'ratio':>7}{'CPU s':>8}{'ratio':>7}{'MB':>8}{'ratio':>7}{'mAP':>11}{'rank-1':>11}")
+    for r in table:
+        for key in ("seconds", "fastest", "cpu", "megabytes"): r[f"{key}_ratio"] = r[key]/ours[key]
+        metrics = "" if r["mAP"] is None else f"{r['mAP']:11.7f}{r['rank1']:11.7f}"
+        print(f"{r['name']:26}{r['seconds']:9.3f}{r['seconds_ratio']:7.2f}{r['fastest']:9.3f}{r['fastest_ratio']:7.2f}{r['cpu']:8.2f}{r['cpu_ratio']:7.2f}{r['megabytes']:8.0f}{r['megabytes_ratio']:7.2f}{metrics}")
+    agreement = {name: float(np.abs(a - AP[OURS]).max()) for name, a in AP.items() if name != OURS}
+    for name, gap in agreement.items(): print(f"largest difference of a query's AP between {OURS} and {name}: {gap:.1e}")
+    if out:
+        setting = dict(queries=queries, gallery=gallery, width=width, noise=noise, threads=threads, rounds=rounds,
+                       torch=torch.__version__, numpy=np.__version__)
+        Path(out).write_text(json.dumps(dict(setting=setting, table=table, AP_difference=agreement), indent=1) + "\n")

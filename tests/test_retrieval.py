@@ -1,0 +1,257 @@
+"The retrieval evaluation against a slow and obvious oracle, on random cases full of ties."
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from reid_study.core import InputError
+from reid_study.distances import Cosine, Euclidean
+from reid_study.evaluation.retrieval import Protocol, _count, evaluate_retrieval
+
+settings.register_profile("here", deadline=None, max_examples=200, derandomize=True)
+settings.load_profile("here")
+
+
+# ---- the oracle: python loops over every arrangement of every tie group
+
+def score(hits, max_rank):
+    "Both APs, INP, first rank and CMC of one ranked list of hits."
+    found, before, rectangle, trapezoid = 0, 1.0, 0.0, 0.0
+    first = last = None
+    for rank, hit in enumerate(hits, 1):
+        found += hit
+        if hit:
+            rectangle += found/rank
+            trapezoid += (found/rank + before)/2
+            first, last = first or rank, rank
+        before = found/rank
+    return [rectangle/found, trapezoid/found, found/last, first, *(float(first <= k) for k in range(1, max_rank + 1))]
+
+
+def arrangements(n, m):
+    "Every list of n flags of which m are set."
+    for at in itertools.combinations(range(n), m): yield [i in at for i in range(n)]
+
+
+def oracle(case, i):
+    "Expected scores of query i, or None without a match."
+    kept = []
+    for j, pid in enumerate(case["g_pids"]):
+        if case["own"] and i == j: continue
+        if pid == -1 and case["protocol"].junk_pid == -1: continue
+        same = pid == case["q_pids"][i]
+        if same and case["q_cams"] is not None and case["g_cams"][j] == case["q_cams"][i]: continue
+        kept.append((case["d"][i, j], bool(same)))
+    if not any(same for _, same in kept): return None
+    groups = [[same for d, same in kept if d == level] for level in sorted({d for d, _ in kept})]
+    lists = itertools.product(*(arrangements(len(g), sum(g)) for g in groups))
+    return np.mean([score(sum(parts, []), case["protocol"].max_rank) for parts in lists], axis=0)
+
+
+# ---- random cases
+
+@st.composite
+def cases(draw):
+    own, cameras = draw(st.booleans()), draw(st.booleans())
+    plain = draw(st.booleans())                        # -1 and 0 are ordinary identities
+    G = draw(st.integers(1, 9))
+    Q = G if own else draw(st.integers(1, 5))
+    people = [-1, 0, 1, 2] if plain else [1, 2, 3]
+    pids = lambda n, ids: np.array(draw(st.lists(st.sampled_from(ids), min_size=n, max_size=n)))
+    cams = lambda n: np.array(draw(st.lists(st.integers(1, 3), min_size=n, max_size=n)))
+    q_pids, q_cams = pids(Q, people), cams(Q) if cameras else None
+    levels = draw(st.integers(1, 5))
+    d = np.array(draw(st.lists(st.integers(0, levels), min_size=Q*G, max_size=Q*G))).reshape(Q, G)/4 - draw(st.sampled_from([0, 1]))
+    protocol = Protocol(max_rank=draw(st.sampled_from([1, 3, 12])), ap=draw(st.sampled_from(["rectangle", "trapezoid"])),
+                        **(dict(junk_pid=None, distractor_pid=None) if plain else {}))
+    return dict(own=own, d=d, q_pids=q_pids, g_pids=q_pids if own else pids(G, people if plain else [-1, 0, 1, 1, 2, 3]),
+                q_cams=q_cams, g_cams=q_cams if own or not cameras else cams(G), protocol=protocol, block=draw(st.integers(1, 6)))
+
+
+def run(case, **changes):
+    case = {**case, **changes}
+    d = torch.from_numpy(np.ascontiguousarray(case["d"]))
+    gallery = (None, None) if case["own"] else (case["g_pids"], case["g_cams"])
+    try:
+        return evaluate_retrieval(lambda start, stop: d[start:stop], None, case["q_pids"], gallery[0], case["q_cams"], gallery[1],
+                                  protocol=case["protocol"], block=case["block"])
+    except InputError as e:
+        assert "has a match" in str(e) or "junk pid" in str(e)
+
+
+def same(a, b, exact=True):
+    if a is None or b is None: return a is b
+    equal = np.array_equal if exact else lambda x, y, equal_nan=True: np.allclose(x, y, rtol=0, atol=1e-12, equal_nan=equal_nan)
+    return all(equal(getattr(a, k), getattr(b, k), equal_nan=True) for k in ("AP", "INP", "rank1", "first_rank", "cmc", "matches", "mAP", "mINP"))
+
+
+@given(cases())
+def test_oracle(case):
+    result, expected = run(case), [oracle(case, i) for i in range(len(case["q_pids"]))]
+    valid = [e for e in expected if e is not None]
+    if not valid:
+        assert result is None
+        return
+    assert result.valid.tolist() == [e is not None for e in expected] and result.dropped == len(expected) - len(valid)
+    trapezoid = case["protocol"].ap == "trapezoid"
+    for i in np.flatnonzero(result.valid):
+        e = expected[i]
+        assert np.allclose([result.AP[i], result.INP[i], result.first_rank[i], result.rank1[i]], [e[int(trapezoid)], e[2], e[3], e[4]], rtol=0, atol=1e-12)
+    mean = np.mean(valid, axis=0)
+    assert np.allclose([result.mAP, result.mINP, *result.cmc], [mean[int(trapezoid)], mean[2], *mean[4:]], rtol=0, atol=1e-12)
+    assert len(result.cmc) == case["protocol"].max_rank and (np.diff(result.cmc) >= -1e-12).all()
+    assert np.isnan(result.AP[~result.valid]).all()
+
+
+@given(cases())
+def test_block_size_changes_nothing(case):
+    assert all(same(run(case, block=b), run(case, block=100)) for b in (1, 2, 3, 5))
+
+
+@given(cases(), st.randoms(use_true_random=False))
+def test_order_of_the_gallery_changes_nothing(case, random):
+    if case["own"]: return
+    order = random.sample(range(len(case["g_pids"])), len(case["g_pids"]))
+    cams = None if case["g_cams"] is None else case["g_cams"][order]
+    assert same(run(case), run(case, d=case["d"][:, order], g_pids=case["g_pids"][order], g_cams=cams))
+
+
+@given(cases(), st.permutations([1, 2, 3]), st.permutations([1, 2, 3]))
+def test_relabelling_changes_nothing(case, people, cameras):
+    if case["protocol"].junk_pid is None: people = [0, 1]            # the names of ordinary people must stay ordinary
+    name = {-1: -1, 0: 0, **{i + 1: 10*p for i, p in enumerate(people)}}
+    rename = lambda pids: np.array([name[p] for p in pids])
+    recam = lambda cams: None if cams is None else np.array([7*cameras[c - 1] for c in cams])
+    if len(set(name.values())) < len(name): return
+    assert same(run(case), run(case, q_pids=rename(case["q_pids"]), g_pids=rename(case["g_pids"]), q_cams=recam(case["q_cams"]), g_cams=recam(case["g_cams"])))
+
+
+@given(cases())
+def test_monotone_transforms_change_nothing(case):
+    for f in (np.exp, lambda d: 3*d - 7, lambda d: d**3, lambda d: d.astype(np.float32), lambda d: np.where(d == d.max(), np.inf, d)):
+        assert same(run(case), run(case, d=f(case["d"])))
+
+
+@given(cases())
+def test_duplicating_the_queries_changes_no_mean(case):
+    if case["own"]: return
+    twice = lambda x: None if x is None else np.concatenate([x, x])
+    assert same(*((a and type(a)(**{**vars(a), "AP": 0, "INP": 0, "rank1": 0, "first_rank": 0, "matches": 0, "query_pids": 0}))
+                  for a in (run(case), run(case, d=twice(case["d"]), q_pids=twice(case["q_pids"]), q_cams=twice(case["q_cams"])))), exact=False)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=600), st.sets(st.integers(0, 6), min_size=1))
+def test_both_ways_of_counting(values, levels):
+    values, levels = np.array(values, np.float32), np.array(sorted(levels), np.float32)
+    values = values[values <= levels[-1]]
+    closer, upto = _count(values, levels)
+    assert closer.tolist() == [(values < v).sum() for v in levels] and upto.tolist() == [(values <= v).sum() for v in levels]
+
+
+# ---- embeddings
+
+def world(seed=0, Q=30, G=300, D=16):
+    g = torch.Generator().manual_seed(seed)
+    q_pids, g_pids = torch.arange(Q) % 12 + 1, torch.randint(-1, 14, (G,), generator=g)
+    q_cams, g_cams = (torch.randint(1, 5, (n,), generator=g) for n in (Q, G))
+    centre = torch.randn(16, D, generator=g)
+    return [centre[p] + torch.randn(len(p), D, generator=g) for p in (q_pids, g_pids)] + [q_pids, g_pids, q_cams, g_cams]
+
+
+@pytest.mark.parametrize("distance", [Euclidean(), Cosine(), Euclidean(normalize=False), "cosine"])
+@pytest.mark.parametrize("ap", ["rectangle", "trapezoid"])
+def test_embeddings_against_sorting(distance, ap):
+    q, x, q_pids, g_pids, q_cams, g_cams = [t.double() if t.is_floating_point() else t for t in world()]
+    result = evaluate_retrieval(q, x, q_pids, g_pids, q_cams, g_cams, distance, Protocol(ap=ap), block=7)
+    d = (Cosine() if isinstance(distance, str) else distance)(q, x)
+    for i in range(len(q)):
+        keep = (g_pids != -1) & ~((g_pids == q_pids[i]) & (g_cams == q_cams[i]))
+        expected = score((g_pids[keep] == q_pids[i])[d[i][keep].argsort()].tolist(), 50)
+        assert np.allclose([result.AP[i], result.INP[i], result.first_rank[i]], [expected[ap == "trapezoid"], *expected[2:4]], rtol=0, atol=1e-12)
+    assert result.n_gallery == int((g_pids != -1).sum()) and result.cameras and not result.own_gallery
+
+
+def test_what_comes_in_as_what():
+    q, x, *ids = world()
+    a = evaluate_retrieval(q, x, *ids)
+    for b in (evaluate_retrieval(q.numpy(), x.numpy(), *(i.numpy() for i in ids)), evaluate_retrieval(q.requires_grad_(), x, *(i.tolist() for i in ids)),
+              evaluate_retrieval(q.detach().double(), x, *(i.int() for i in ids))):
+        assert np.allclose(a.AP, b.AP, atol=1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16): assert same(a, evaluate_retrieval(q, x, *ids))
+    assert abs(evaluate_retrieval(q.detach().bfloat16(), x.bfloat16(), *ids).mAP - a.mAP) < .05
+
+
+def test_many_matches_and_large_tie_groups():
+    rng = np.random.default_rng(0)
+    d, pids = rng.integers(0, 5, (4, 3000)).astype(np.float32), rng.integers(1, 3, 3000)
+    r = evaluate_retrieval(lambda a, b: d[a:b], None, [1, 2, 1, 2], pids)
+    orders = []
+    for _ in range(200):
+        order = rng.permutation(3000)
+        orders.append([score((pids[order] == p)[row[order].argsort(kind="stable")].tolist(), 50)[:3] for row, p in zip(d, [1, 2, 1, 2])])
+    orders = np.array(orders)
+    error = orders.std(0)/math.sqrt(len(orders))
+    assert (np.abs(orders.mean(0)[:, 0] - r.AP) < 5*error[:, 0] + 1e-9).all() and (np.abs(orders.mean(0)[:, 2] - r.INP) < 5*error[:, 2] + 1e-9).all()
+
+
+def test_memory_stays_with_the_block():
+    seen = []
+    def blocks(start, stop):
+        seen.append((start, stop))
+        return torch.rand(stop - start, 20)
+    evaluate_retrieval(blocks, None, [1]*10, [1]*20, block=4)
+    assert seen == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_the_distance_is_used_in_evaluation_mode_and_left_as_it_was():
+    class Watched(Euclidean):
+        def compare(self, x, y):
+            assert not self.training and not torch.is_grad_enabled()
+            return super().compare(x, y)
+    distance = Watched().train()
+    q, x, *ids = world()
+    evaluate_retrieval(q, x, *ids, distance=distance)
+    assert distance.training
+
+
+def test_result_is_json_and_a_table(tmp_path):
+    r = evaluate_retrieval(*world())
+    assert json.loads(json.dumps(r.as_dict(), allow_nan=False))["protocol"]["ap"] == "rectangle"
+    r.table().to_parquet(tmp_path/"per_query.parquet")
+    assert list(r.table()) == ["query", "pid", "AP", "INP", "rank1", "first_rank", "matches", "valid"] and len(r.table()) == 30
+    with pytest.raises(AttributeError): r.mAP = 1
+
+
+def test_same_camera_may_count():
+    d = torch.tensor([[.1, .2, .3]])
+    judge = lambda **rules: evaluate_retrieval(lambda *_: d, None, [1], [1, 2, 1], [1], [1, 1, 2], protocol=Protocol(**rules))
+    assert judge().mAP == .5 and np.isclose(judge(same_camera="match").mAP, (1 + 2/3)/2)
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(query=torch.ones(3, 2).long()), "float"), (dict(query=torch.ones(3)), "flatten"), (dict(gallery=torch.ones(4, 5)), "width"),
+    (dict(query=torch.tensor([[1., 2], [float("nan"), 0], [1, 1]])), "query embeddings .* row 1"), (dict(gallery=torch.full((4, 2), -float("inf"))), "gallery embeddings"),
+    (dict(query_pids=[1, 2]), "3 embeddings and 2 pids"), (dict(gallery_pids=[1, 2]), "4 embeddings and 2 pids"), (dict(query_camids=[1, 1]), "one side"),
+    (dict(query_camids=[1, 1], gallery_camids=[1]*4), "query_camids has 2"), (dict(query_pids=["a", "b", "c"]), "whole numbers"), (dict(query_pids=[1., 2, 3]), "whole numbers"),
+    (dict(query_pids=[], query=torch.ones(0, 2)), "no queries"), (dict(gallery_pids=[], gallery=torch.ones(0, 2)), "gallery is empty"),
+    (dict(query_pids=[0, 1, 2]), "distractor_pid=None"), (dict(query_pids=[-1, 1, 2]), "junk_pid=None"), (dict(gallery_pids=[-1]*4), "every gallery image"),
+    (dict(query_pids=[7, 8, 9]), "has a match"), (dict(gallery=None), "go together"), (dict(gallery_pids=None), "go together"), (dict(block=0), "block"),
+    (dict(query=lambda a, b: torch.ones(b - a, 4)), "gallery=None"), (dict(query=lambda a, b: torch.ones(b - a, 3), gallery=None), "a column a gallery image"),
+    (dict(query=lambda a, b: torch.full((b - a, 4), float("nan")), gallery=None), "query 0 to gallery image 0 is NaN"), (dict(distance="euclid"), "unknown distance"),
+])
+def test_errors_name_the_remedy(change, says):
+    good = dict(query=torch.rand(3, 2), gallery=torch.rand(4, 2), query_pids=[1, 2, 3], gallery_pids=[1, 2, 3, 0])
+    evaluate_retrieval(**good)
+    with pytest.raises(InputError, match=says): evaluate_retrieval(**{**good, **change})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    q, x, *ids = world()
+    a, b = evaluate_retrieval(q.double(), x.double(), *ids), evaluate_retrieval(q.double().cuda(), x.double().cuda(), *(i.cuda() for i in ids))
+    assert np.allclose(a.AP, b.AP) and np.allclose(a.cmc, b.cmc)
+    with pytest.raises(InputError, match="move one"): evaluate_retrieval(q.cuda(), x, *ids)

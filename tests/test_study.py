@@ -1,0 +1,109 @@
+"""The study from outside: processes that are killed, the command line, the templates with smoke parameters."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from reid_study.core import InputError
+from reid_study.data.people import make_people
+from reid_study.runs import make_config, open_data, partial_folder, read_run, run_id
+from reid_study.study import run_study
+
+SMALL = dict(validation=4, epochs=4, p=4, k=4, height=32, width=16)
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_people(folder/"people", n_train=16, n_test=4, n_distractors=2, n_junk=2, progress=False)
+    return folder
+
+
+def start(config, data, runs):
+    code = (f"from reid_study.runs import *\nconfig = {config!r}\n"
+            f"finish_run(config, train_run(config, {str(data)!r}, {str(runs)!r}, 'cpu'), {str(runs)!r})")
+    return subprocess.Popen([sys.executable, "-c", code], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def outcome(folder):
+    run = read_run(folder)
+    return run.history.drop(columns="seconds"), run.metrics["mAP"], run.metrics["cmc"], run.per_query
+
+
+def same(a, b): return a[0].equals(b[0]) and a[1:3] == b[1:3] and a[3].equals(b[3])
+
+
+def test_a_killed_run_ends_with_the_same_numbers(data, tmp_path):
+    config = make_config("people", "identity+triplet", data=data, **SMALL | {"epochs": 8})
+    undisturbed = start(config, data, tmp_path/"whole")
+    assert undisturbed.wait(300) == 0, undisturbed.stderr.read()
+
+    process, history = start(config, data, tmp_path/"cut"), partial_folder(config, tmp_path/"cut")/"history.csv"
+    while not (history.exists() and len(pd.read_csv(history)) >= 3):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL); process.wait()
+    assert not (tmp_path/"cut"/run_id(config)).exists()
+    with pytest.raises(InputError, match="no run"): read_run(tmp_path/"cut"/run_id(config))
+
+    resumed = start(config, data, tmp_path/"cut")
+    assert resumed.wait(300) == 0, resumed.stderr.read()
+    assert same(outcome(tmp_path/"whole"/run_id(config)), outcome(tmp_path/"cut"/run_id(config)))
+
+
+def test_the_command_line_from_data_to_report(data, tmp_path):
+    def call(*argv):
+        done = subprocess.run([Path(sys.executable).with_name("reid-study"), *argv], capture_output=True, text=True, env=ENV, cwd=tmp_path)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = call("data", "people", "--data", str(data))
+    assert code == 0 and "16 identities" in out, err
+    small = [f"{k}={v}" for k, v in SMALL.items()]
+    argv = ["study", "--seeds", "0,1", "--recipes", "identity,identity+triplet", "--set", *small, "triplet.margin=soft",
+            "--data", str(data), "--results", "results"]
+    code, out, err = call(*argv)
+    assert code == 0, err
+    page = (tmp_path/"reports"/"people.html").read_text()
+    assert "identity+triplet" in page and "data:image/png;base64" in page
+    runs = [read_run(f) for f in (tmp_path/"runs").iterdir()]
+    assert len(runs) == 4 and all((r.folder/"run.ipynb").exists() for r in runs)
+    assert {r.config["settings"].get("triplet.margin") for r in runs} == {None, "soft"}
+    assert sorted(f.name for f in (tmp_path/"results").iterdir()) == sorted(r.id for r in runs)
+
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
+    code, out, err = call(*argv)   # again: nothing is trained, the same page is written
+    assert code == 0 and before == {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
+    assert page == (tmp_path/"reports"/"people.html").read_text()
+    code, out, err = call("report", "results", "--out", "again.html", "--data", str(data))
+    assert code == 0 and (tmp_path/"again.html").exists(), err   # committed artefacts are finished runs too
+
+    assert call("run", "identity", "--data", str(data), "--set", "p=100", *small[:2])[0] == 2
+    assert call("run", "nonsense", "--data", str(data))[0] == 2
+
+
+def test_bad_images_are_named(data, tmp_path):
+    import shutil
+    broken = tmp_path/"data"
+    shutil.copytree(data/"people", broken/"people")
+    victim = sorted((broken/"people"/"bounding_box_train").iterdir())[3]
+    victim.write_bytes(b"")
+    with pytest.raises(InputError, match=victim.name): make_config("people", "identity", data=broken, **SMALL)
+    victim.write_bytes(b"not an image")
+    config = make_config("people", "identity", data=broken, **SMALL)
+    with pytest.raises(InputError, match=victim.name): open_data(config, broken)
+    assert not list((broken/"cache").glob("*"))
+    victim.unlink()
+    with pytest.raises(InputError, match="half unpacked"): make_config("people", "identity", data=broken, **SMALL)
+
+
+def test_a_failing_run_is_reported_and_others_are_kept(data, tmp_path):
+    good = make_config("people", "identity", data=data, **SMALL)
+    bad = make_config("people", "triplet", data=data, **SMALL) | {"lr": 1e30}
+    with pytest.raises(RuntimeError, match="triplet seed 0.*not finite"): run_study([bad, good], data, tmp_path, device="cpu")
+    assert read_run(tmp_path/run_id(good)) and not (tmp_path/run_id(bad)).exists()

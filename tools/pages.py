@@ -1,0 +1,38 @@
+"""Make README.md and docs/results.md, with their pictures, from the notebooks nbs/index.ipynb and nbs/results.ipynb."""
+import os
+import re
+from pathlib import Path
+
+import nbformat
+from fastcore.script import call_parse
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import ExecutePreprocessor
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {"index": ROOT/"README.md", "results": ROOT/"docs"/"results.md"}
+
+
+def build(name):
+    "(Markdown, {picture: bytes}) of a notebook, executed now. A code cell is shown when it begins with `import torch`."
+    notebook = nbformat.read(ROOT/"nbs"/f"{name}.ipynb", as_version=4)
+    ExecutePreprocessor(timeout=300, kernel_name="python3").preprocess(notebook, {"metadata": {"path": ROOT/"nbs"}})
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and not cell.source.startswith("import torch"): cell.transient = {"remove_source": True}
+    text, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": "docs/pictures", "unique_key": name})
+    to_page = os.path.relpath(ROOT, PAGES[name].parent)
+    text = re.sub(r"!\[png\]\((.*?)\)", lambda m: f"![picture]({m[1]})" if to_page == "." else f"![picture]({to_page}/{m[1]})", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
+
+
+@call_parse
+def main(check: bool = False):  # Only compare the texts with the committed pages, and fail if they differ
+    "Write README.md and docs/results.md from their notebooks."
+    for name, page in PAGES.items():
+        text, pictures = build(name)
+        if check:
+            if not page.exists() or text != page.read_text():
+                raise SystemExit(f"{page.relative_to(ROOT)} is not what nbs/{name}.ipynb makes: run make readme")
+            continue
+        for path, content in ({page: text.encode()} | {ROOT/p: c for p, c in pictures.items()}).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
