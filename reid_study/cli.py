@@ -84,20 +84,22 @@ def study(dataset: str = "people",    # people or market1501
 def report(runs: Param("Folders of finished runs, or one folder that holds them", str, nargs="+"),
            out: str = "reports/report.html",  # The page to write
            data: str = "data",                # Folder that holds the datasets, for pictures of ranked galleries
+           photographs: bool = False,         # Show real people too; such a page is not for publishing
            ):
     "Write the report page over finished runs."
-    write_report(runs, out, data)
+    write_report(runs, out, data, photographs)
 
 # %% ../nbs/83_cli.ipynb #d718ca98
-def write_report(folders, page, data="data"):
-    "Execute the comparison notebook over finished runs and write it as one self-contained HTML page."
+def write_report(folders, page, data="data", photographs=False):
+    "Execute the comparison notebook over finished runs and write it as one self-contained HTML page; photographs of real people only if asked."
     from reid_study.report import find_runs, to_html
     from reid_study.runs import dataset_root
     from reid_study.study import failure, notebook
     runs, page = find_runs([str(f) for f in folders]), Path(page)
     executed = page.with_suffix(".ipynb").resolve()
     process = notebook("compare", executed, {"runs": [str(Path(r.folder).resolve()) for r in runs],
-                                             "data": str(dataset_root(runs[0].config["dataset"], data).resolve())})
+                                             "data": str(dataset_root(runs[0].config["dataset"], data).resolve()),
+                                             "show_people": photographs or None})
     if process.wait(): raise RuntimeError(f"the report failed: {failure(process)} (traceback in {executed})")
     to_html(executed, page)
     executed.unlink()

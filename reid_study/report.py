@@ -19,6 +19,8 @@ from functools import wraps
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.patches
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -116,16 +118,17 @@ def protocol_sentence(runs):
     batch = f"{c['p']} identities with {c['k']} images each" if c["sampler"] == "pk" else f"sampler *{c['sampler']}*"
     camera = ("a gallery image of the query's person from the query's own camera is ignored, so every match is across cameras"
               if m["cameras"] and rules["same_camera"] == "junk" else "every gallery image of the query's person counts, whatever its camera")
+    dropped = f"; {_counted(m['dropped'], 'query', 'queries')} without a match left out" if m["dropped"] else ""
+    distance = {"Euclidean(normalize=True)": "Euclidean distance between embeddings scaled to length one"}.get(m["distance"], f"`{m['distance']}`")
     return "\n\n".join((
         f"**Data.** {_capital(_data(runs[0]))}. {_counted(c['validation'], 'identity', 'identities')} of the training split are held "
-        f"out for validation, and all scores on this page are theirs: {_counted(m['queries'], 'query', 'queries')} "
-        f"({m['dropped'] or 'none'} without a match, left out) against a gallery of {_counted(m['gallery'], 'image')}. The other training "
-        "identities train. The official test split is not looked at.",
+        f"out for validation, and all scores are theirs: {_counted(m['queries'], 'query', 'queries')} "
+        f"against a gallery of {_counted(m['gallery'], 'image')}{dropped}. The other training identities train. The official test split is not looked at.",
         f"**Training.** Backbone *{c['backbone']}* ({weights}), an embedding of {c['dim']} numbers, images of {c['height']} × {c['width']} "
         f"pixels, {_counted(c['epochs'], 'epoch')}, {c['p']*c['k']} images a batch ({batch}), one-cycle learning rate up to {c['lr']:g}, "
         f"weight decay {c['weight_decay']:g}, {c['precision']}. The last epoch is scored. "
         f"Seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}, the same for every recipe.",
-        f"**Retrieval.** The gallery is ranked by {m['distance']} distance between embeddings; {camera}. "
+        f"**Retrieval.** The gallery is ranked by {distance}; {camera}. "
         f"AP is the {rules['ap']} variant; tied distances count with their expected value.",
         f"**Machine.** {_listed(_unique(_machine(r) for r in runs))}."))
 
@@ -202,12 +205,12 @@ def headline(runs):
     mean, groups = _summary(runs)["mAP", "mean"].droplevel("family").sort_values(ascending=False, kind="stable"), by_recipe(runs)
     n = len(_seeds(runs))
     start = f"{_capital(_counted(len(groups), 'recipe'))}, {_counted(n, 'seed')} each, on {_data(runs[0])}. "
-    best = f"**{mean.index[0]}** has {'the highest' if len(mean) > 1 else 'a'} mean mAP of **{mean.iloc[0]:.1f}%**"
+    best = f"**{mean.index[0]}** has {'the highest' if len(mean) > 1 else 'a'} {'mean ' if n > 1 else ''}mAP of **{mean.iloc[0]:.1f}%**"
     if len(mean) == 1: return start + best + "."
     points = [100*r.metrics["mAP"] for r in groups[mean.index[0]]], [100*r.metrics["mAP"] for r in groups[mean.index[1]]]
     ahead = sum(a > b for a, b in zip(*points))
-    return (start + best + f"; **{mean.index[1]}** is next with {mean.iloc[1]:.1f}%, {mean.iloc[0] - mean.iloc[1]:.1f} points behind "
-            f"(the first is ahead in {ahead} of {_counted(n, 'seed')}). This orders the runs; it is not a test.")
+    return (start + best + f"; **{mean.index[1]}** is next with {mean.iloc[1]:.1f}%, {mean.iloc[0] - mean.iloc[1]:.1f} points behind"
+            f"{f' (the first is ahead in {ahead} of {n} seeds)' if n > 1 else ''}. This orders the runs; it is not a test.")
 
 # %% ../nbs/82_report.ipynb #2d999708
 WIDTH = 9.4      # inches; the width of every picture
@@ -231,7 +234,7 @@ def recipe_styles(names):
     lines, styles = ["-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5))], {}
     for family, group in members.items():
         for i, name in enumerate(group):
-            shade = 0 if len(group) == 1 else -.3 + .75*i/(len(group) - 1)
+            shade = 0 if len(group) == 1 else -.35 + .6*i/(len(group) - 1)
             colour = np.array(mpl.colors.to_rgb(FAMILY_COLOURS[family]))
             colour = colour + (1 - colour)*shade if shade > 0 else colour*(1 + shade)
             styles[name] = mpl.colors.to_hex(colour), lines[i % len(lines)]
@@ -250,24 +253,25 @@ def picture(figure, caption, kind="svg"):
     return HTML(f'<figure><img alt="{text}" src="data:{mime};base64,{base64.b64encode(out.getvalue()).decode()}" style="max-width:100%">'
                 f"<figcaption>{html.escape(caption)}</figcaption></figure>")
 
-def _direct(ax, ends, gap=.075):
-    "Names beside the right ends of curves, pushed apart. `ends`: name -> (x, y, colour) in data units."
+def _direct(ax, ends, order=None, gap=.075):
+    "Names beside the right ends of curves, pushed apart. `ends`: name -> (x, y, colour) in data units; `order`: name -> what to sort by, else y."
     low, high = ax.get_ylim()
-    names = sorted(ends, key=lambda n: ends[n][1])
+    names = sorted(ends, key=lambda n: order[n] if order else ends[n][1])
     y = np.array([(ends[n][1] - low)/(high - low) for n in names])
     up, down = y.copy(), y.copy()
     for i in range(1, len(y)): up[i] = max(up[i], up[i - 1] + gap)
     for i in range(len(y) - 2, -1, -1): down[i] = min(down[i], down[i + 1] - gap)
-    for name, place in zip(names, (up + down)/2):
+    places = (up + down)/2
+    for name, place in zip(names, places - max(0, places[-1] - 1)):
         at, value, colour = ends[name]
         ax.annotate(name, (at, value), (1.03, place), textcoords="axes fraction", va="center", color=colour, annotation_clip=False,
                     arrowprops=dict(arrowstyle="-", color=colour, lw=.6, alpha=.6, shrinkA=0, shrinkB=2))
 
-def _panels(n, across, height):
-    "A figure with n panels that share both axes, `across` a row, the rest left out."
+def _panels(n, across, height, sharey=True):
+    "A figure with n panels that share the x axis, and the y axis too unless told not to, `across` a row, the rest left out."
     rows = -(-n//across)
     figure = Figure((WIDTH, height*rows), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, across, sharex=True, sharey=True, squeeze=False).ravel())
+    axes = np.atleast_1d(figure.subplots(rows, across, sharex=True, sharey=sharey, squeeze=False).ravel())
     for ax in axes[n:]: ax.remove()
     return figure, axes[:n]
 
@@ -291,8 +295,10 @@ def score_spread(runs):
         ap = np.sort(_identity_ap(group))
         jitter = .30*(np.arange(len(ap))*.618034 % 1 - .5)
         right.scatter(ap, i + jitter, s=7, color=colour, alpha=.35, lw=0)
-        right.boxplot(ap, positions=[i], vert=False, widths=.55, showfliers=False, manage_ticks=False, whis=(5, 95),
-                      boxprops=dict(color=colour), medianprops=dict(color=colour, lw=2), whiskerprops=dict(color=colour), capprops=dict(color=colour))
+        low, first, middle, third, high = np.percentile(ap, [5, 25, 50, 75, 95])
+        right.hlines([i, i], [low, third], [first, high], color=colour, lw=1)
+        right.add_patch(mpl.patches.Rectangle((first, i - .27), third - first, .54, fill=False, color=colour, lw=1))
+        right.vlines(middle, i - .27, i + .27, color=colour, lw=2)
     left.set(yticks=range(len(groups)), yticklabels=groups, xlabel="mAP (%), a dot a seed", ylim=(len(groups) - .4, -.7), title="Seeds")
     right.set(xlabel="mean AP (%), a dot an identity", xlim=(-2, 102), title="Identities")
     left.margins(x=.12)
@@ -325,7 +331,7 @@ def cmc_curves(runs):
     ax.set(xscale="log", xlabel="rank", ylabel="queries with a match so far (%)", xlim=(1, rank[-1]))
     ax.set_xticks(ticks, labels=map(str, ticks)); ax.set_xticks([], minor=True)
     ax.set_ylim(top=100.5)
-    _direct(ax, ends)
+    _direct(ax, ends, {recipe: np.mean([run.metrics["cmc"] for run in group]) for recipe, group in groups.items()})
     return figure
 
 # %% ../nbs/82_report.ipynb #9ccb3c42
@@ -338,7 +344,7 @@ def overlap(pairs):
 def distance_histograms(runs):
     "Histograms of distances between embeddings of positive pairs across cameras and of negative pairs, a panel a recipe, lowest seed."
     groups, styles = by_recipe(runs), recipe_styles(by_recipe(runs))
-    figure, axes = _panels(len(groups), min(3, len(groups)), 2.5)
+    figure, axes = _panels(len(groups), min(3, len(groups)), 2.5, sharey=False)
     for i, (ax, (recipe, group)) in enumerate(zip(axes, groups.items())):
         pairs, colour = group[0].pairs, styles[recipe][0]
         x, step = pairs.distance, pairs.distance.diff().iloc[-1]
@@ -347,14 +353,15 @@ def distance_histograms(runs):
             ax.fill_between(x, density, step="mid", color=c, alpha=shade, lw=0)
             ax.step(x, density, where="mid", color=c, lw=1)
             top = int(density.argmax())
-            if not i: ax.annotate(name, (x[top], density[top]), (0, 3), textcoords="offset points", ha="center", color=c, fontsize=8)
+            if not i: ax.annotate(name, (x[top], density[top]), (0, 3), textcoords="offset points", color=c, fontsize=8,
+                                   ha="right" if name == "positive" else "left")
         ax.set_title(f"{recipe}\n", color=colour)
         ax.text(0, 1.04, f"overlap {overlap(pairs):.3f}", transform=ax.transAxes, fontsize=8.5, color="#66666e")
-        ax.set_yticks([])
+        ax.set(yticks=[], ylim=(0, 1.12*ax.dataLim.y1))
+        ax.xaxis.set_major_locator(mpl.ticker.MultipleLocator(.5))
         ax.spines["left"].set_visible(False)
     used = pd.concat([g[0].pairs for g in groups.values()]).query("positive > 0 or negative > 0").distance
-    axes[0].set(xlim=(max(0, used.min() - .05), min(2, used.max() + .05)), ylim=(0, None))
-    axes[0].margins(y=.15); axes[0].autoscale(axis="y"); axes[0].set_ylim(bottom=0)
+    axes[0].set_xlim(max(0, used.min() - .05), min(2, used.max() + .05))
     figure.supxlabel("distance between embeddings of a query and a gallery image", fontsize=9, color="#44444c")
     return figure
 
@@ -366,10 +373,11 @@ def embedding_views(runs):
     "The two-dimensional view of some identities' images, a panel a recipe, lowest seed: colour an identity, marker a camera."
     groups = by_recipe(runs)
     across = min(3, len(groups))
-    figure, axes = _panels(len(groups), across, .95*WIDTH/max(across, 2))
+    figure, axes = _panels(len(groups), across, 1.22*WIDTH/max(across, 2))
     pids = sorted({p for group in groups.values() for p in group[0].view.pid})
     cameras = sorted({c for group in groups.values() for c in group[0].view.camid})
-    colours = dict(zip(pids, sns.husl_palette(len(pids), s=.8, l=.58)))
+    palettes = [sns.husl_palette(len(pids), s=.85, l=light) for light in (.45, .70)]
+    colours = {pid: palettes[i % 2][i] for i, pid in enumerate(pids)}
     for ax, (recipe, group) in zip(axes, groups.items()):
         view = group[0].view
         xy = view[["x", "y"]].to_numpy()
@@ -378,8 +386,9 @@ def embedding_views(runs):
             rows = (view.camid == camera).to_numpy()
             ax.scatter(*xy[rows].T, s=26, marker=_MARKERS[cameras.index(camera) % len(_MARKERS)], lw=.4, edgecolors="white",
                        c=[colours[p] for p in view.pid[rows]], alpha=.9)
-        ax.set(title=recipe, aspect="equal", xticks=[], yticks=[], xlim=(-.55, .55), ylim=(-.55, .55))
-        ax.title.set_color(recipe_styles(groups)[recipe][0]); ax.grid(False)
+        ax.set_title(recipe, color=recipe_styles(groups)[recipe][0])
+        ax.set(aspect="equal", xticks=[], yticks=[], xlim=(-.55, .55), ylim=(-.55, .55))
+        ax.grid(False)
         for side in ax.spines.values(): side.set(visible=True, color="#dcdce0")
     key = [mpl.lines.Line2D([], [], ls="", marker=_MARKERS[i % len(_MARKERS)], color="#66666e", ms=5, label=f"camera {c}") for i, c in enumerate(cameras)]
     figure.legend(handles=key, loc="outside lower center", ncols=min(6, len(key)))
@@ -412,38 +421,41 @@ def _thumbnail(path, height=128):
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 # %% ../nbs/82_report.ipynb #2f1ee7ce
-RIGHT, WRONG = "#2e8b57", "#c0392b"    # frames
+RIGHT, WRONG = "3px solid #2e8b57", "3px dashed #cf6a5e"    # frames
 
-def _framed(data, path, mark, colour, alt, style="solid"):
-    return (f'<div style="flex:1 1 0;min-width:0;max-width:68px"><img alt="{html.escape(alt, quote=True)}" src="{_thumbnail(Path(data)/path)}" '
-            f'style="display:block;width:100%;box-sizing:border-box;border:3px {style} {colour}">'
-            f'<div style="text-align:center;font-size:12px;line-height:1.5;color:{colour}">{mark}</div></div>')
+def _framed(data, path, mark, frame, alt):
+    ink = frame.split()[-1]
+    return (f'<div style="flex:1 1 0;min-width:0;max-width:66px"><img alt="{html.escape(alt, quote=True)}" src="{_thumbnail(Path(data)/path)}" '
+            f'style="display:block;width:100%;box-sizing:border-box;border:{frame}">'
+            f'<div style="text-align:center;font-size:12px;line-height:1.5;color:{ink}">{mark}</div></div>')
 
-def ranked_galleries(runs, data, queries=6):
+def ranked_galleries(runs, data, queries=None):
     """HTML: for the same queries, the first ten gallery images of each recipe (lowest seed); `data`: the dataset's root.
+
+    `queries`: how many; None: six, and down to three where there are many recipes.
 
     Right images are framed green with a tick, wrong ones red and dashed with a cross. Raises `InputError` if recipes ranked different queries.
     """
     firsts = {recipe: group[0].ranking for recipe, group in by_recipe(runs).items()}
-    chosen = _unique(next(iter(firsts.values())).query_path)
+    chosen, styles, parts = _unique(next(iter(firsts.values())).query_path), recipe_styles(firsts), []
     for recipe, table in firsts.items():
-        if _unique(table.query_path) != chosen: raise InputError(f"the run of {recipe} ranked other queries; make it again with this version")
-    chosen, parts = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, queries).round().astype(int))], []
-    for query in chosen:
+        if _unique(table.query_path) != chosen: raise InputError(f"the run of {recipe} ranked other queries than the first recipe; make its run again")
+    queries = queries or max(3, min(6, 24//len(firsts)))
+    for query in (chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, queries).round().astype(int))):
         rows = []
         for recipe, table in firsts.items():
             found = table[table.query_path == query].sort_values("rank")
-            q = found.iloc[0]
-            boxes = [_framed(data, query, "query", "#55555d", f"query: person {q.query_pid}, camera {q.query_camid}") if not rows else
-                     '<div style="flex:1 1 0;max-width:68px"></div>', '<div style="flex:0 0 6px"></div>']
-            boxes += [_framed(data, r.path, f"{r.rank} {'✓' if r.match else '✗'}", RIGHT if r.match else WRONG,
-                              f"rank {r.rank}, {'right' if r.match else 'wrong'}: person {r.pid}, camera {r.camid}", "solid" if r.match else "dashed")
-                      for r in found.itertuples()]
-            name = f'<div style="flex:0 0 120px;align-self:center;font-size:13px;font-weight:600;color:{recipe_styles(firsts)[recipe][0]}">{html.escape(recipe)}</div>'
-            rows.append(f'<div style="display:flex;gap:5px">{name}{"".join(boxes)}</div>')
-        parts.append('<div class="query" style="margin:0 0 1.4em">' + "\n".join(rows) + "</div>")
+            boxes = [_framed(data, r.path, f"{r.rank} {'✓' if r.match else '✗'}", RIGHT if r.match else WRONG,
+                             f"rank {r.rank}, {'right' if r.match else 'wrong'}: person {r.pid}, camera {r.camid}") for r in found.itertuples()]
+            name = f'<div style="flex:0 0 122px;align-self:center;font-size:13px;font-weight:600;color:{styles[recipe][0]}">{html.escape(recipe)}</div>'
+            rows.append(f'<div style="display:flex;gap:6px">{name}{"".join(boxes)}</div>')
+        q = found.iloc[0]
+        asked = _framed(data, query, "query", "3px solid #55555d", f"query: person {q.query_pid}, camera {q.query_camid}")
+        parts.append(f'<div class="query" style="display:flex;gap:26px;margin:0 0 1.8em"><div style="display:flex;flex:0 0 66px">{asked}</div>'
+                     '<div style="flex:1 1 auto;min-width:0">' + "\n".join(rows) + "</div></div>")
     return "\n".join(parts)
 
+# %% ../nbs/82_report.ipynb #9a56dc13
 def galleries(runs, data=None, show_people=None):
     "HTML: the ranked galleries, or the sentence that says why they are left out (see `hidden_people`)."
     reason = hidden_people(runs, data, show_people)
@@ -451,7 +463,7 @@ def galleries(runs, data=None, show_people=None):
     return "<p>" + re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(reason)) + "</p>"
 
 # %% ../nbs/82_report.ipynb #20acb037
-ROWS = {"loss": "loss", "share": "share", "distance": "distance"}
+ROWS = ("loss", "share", "distance")
 
 def _curves(history):
     "The columns of a history that are drawn: row of `ROWS` -> (column, label)."
@@ -481,8 +493,10 @@ def training_curves(runs, across=4):
             for i, row in enumerate(rows):
                 ax = axes[b*len(rows) + i, j]
                 if j >= len(band) or not curves[band[j]][row]: ax.axis("off"); continue
+                ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
                 _draw_terms(ax, groups[band[j]], curves[band[j]][row], styles[band[j]][0])
-                ax.set(ylabel=row if j == 0 else None, **{"ylim": (-.03, 1.03)} if row == "share" else {})
+                if not any(curves[name][row] for name in band[:j]): ax.set_ylabel(row)
+                if row == "share": ax.set_ylim(-.03, 1.03)
             if j < len(band): axes[b*len(rows), j].set_title(band[j], color=styles[band[j]][0])
             _name_epochs(axes[b*len(rows):(b + 1)*len(rows), j])
     return figure
@@ -515,7 +529,7 @@ def validation_curves(runs):
         ax.plot(mAP.index, mAP.mean(axis=1), color=colour, ls=line, lw=1.8)
         ends[recipe] = mAP.index[-1], mAP.mean(axis=1).iloc[-1], colour
     ax.set(xlabel="epoch", ylabel="mAP on validation (%)", ylim=(0, None))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(8, integer=True))
     ax.margins(x=.02)
     _direct(ax, ends)
     return figure
@@ -550,18 +564,19 @@ def _code(items): return ", ".join(f"<code>{html.escape(f'{k} = {_text(v)}')}</c
 def provenance(runs):
     "HTML: a table of runs, the settings of each recipe, the configuration that all share, and versions and machines, with what differs in them."
     c, groups = runs[0].config, by_recipe(runs)
-    listed = [[_dot(get_recipe(r.config["recipe"]).family) + html.escape(r.config["recipe"]), str(r.config["seed"]), f"<code>{r.id}</code>",
-               html.escape(_machine(r))] for r in runs]
+    listed = [[_dot(get_recipe(recipe).family) + html.escape(recipe), ", ".join(f"{r.config['seed']}: <code>{r.id}</code>" for r in group)]
+              for recipe, group in groups.items()]
     settings = [[_dot(get_recipe(recipe).family) + html.escape(recipe), _code(sorted(group[0].config["settings"].items()))]
                 for recipe, group in groups.items()]
     shared = _code((k, v) for k, v in sorted(c.items()) if k not in FREE)
     keys = sorted({k for run in runs for k in run.env})
     values = {k: _unique(str(run.env.get(k, "not recorded")) for run in runs) for k in keys}
     differ = {k: v for k, v in values.items() if len(v) > 1}
-    notes = ("".join(f"<p><b>{html.escape(k)}</b> differs between the runs: {html.escape('; '.join(v))}.</p>" for k, v in differ.items())
+    where = lambda k, v: ", ".join(r.id for r in runs if str(r.env.get(k, "not recorded")) == v)
+    notes = ("".join(f"<p><b>{html.escape(k)}</b> differs: {html.escape('; '.join(f'{x} ({where(k, x)})' for x in v))}.</p>" for k, v in differ.items())
              or "<p>Versions and machine are the same for all runs.</p>")
-    return (f"<h3>Runs</h3>{_table(['recipe', 'seed', 'run', 'machine'], listed)}"
-            f"<h3>Settings that differ</h3>{_table(['recipe', 'settings'], settings)}"
+    return (f"<h3>Runs</h3>{_table(['recipe', 'seed: run'], listed)}"
+            f"<h3>Settings of each recipe</h3>{_table(['recipe', 'settings'], settings)}"
             f"<h3>Configuration that all runs share</h3><p>{shared}</p>"
             f"<h3>Versions and machine</h3><p>{_code((k, v[0]) for k, v in values.items() if k not in differ)}</p>{notes}")
 
@@ -574,15 +589,15 @@ header, nav, main, footer { max-width: 980px; margin: 0 auto; padding: 0 24px }
 header { padding-top: 56px }
 header p { margin: 0; color: #66666e; font-size: 13px; letter-spacing: .08em; text-transform: uppercase }
 h1 { font: 600 34px/1.2 Georgia, "Times New Roman", serif; margin: 8px 0 20px }
-h2 { font: 600 23px/1.3 Georgia, "Times New Roman", serif; margin: 58px 0 12px; padding-top: 14px; border-top: 1px solid #dcdce0 }
+h2 { font: 600 23px/1.3 Georgia, "Times New Roman", serif; margin: 52px 0 12px; padding-top: 14px; border-top: 1px solid #dcdce0 }
 h3 { font-size: 16px; margin: 28px 0 8px }
-nav { font-size: 14px } nav ol { list-style: none; margin: 0; padding: 12px 0; border: solid #dcdce0; border-width: 1px 0; display: flex; flex-wrap: wrap; gap: 4px 22px }
+nav { font-size: 14px } nav ol { list-style: none; margin: 0; padding: 12px 0; border: solid #dcdce0; border-width: 1px 0 0; display: flex; flex-wrap: wrap; gap: 4px 22px }
 a { color: #2f5d94; text-decoration: none } a:hover { text-decoration: underline }
 p { margin: 10px 0; max-width: 78ch } li { max-width: 76ch }
 code { font: 13px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; background: #f4f4f6; padding: 1px 5px; border-radius: 3px; white-space: nowrap }
 figure { margin: 18px 0 8px } figure img { display: block; max-width: 100%; height: auto; margin: 0 auto }
 figcaption { color: #66666e; font-size: 14px; line-height: 1.5; margin-top: 6px; max-width: 84ch }
-.wide { overflow-x: auto } td code { white-space: normal }
+.wide { overflow-x: auto } td:first-child { white-space: nowrap }
 table { border-collapse: collapse; width: 100%; margin: 14px 0; font-size: 14px; line-height: 1.45; font-variant-numeric: tabular-nums }
 th { font-weight: 600; color: #55555d; border-bottom: 2px solid #55555d; white-space: nowrap; padding: 6px 10px }
 td { border-bottom: 1px solid #ececee; padding: 6px 10px; vertical-align: top } tbody tr:last-child td { border-bottom: 1px solid #b8b8be }

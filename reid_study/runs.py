@@ -52,8 +52,8 @@ _COMMON = dict(
     flip=0.5, shift=1/16, erase=0.5, weight_decay=0.05, clip=5.0, precision="float32", validate_every=1, threads=1)
 
 PROTOCOLS = {
-    "people": _COMMON | dict(validation=80, epochs=10, lr=3e-3),
-    "market1501": _COMMON | dict(validation=150, epochs=12, lr=3e-3, threads=2)}
+    "people": _COMMON | dict(validation=80, epochs=24, lr=3e-3),
+    "market1501": _COMMON | dict(validation=150, epochs=14, lr=3e-3)}
 
 def make_config(dataset, recipe, seed=0, settings=None, data="data", **changes):
     """The full configuration of a run as a flat dictionary of JSON values; `changes` replace values of the dataset's protocol.

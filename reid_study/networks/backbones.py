@@ -34,7 +34,7 @@ class SmallResNet(nn.Sequential):
 
     `width`: channels of the first stage; the last has eight times as many.
     """
-    def __init__(self, width=32):
+    def __init__(self, width=16):
         super().__init__(
             nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
             ResidualBlock(width, width), ResidualBlock(width, 2*width, 2), ResidualBlock(2*width, 4*width, 2),

@@ -31,12 +31,11 @@ class Embedder(nn.Module):
     def __init__(self, backbone, dim=256, heads=None):
         super().__init__()
         self.backbone = backbone
-        self.pooled = nn.BatchNorm1d(backbone.width_out)
-        self.embedding = nn.Linear(backbone.width_out, dim)
+        self.pooled = nn.BatchNorm1d(backbone.width_out, affine=False)
+        self.embedding = nn.Linear(backbone.width_out, dim, bias=False)
         self.neck = BNNeck(dim)
         self.heads = nn.ModuleDict(heads or {})
         nn.init.kaiming_normal_(self.embedding.weight, mode="fan_out", nonlinearity="linear")
-        nn.init.zeros_(self.embedding.bias)
 
     def forward(self, images):
         before = self._before(images)
