@@ -14,7 +14,7 @@ $(READY): constraints.txt settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "reid_study needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@if [ -d .git ]; then $(BIN)/nbdev_install_hooks; fi
+	@if [ -e .git ]; then git config --local include.path ../.gitconfig; fi
 	@touch $@
 
 study: $(READY)  ## train the recipes on the dataset, write reports/DATASET.html
@@ -29,7 +29,7 @@ lab: $(READY)  ## open the notebooks
 	$(BIN)/jupyter lab nbs
 
 book: $(READY)  ## execute every chapter anew, keeping its pictures
-	for n in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$n || exit; done
+	export PYTHONWARNINGS=ignore TQDM_DISABLE=1; for n in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$n || exit; done
 	$(BIN)/nbdev_clean
 
 readme: $(READY)  ## README.md and docs/results.md from their notebooks

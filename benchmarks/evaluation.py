@@ -121,6 +121,7 @@ def _fresh(name, path, folder, threads):
            f"except ImportError as x: r = dict(missing=str(x))\n" \
            f"print('\\n' + json.dumps(r))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    if done.returncode and name == OURS: raise SystemExit(done.stderr)
     if done.returncode: return dict(missing=done.stderr.strip().splitlines()[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -161,6 +162,8 @@ def main(
         for key in ("seconds", "fastest", "cpu", "megabytes"): r[f"{key}_ratio"] = r[key]/ours[key]
         metrics = "" if r["mAP"] is None else f"{r['mAP']:11.7f}{r['rank1']:11.7f}"
         print(f"{r['name']:26}{r['seconds']:9.3f}{r['seconds_ratio']:7.2f}{r['fastest']:9.3f}{r['fastest_ratio']:7.2f}{r['cpu']:8.2f}{r['cpu_ratio']:7.2f}{r['megabytes']:8.0f}{r['megabytes_ratio']:7.2f}{metrics}")
+    for r in table:
+        if r["mAP"] is not None and abs(r["mAP"] - ours["mAP"]) > 1e-6: raise SystemExit(f"{r['name']} finds another mAP, {r['mAP']}, than {ours['mAP']}")
     agreement = {name: float(np.abs(a - AP[OURS]).max()) for name, a in AP.items() if name != OURS}
     for name, gap in agreement.items(): print(f"largest difference of a query's AP between {OURS} and {name}: {gap:.1e}")
     if out:

@@ -13,6 +13,7 @@ from pathlib import Path
 from fastcore.script import Param, anno_parser
 
 from .core import InputError, choose
+from .recipes import get_recipe
 
 # %% ../nbs/83_cli.ipynb #4d514398
 def _changes(text):
@@ -32,9 +33,13 @@ _SET = Param("Changes, as epochs=5 or triplet.margin=0.5", str, nargs="*", defau
 def data(name: str,           # people or market1501
          data: str = "data",  # Folder that holds the datasets
          ):
-    "Make (people) or check (market1501) a dataset and print its counts."
+    "Make (people) or check (market1501) a dataset: its layout, its counts, and that every image can be decoded."
+    from tqdm import tqdm
+
+    from reid_study.data.images import read_image
     from reid_study.runs import dataset_root, read_dataset
     table = read_dataset(name, data)
+    for path in tqdm(table.path, desc="reading images"): read_image(path, (8, 4))
     print(f"{dataset_root(name, data)} is whole:")
     for split, part in table.groupby("split", sort=False):
         others = (part.pid == -1).sum(), (part.pid == 0).sum()
@@ -54,7 +59,7 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
     from reid_study.runs import make_config, read_run
     from reid_study.study import run_study
     changes, settings = _changes(set)
-    folder, = run_study([make_config(dataset, recipe, seed, settings, data, **changes)], data, runs, device=device)
+    folder, = run_study([make_config(dataset, recipe, seed, settings, data=data, **changes)], data, runs, device=device)
     m = read_run(folder).metrics
     print(f"{folder}: mAP {m['mAP']:.1%}, rank-1 {m['cmc'][0]:.1%}, mINP {m['mINP']:.1%} on {m['queries'] - m['dropped']} queries")
 
@@ -71,13 +76,20 @@ def study(dataset: str = "people",    # people or market1501
           device: str = None,         # cuda, cpu, ... (default: a GPU where there is one)
           ):
     "Train every recipe with every seed, whatever is not finished yet, and write the report page."
-    from reid_study.runs import make_config
+    from reid_study.report import check_comparable
+    from reid_study.runs import fingerprinted, make_config
     from reid_study.study import publish, run_study
     changes, settings = _changes(set)
     try: numbers = [int(s) for s in seeds.split(",")]
     except ValueError: raise InputError(f"--seeds {seeds!r} must be whole numbers separated by commas") from None
-    own = {r: {k: v for k, v in settings.items() if k.split(".")[0] in r.split("+")} for r in recipes.split(",")}
-    folders = run_study([make_config(dataset, r, s, own[r], data, **changes) for s in numbers for r in own], data, runs, jobs, device)
+    names = recipes.split(",")
+    known = {k for r in names for k in get_recipe(r).settings()}
+    for name in settings: choose(name, dict.fromkeys(known), "setting of these recipes")
+    table = fingerprinted(dataset, data)
+    own = {r: {k: v for k, v in settings.items() if k in get_recipe(r).settings()} for r in names}
+    configs = [make_config(dataset, r, s, own[r], table, data, **changes) for s in numbers for r in names]
+    check_comparable(configs)
+    folders = run_study(configs, data, runs, jobs, device)
     if results: publish(folders, results)
     write_report(folders, f"{out}/{dataset}.html", data)
 
@@ -119,7 +131,10 @@ def main(argv=None):
         command = choose(argv[0], COMMANDS, "command")
         arguments = vars(anno_parser(command, f"reid-study {argv[0]}").parse_args(argv[1:]))
         command(**{k: v for k, v in arguments.items() if k not in ("pdb", "xtra")})
-    except (InputError, RuntimeError) as e:
+    except KeyboardInterrupt:
+        print("reid-study: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (InputError, RuntimeError, OSError) as e:
         print(f"reid-study: {e}", file=sys.stderr)
         return 2
     return 0

@@ -86,6 +86,7 @@ class Recipe:
         for t in self.terms:
             own = {key.split(".", 1)[1]: value for key, value in settings.items() if key.startswith(t + ".")}
             weight = own.pop("weight")
+            if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"): raise InputError(f"{t}.weight={weight!r} must be a number of at least 0")
             terms[t] = LOSSES[t].make(**own), weight, t if t in heads else "before" if heads else "after"
         return heads, Objective(terms)
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FREE', 'JUDGED', 'DATASET_NAMES', 'SCORES', 'WIDTH', 'STYLE', 'DRAWN', 'RIGHT', 'WRONG', 'ROWS', 'COSTS', 'CSS',
-           'PAGE', 'find_runs', 'by_recipe', 'protocol_sentence', 'scores', 'markdown_table', 'results_table',
-           'spread_sentence', 'heading', 'headline', 'styled', 'recipe_styles', 'picture', 'score_spread',
-           'identity_sentence', 'cmc_curves', 'overlap', 'distance_histograms', 'embedding_views', 'hidden_people',
-           'ranked_galleries', 'galleries', 'training_curves', 'validation_curves', 'cost_table', 'cost_sentence',
-           'provenance', 'to_html']
+           'PAGE', 'find_runs', 'by_recipe', 'check_comparable', 'protocol_sentence', 'scores', 'markdown_table',
+           'results_table', 'spread_sentence', 'heading', 'headline', 'styled', 'recipe_styles', 'picture',
+           'score_spread', 'identity_sentence', 'cmc_curves', 'overlap', 'distance_histograms', 'embedding_views',
+           'hidden_people', 'ranked_galleries', 'galleries', 'training_curves', 'validation_curves', 'cost_table',
+           'cost_sentence', 'provenance', 'to_html']
 
 # %% ../nbs/82_report.ipynb #9dd59a18
 import base64
@@ -33,15 +33,15 @@ from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
 from .runs import read_run
 
 # %% ../nbs/82_report.ipynb #e418473d
-FREE = ("recipe", "seed", "settings")                 # what may differ between the runs of one report
+FREE = ("recipe", "seed", "settings", "lr", "sampler")   # what may differ between the runs of one report
 JUDGED = ("protocol", "distance", "queries", "gallery", "cameras")   # what must agree in their evaluation
 
 def find_runs(runs):
     """Read finished runs for one report: a list of `Run`, ordered by family, recipe and seed.
 
     `runs`: a folder or a list of folders, each of one run or holding runs.
-    Raises `InputError` when there is none, for a missing or damaged file, for runs that differ in more than recipe,
-    settings and seed, for a recipe with two choices of settings, and for a recipe that lacks a seed that another has.
+    Raises `InputError` when there is none, for a missing or damaged file, for runs that differ in more than `FREE`
+    allows, for a recipe with two choices of settings, learning rate or sampler, and for a recipe that lacks a seed that another has.
     """
     given = [runs] if isinstance(runs, (str, Path)) else runs
     folders = [folder for g in given for folder in _folders(Path(g).resolve())]
@@ -68,27 +68,31 @@ def by_recipe(runs):
     for run in runs: groups.setdefault(run.config["recipe"], []).append(run)
     return groups
 
-# %% ../nbs/82_report.ipynb #97c1c424
+# %% ../nbs/82_report.ipynb #d71a5b41
+def check_comparable(configs):
+    "Raise `InputError` unless configurations differ in `FREE` keys only, and a recipe's own agree in all but the seed."
+    own = {}
+    for config in configs:
+        for other, free in ((configs[0], FREE), (own.setdefault(config["recipe"], config), ("seed",))):
+            for key in sorted((config.keys() | other.keys()) - set(free)):
+                if config.get(key) != other.get(key):
+                    raise InputError(f"the runs {digest(other)} ({_name(other)}) and {digest(config)} ({_name(config)}) cannot be compared: "
+                                     f"{key} is {other.get(key)!r} in one and {config.get(key)!r} in the other; report them apart")
+
 def _comparable(runs):
-    "Raise `InputError` unless the runs differ in recipe, settings and seed only, a recipe's settings agree, and seeds are paired."
-    first = runs[0]
-    for run in runs[1:]:
-        for what, a, b in (("configuration", first.config, run.config), ("evaluation", first.metrics, run.metrics)):
-            keys = sorted((a.keys() | b.keys()) - set(FREE)) if what == "configuration" else JUDGED
-            for key in keys:
-                if a.get(key) != b.get(key):
-                    raise InputError(f"the runs {first.id} ({_name(first)}) and {run.id} ({_name(run)}) cannot be compared: "
-                                     f"{key} is {a.get(key)!r} in one and {b.get(key)!r} in the other; report them apart")
-    seeds = sorted({run.config["seed"] for run in runs})
+    "Raise `InputError` unless the runs' configurations are comparable, they were judged alike, and seeds are paired."
+    check_comparable([run.config for run in runs])
+    for run in runs:
+        for key in JUDGED:
+            if run.metrics.get(key) != runs[0].metrics.get(key):
+                raise InputError(f"the runs {runs[0].id} ({_name(runs[0].config)}) and {run.id} ({_name(run.config)}) cannot be compared: {key} "
+                                 f"is {runs[0].metrics.get(key)!r} in one and {run.metrics.get(key)!r} in the other; report them apart")
     for recipe, group in by_recipe(runs).items():
-        for run in group[1:]:
-            if run.config["settings"] != group[0].config["settings"]:
-                raise InputError(f"the runs {group[0].id} and {run.id} of {recipe} have different settings; report one choice")
-        for seed in seeds:
+        for seed in sorted({run.config["seed"] for run in runs}):
             if not any(run.config["seed"] == seed for run in group):
                 raise InputError(f"the run of {recipe} with seed {seed} is missing; make it, or leave that seed out for all recipes")
 
-def _name(run): return f"{run.config['recipe']}, seed {run.config['seed']}"
+def _name(config): return f"{config['recipe']}, seed {config['seed']}"
 
 # %% ../nbs/82_report.ipynb #915a29ac
 DATASET_NAMES = {"people": "drawn pedestrians", "market1501": "Market-1501"}
@@ -110,12 +114,17 @@ def _machine(run):
     cpu = f"{e['cpu']}, {_counted(e['cores'], 'core')}, {_counted(e['threads'], 'thread')} used"
     return f"CPU ({cpu})" if e["device"] == "cpu" else f"GPU ({e['device']}; host {cpu})"
 
-# %% ../nbs/82_report.ipynb #81f73039
+# %% ../nbs/82_report.ipynb #91816aae
+def _own(runs, key, text):
+    "What all recipes share for `key`, or each recipe's own: `0.003`, or `0.003 for identity and 0.001 for triplet`."
+    values = {recipe: text(group[0].config[key]) for recipe, group in by_recipe(runs).items()}
+    return next(iter(values.values())) if len(set(values.values())) == 1 else _listed(f"{v} for {recipe}" for recipe, v in values.items())
+
 def protocol_sentence(runs):
     "Markdown: what every run did, from its configuration, its evaluation and its machine."
     c, m, seeds, rules = runs[0].config, runs[0].metrics, _seeds(runs), runs[0].metrics["protocol"]
     weights = "pretrained on ImageNet" if c["pretrained"] else "random initial weights, the same for every recipe"
-    batch = f"{c['p']} identities with {c['k']} images each" if c["sampler"] == "pk" else f"sampler *{c['sampler']}*"
+    batch = _own(runs, "sampler", {"pk": f"{c['p']} identities with {c['k']} images each", "uniform": "drawn uniformly"}.get)
     camera = ("a gallery image of the query's person from the query's own camera is ignored, so every match is across cameras"
               if m["cameras"] and rules["same_camera"] == "junk" else "every gallery image of the query's person counts, whatever its camera")
     dropped = f"; {_counted(m['dropped'], 'query', 'queries')} without a match left out" if m["dropped"] else ""
@@ -125,7 +134,7 @@ def protocol_sentence(runs):
         f"out for validation, and all scores are theirs: {_counted(m['queries'], 'query', 'queries')} "
         f"against a gallery of {_counted(m['gallery'], 'image')}{dropped}. The other training identities train. The official test split is not looked at.",
         f"**Training.** Backbone *{c['backbone']}* ({weights}), an embedding of {c['dim']} numbers, images of {c['height']} × {c['width']} "
-        f"pixels, {_counted(c['epochs'], 'epoch')}, {c['p']*c['k']} images a batch ({batch}), one-cycle learning rate up to {c['lr']:g}, "
+        f"pixels, {_counted(c['epochs'], 'epoch')}, {c['p']*c['k']} images a batch ({batch}), one-cycle learning rate up to {_own(runs, 'lr', '{:g}'.format)}, "
         f"weight decay {c['weight_decay']:g}, {c['precision']}. The last epoch is scored. "
         f"Seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}, the same for every recipe.",
         f"**Retrieval.** The gallery is ranked by {distance}; {camera}. "
@@ -158,8 +167,8 @@ def _cells(runs):
         cells = []
         for name in SCORES:
             means = summary[name, "mean"].round(1)
-            best = means.min() if name == "seconds" else means.max()
-            cells.append((_number(*row[name]), len(summary) > 1 and round(row[name, "mean"], 1) == best))
+            best = name != "seconds" and len(summary) > 1 and round(row[name, "mean"], 1) == means.max()   # times are no contest
+            cells.append((_number(*row[name]), best))
         rows.append((family, recipe, cells))
     return rows
 
@@ -555,6 +564,8 @@ def cost_sentence(runs):
     total, machines = sum(run.metrics["train_seconds"] for run in runs), _unique(_machine(run) for run in runs)
     time = f"{total/3600:.1f} hours" if total >= 7200 else f"{total/60:.1f} minutes" if total >= 120 else f"{total:.0f} seconds"
     same = "on one kind of machine" if len(machines) == 1 else f"on {len(machines)} kinds of machine, so their times are not comparable"
+    shared = max(run.env.get("side_by_side", 1) for run in runs)
+    if shared > 1: same += f", up to {shared} runs side by side, which slows each by what they share"
     return f"Training the {_counted(len(runs), 'run')} took {time} in all, {same}. Parameters are of the whole network, with the heads that only training uses."
 
 # %% ../nbs/82_report.ipynb #359d92e6
@@ -566,7 +577,8 @@ def provenance(runs):
     c, groups = runs[0].config, by_recipe(runs)
     listed = [[_dot(get_recipe(recipe).family) + html.escape(recipe), ", ".join(f"{r.config['seed']}: <code>{r.id}</code>" for r in group)]
               for recipe, group in groups.items()]
-    settings = [[_dot(get_recipe(recipe).family) + html.escape(recipe), _code(sorted(group[0].config["settings"].items()))]
+    settings = [[_dot(get_recipe(recipe).family) + html.escape(recipe),
+                 _code(sorted(group[0].config["settings"].items()) + [(k, group[0].config[k]) for k in ("lr", "sampler")])]
                 for recipe, group in groups.items()]
     shared = _code((k, v) for k, v in sorted(c.items()) if k not in FREE)
     keys = sorted({k for run in runs for k in run.env})

@@ -7,15 +7,16 @@ __all__ = ['TEMPLATES', 'notebook', 'failure', 'run_study', 'publish']
 
 # %% ../nbs/81_study.ipynb #cacee9b7
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from .core import InputError
+from .core import InputError, cores, whole
 from .runs import partial_folder, read_run, run_id
 
 # %% ../nbs/81_study.ipynb #6463709d
@@ -41,32 +42,32 @@ def failure(process):
 def run_study(configs, data="data", runs="runs", jobs=None, device=None):
     """Make every run that is not finished yet, `jobs` at a time, and return the folders of all, in order.
 
-    `jobs`: None fills the cores with the runs' threads. Raises `RuntimeError` at the end if runs failed,
+    `jobs`: None fills the cores with the runs' threads, and puts one run at a time on a GPU. Raises `RuntimeError` at the end if runs failed,
     naming each with its error and the notebook that holds its traceback.
     """
-    data, runs = Path(data).resolve(), Path(runs).resolve()
+    if jobs is not None and jobs < 1: raise InputError(f"jobs={jobs} must be at least 1")
+    data, runs, configs = Path(data).resolve(), Path(runs).resolve(), list({run_id(c): c for c in configs}.values())
     folders = {run_id(c): runs/run_id(c) for c in configs}
     waiting = [c for c in configs if not folders[run_id(c)].exists()]
     for config in configs:
-        if config not in waiting: read_run(folders[run_id(config)], config)
-    jobs = jobs or max(1, (os.cpu_count() or 1)//max(c["threads"] for c in configs))
+        if config not in waiting: _adopt(read_run(folders[run_id(config)], config), runs)
+    jobs = min(jobs or _jobs(configs, device), max(len(waiting), 1))
     running, failed, done = {}, [], {}
     with tqdm(total=sum(c["epochs"] for c in configs), initial=sum(c["epochs"] for c in configs if c not in waiting),
-              unit="epoch", desc=f"0 of {len(waiting)} runs", dynamic_ncols=True) as bar:
+              unit="epoch", desc=f"{len(configs) - len(waiting)} of {len(configs)} runs", dynamic_ncols=True) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     config = waiting.pop(0)
-                    running[run_id(config)] = config, _start(config, data, runs, device)
+                    running[run_id(config)] = config, _start(config, data, runs, device, jobs)
                 time.sleep(0.5)
                 for name, (config, process) in list(running.items()):
                     epochs = _epochs(config, folders[name], runs)
                     bar.update(epochs - done.get(name, 0)); done[name] = epochs
                     if process.poll() is None: continue
                     del running[name]
-                    output = runs/f".{name}.ipynb"
-                    if process.returncode == 0 and folders[name].is_dir(): os.replace(output, folders[name]/"run.ipynb")
-                    else: failed.append(f"{config['recipe']} seed {config['seed']}: {failure(process)} (traceback in {output})")
+                    if process.returncode == 0 and folders[name].is_dir(): _adopt(read_run(folders[name], config), runs)
+                    else: failed.append(f"{config['recipe']} seed {config['seed']}: {failure(process)} (traceback in {_output(name, runs)})")
                 bar.set_description(f"{len(configs) - len(waiting) - len(running) - len(failed)} of {len(configs)} runs")
                 bar.set_postfix_str(", ".join(f"{c['recipe']} s{c['seed']} {done.get(n, 0)}/{c['epochs']}" for n, (c, _) in running.items())
                                     + (f", {len(failed)} failed" if failed else ""))
@@ -76,12 +77,26 @@ def run_study(configs, data="data", runs="runs", jobs=None, device=None):
     return list(folders.values())
 
 # %% ../nbs/81_study.ipynb #80f5c343
-def _start(config, data, runs, device):
+def _start(config, data, runs, device, jobs):
     "Start the notebook of one run. Its changes are the whole configuration, so that nothing depends on defaults."
-    own = ("dataset", "recipe", "seed", "settings", "data")
-    return notebook("run", runs/f".{run_id(config)}.ipynb", {
-        **{name: config[name] for name in own[:-1]}, "changes": {k: v for k, v in config.items() if k not in own},
-        "data": str(data), "runs": str(runs), "device": device, "expected": run_id(config)}, config["threads"])
+    own, made = ("dataset", "recipe", "seed", "settings"), ("data", "code")
+    return notebook("run", _output(run_id(config), runs), {
+        **{name: config[name] for name in own}, "changes": {k: v for k, v in config.items() if k not in own + made},
+        "data": str(data), "runs": str(runs), "device": device, "expected": run_id(config), "side_by_side": jobs}, config["threads"])
+
+def _output(name, runs):
+    "Where papermill writes the notebook of a run until the run is finished."
+    return runs/f".{name}.ipynb"
+
+def _adopt(run, runs):
+    "Move a finished run's notebook into its folder."
+    if (output := _output(run.id, runs)).exists(): os.replace(output, run.folder/"run.ipynb")
+
+def _jobs(configs, device):
+    "How many runs go side by side: as many as the cores can take, but one on a GPU."
+    import torch
+    on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type != "cpu"
+    return 1 if on_gpu else max(1, cores()//max(c["threads"] for c in configs))
 
 def _epochs(config, folder, runs):
     "How many epochs a run has finished so far."
@@ -92,9 +107,6 @@ def _epochs(config, folder, runs):
 # %% ../nbs/81_study.ipynb #35737129
 def publish(folders, target):
     "Copy runs without model and notebook under `target`, from where reports read them as finished runs."
-    import shutil
-
-    from reid_study.core import whole
     for folder in map(Path, folders):
         run = read_run(folder)
         if (Path(target)/run.id).exists(): continue

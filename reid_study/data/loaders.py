@@ -19,14 +19,13 @@ from .market1501 import ATTRIBUTES
 class ImageLoader(DataLoader):
     """Batches of a decoded store, in the order that `batches` (an iterable of row arrays with a length) gives.
 
-    `images` uint8 [N, H, W, 3], one row for each row of `table`. Yields (float [B, 3, H, W], targets).
-    On a GPU the store is moved into its memory once.
+    `images` uint8 [M, H, W, 3], of which `rows` [N] belong to the N rows of `table`. Yields (float [B, 3, H, W], targets).
+    On a CPU the store stays on disk, memory-mapped; on a GPU these rows are moved into its memory once.
     """
-    def __init__(self, images, table, batches, transform=normalize, device="cpu"):
-        if len(images) != len(table): raise InputError(f"{len(images)} images do not fit a table of {len(table)} rows; make the store again")
-        self.batches, self.transform = batches, transform
+    def __init__(self, images, rows, table, batches, transform=normalize, device="cpu"):
+        self.batches, self.transform, self.rows = batches, transform, rows
         on_gpu = torch.device(device).type != "cpu"
-        self.images = torch.from_numpy(np.array(images)).to(device) if on_gpu else images
+        self.images = torch.from_numpy(images[rows]).to(device) if on_gpu else images
         self.targets = {name: torch.tensor(table[name].to_numpy(np.int64), device=device) for name in ("pid", "camid")}
         if set(ATTRIBUTES) <= set(table):
             self.targets["attributes"] = torch.tensor(table[ATTRIBUTES].to_numpy(np.int64), device=device)
@@ -34,9 +33,9 @@ class ImageLoader(DataLoader):
 
     def get_idxs(self): return list(self.batches)
 
-    def create_item(self, rows):
-        at = torch.as_tensor(rows, device=self.device)
-        images = torch.from_numpy(self.images[rows]) if isinstance(self.images, np.ndarray) else self.images[at]
+    def create_item(self, batch):
+        at = torch.as_tensor(batch, device=self.device)
+        images = torch.from_numpy(self.images[self.rows[batch]]) if isinstance(self.images, np.ndarray) else self.images[at]
         return images, {name: values[at] for name, values in self.targets.items()}
 
     def create_batch(self, item): return item
@@ -50,12 +49,13 @@ def make_loaders(table, images, sampler, augment=normalize, batch_size=256, devi
     `table` has the splits train, query and gallery; `images` uint8 [N, H, W, 3] its decoded store, row for row;
     `sampler` indexes the training rows. `dls.c` is the number of training identities.
     """
+    if len(images) != len(table): raise InputError(f"{len(images)} images do not fit a table of {len(table)} rows; make the store again")
     train = np.flatnonzero(table.split == "train")
     labels, pids = table.iloc[train].pid.factorize(sort=True)
-    training = ImageLoader(images[train], table.iloc[train].assign(pid=labels), sampler, augment, device)
+    training = ImageLoader(images, train, table.iloc[train].assign(pid=labels), sampler, augment, device)
     held = np.flatnonzero(table.split != "train")
     batches = [np.arange(i, min(i + batch_size, len(held))) for i in range(0, len(held), batch_size)]
-    validation = ImageLoader(images[held], table.iloc[held], batches, device=device)
+    validation = ImageLoader(images, held, table.iloc[held], batches, device=device)
     dls = DataLoaders(training, validation, device=torch.device(device))
     dls.c, dls.n_inp = len(pids), 1
     return dls

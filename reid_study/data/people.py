@@ -11,7 +11,6 @@ import colorsys
 import dataclasses
 import json
 import multiprocessing
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
@@ -23,7 +22,7 @@ from scipy.io import savemat
 from scipy.ndimage import gaussian_filter, zoom
 from tqdm import tqdm
 
-from ..core import InputError, whole
+from ..core import InputError, cores, whole
 
 # %% ../../nbs/10_data.people.ipynb #335bdf53
 HEIGHT, WIDTH = 128, 64     # pixels of an image, as in Market-1501
@@ -916,7 +915,7 @@ def _same(root, settings):
 def _run(jobs, workers, seed, difficulty, progress):
     "The results of all jobs in order, from this process or from a pool."
     cameras(seed, difficulty)                    # before a fork, so that the workers share the scenes
-    workers = min(workers or len(getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count() or 1))(0)), len(jobs))
+    workers = min(workers or cores(), len(jobs))
     bar = lambda it: tqdm(it, total=len(jobs), desc='drawing people', unit='job', disable=not progress)
     if workers == 1:
         yield from bar(map(_work, jobs))

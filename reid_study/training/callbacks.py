@@ -100,16 +100,20 @@ class Checkpoint(Callback):
     """Saves the training state to `path` after each epoch, and restores it when the next fit begins.
 
     `epochs` is the number of finished epochs that the file holds; fit with `start_epoch=epochs`.
-    Raises `InputError` for a file that cannot be read whole or belongs to another network.
+    `stamp`: what the training is, as JSON values; it is kept in the file and must agree.
+    Raises `InputError` for a file that cannot be read whole or is of another training.
     """
     order = 120
 
-    def __init__(self, path):
-        self.path, self.state = Path(path), None
+    def __init__(self, path, stamp):
+        self.path, self.stamp, self.state = Path(path), stamp, None
         if self.path.exists():
             try: self.state = torch.load(self.path, map_location="cpu", weights_only=True)
             except Exception as e:   # torch raises many kinds for a damaged file
                 raise InputError(f"{self.path} is no readable checkpoint ({type(e).__name__}); remove it to start afresh") from e
+            differ = [k for k in stamp if self.state["stamp"].get(k) != stamp[k]]
+            if differ: raise InputError(f"{self.path} is of another training: its {differ[0]} is {self.state['stamp'].get(differ[0])!r}, "
+                                        f"not {stamp[differ[0]]!r}; remove it to start afresh")
 
     @property
     def epochs(self): return self.state["epoch"] if self.state else 0
@@ -117,9 +121,8 @@ class Checkpoint(Callback):
     def before_fit(self):
         if self.state is None: return
         s, self.state = self.state, None
-        try: self.learn.model.load_state_dict(s["model"]); self.learn.loss_func.load_state_dict(s["objective"])
-        except RuntimeError as e:
-            raise InputError(f"{self.path} belongs to another network; remove it to start afresh ({e})") from e
+        self.learn.model.load_state_dict(s["model"])
+        self.learn.loss_func.load_state_dict(s["objective"])
         self.opt.opt.load_state_dict(s["optimizer"])
         if s["scaler"]: self.learn.scaler.load_state_dict(s["scaler"])
         self.dls.train.batches.drawn = s["drawn"]
@@ -132,7 +135,7 @@ class Checkpoint(Callback):
         if not self.history.rows or self.history.rows[-1]["epoch"] != self.epoch + 1: return
         generator, scaler = getattr(self.dls.train.transform, "generator", None), getattr(self.learn, "scaler", None)
         with whole(self.path) as temporary: torch.save({
-            "epoch": self.epoch + 1, "model": self.learn.model.state_dict(), "objective": self.learn.loss_func.state_dict(),
+            "stamp": self.stamp, "epoch": self.epoch + 1, "model": self.learn.model.state_dict(), "objective": self.learn.loss_func.state_dict(),
             "optimizer": _plain(self.opt.opt.state_dict()), "scaler": scaler.state_dict() if scaler else None,
             "drawn": self.dls.train.batches.drawn, "augment": generator.get_state() if generator else None,
             "history": self.history.rows, "rng": torch.get_rng_state(),

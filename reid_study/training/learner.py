@@ -52,10 +52,12 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
     dls = make_loaders(table, images, batches, Augment(flip, shift, erase, seed, device), device=device)
     heads, objective = recipe.build(dls.c, settings)
     network = make_embedder(backbone, dim, heads, seed, pretrained)
+    stamp = {"recipe": recipe.name, "settings": recipe.settings(settings), "seed": seed, "sampler": sampler, "batch": [p, k], "backbone": backbone,
+             "dim": dim, "precision": precision, "device": torch.device(device).type}
     retrieval = RetrievalMetrics(validate_every)
     metrics = [ValueMetric(partial(lambda name: retrieval.latest.get(name), name), name) for name in ("mAP", "rank1")]
     callbacks = [LossLog(), retrieval, History(folder and f"{folder}/history.csv"), GradientClip(clip),
-                 *map(MixedPrecision, amp), *([Checkpoint(f"{folder}/checkpoint.pt")] if folder else [])]
+                 *map(MixedPrecision, amp), *([Checkpoint(f"{folder}/checkpoint.pt", stamp)] if folder else [])]
     return Learner(dls, network.to(device), objective.to(device), partial(OptimWrapper, opt=torch.optim.AdamW, fused=True),
                    splitter=partial(_parameters, objective=objective), wd=weight_decay, cbs=callbacks, metrics=metrics)
 
