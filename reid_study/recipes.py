@@ -34,9 +34,9 @@ LOSSES = {"identity": Loss(IdentityLoss, Classifier), "triplet": Loss(TripletLos
 
 # %% ../nbs/50_recipes.ipynb #e1e160c7
 class Objective(nn.Module):
-    """The weighted sum of a recipe's losses, called with the network's `Features` and the batch's targets.
+    """The weighted sum of a recipe's losses, called with the network's outputs and the batch's targets, both dictionaries.
 
-    `terms`: name -> (loss with `compute`, weight, what it reads: a head's name, "before" or "after").
+    `terms`: name -> (loss with `compute`, weight, the output that it reads: "before", "after" or a head's name).
     `log` keeps each term and its statistics of the last call as detached scalars on the device.
     """
     def __init__(self, terms):
@@ -46,11 +46,10 @@ class Objective(nn.Module):
         self.reads = {name: reads for name, (_, _, reads) in terms.items()}
         self.log = {}
 
-    def forward(self, features, targets):
+    def forward(self, outputs, targets):
         total, self.log = 0, {}
         for name, loss in self.losses.items():
-            source = features.heads if self.reads[name] in features.heads else features._asdict()
-            value, statistics = loss.compute(source[self.reads[name]], targets["pid"])
+            value, statistics = loss.compute(outputs[self.reads[name]], targets["pid"])
             self.log |= {name: value.detach()} | {f"{name}.{key}": s for key, s in statistics.items()}
             total = total + self.weights[name]*value
         return total

@@ -28,7 +28,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .core import InputError, whole
+from .core import InputError, digest, whole
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
 from .runs import read_run
 

@@ -7,6 +7,7 @@ __all__ = ['MEAN', 'STD', 'normalize', 'Augment']
 
 # %% ../../nbs/14_data.augment.ipynb #f3fb8a2d
 import math
+from functools import lru_cache
 
 import torch
 
@@ -17,9 +18,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)   # of ImageNet, as the
 
 def normalize(images):
     "uint8 [B, H, W, 3] -> float32 [B, 3, H, W] with ImageNet's mean and deviation taken out (channels last in memory)."
-    scale = images.new_tensor([1/(255*s) for s in STD], dtype=torch.float32)
-    shift = images.new_tensor([-m/s for m, s in zip(MEAN, STD)], dtype=torch.float32)
-    return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2)
+    B, H, W, _ = images.shape
+    scale, shift = _constants(W, images.device)
+    return images.reshape(B, H, 3*W).float().mul_(scale).add_(shift).view(B, H, W, 3).permute(0, 3, 1, 2)
+
+@lru_cache
+def _constants(width, device):
+    "Scale and shift for a row of pixels: a whole row is many times faster than three numbers broadcast."
+    return (torch.tensor([1/(255*s) for s in STD], device=device).repeat(width),
+            torch.tensor([-m/s for m, s in zip(MEAN, STD)], device=device).repeat(width))
 
 # %% ../../nbs/14_data.augment.ipynb #4425a3df
 class Augment:
@@ -47,7 +54,8 @@ class Augment:
                   | self._erased(r[:, 3:], H, W))
         pixel = rows.clamp(0, H - 1)[:, :, None]*W + cols.clamp(0, W - 1)[:, None, :]
         pixel = pixel + torch.arange(B, device=device)[:, None, None]*(H*W)
-        return normalize(images.reshape(-1, 3)[pixel]).masked_fill_(hidden[:, None], 0)
+        moved = images.reshape(-1, 3).index_select(0, pixel.view(-1)).view(B, H, W, 3)
+        return normalize(moved).mul_((~hidden).float()[:, None])
 
     def _erased(self, r, H, W):
         area = (0.02 + 0.31*r[:, 0])*H*W

@@ -65,6 +65,7 @@ class RetrievalMetrics(Callback):
             self.latest = {"mAP": result.mAP, "rank1": result.rank(1)}
         raise CancelValidException
 
+# %% ../../nbs/61_training.callbacks.ipynb #d909c7b7
 def evaluate_split(embeddings, table, **options):
     "Retrieval across cameras on embeddings [N, D] of a table's rows: its split query against its split gallery."
     part = {}
