@@ -17,8 +17,9 @@ def build(name):
     notebook = nbformat.read(ROOT/"nbs"/f"{name}.ipynb", as_version=4)
     ExecutePreprocessor(timeout=300, kernel_name="python3").preprocess(notebook, {"metadata": {"path": ROOT/"nbs"}})
     for cell in notebook.cells:
-        if cell.cell_type == "code" and not cell.source.startswith("import torch"): cell.transient = {"remove_source": True}
-    text, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": "docs/pictures", "unique_key": name})
+        if cell.cell_type == "code" and not cell.source.startswith("import torch"): cell.metadata["tags"] = ["hidden"]
+    exporter = MarkdownExporter(config={"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hidden"}}})
+    text, resources = exporter.from_notebook_node(notebook, {"output_files_dir": "docs/pictures", "unique_key": name})
     to_page = os.path.relpath(ROOT, PAGES[name].parent)
     text = re.sub(r"!\[png\]\((.*?)\)", lambda m: f"![picture]({m[1]})" if to_page == "." else f"![picture]({to_page}/{m[1]})", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
