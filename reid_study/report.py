@@ -199,11 +199,11 @@ def _table(header, rows, numbers=()):
 def spread_sentence(runs):
     "What ± means here, and what it does not."
     seeds = _seeds(runs)
-    if len(seeds) == 1: return f"One seed ({seeds[0]}): the spread over seeds is unknown, and no verdict is drawn. The best value of each column is bold."
+    if len(seeds) == 1: return f"One seed ({seeds[0]}): the spread over seeds is unknown, and no verdict is drawn. The best value of each score is bold."
     few = ("With fewer than 5 seeds this spread is descriptive: it says how these runs differ and supports no verdict."
            if len(seeds) < 5 else "The spread is over seeds alone, not over identities; the table draws no verdict.")
     return (f"Mean ± sample standard deviation over the {len(seeds)} seeds {_listed(seeds)}; scores in per cent, seconds of training for each run; "
-            f"the best mean of each column is bold. {few}")
+            f"the best mean of each score is bold. {few}")
 
 def heading(runs, title=None):
     "Markdown: the first-level heading of a report; a title of its own, or what was compared on what."
