@@ -323,7 +323,14 @@ def identity_sentence(runs):
     return (f"Under **{recipe}** the median identity has a mean AP of {middle:.1f}%, and the middle half of the {len(ap)} identities lies between "
             f"{low:.1f}% and {high:.1f}%. The standard deviation over identities is {ap.std():.1f} points{seeds}.")
 
-# %% ../nbs/82_report.ipynb #29cf364f
+# %% ../nbs/82_report.ipynb #9395d87a
+def _band(ax, curves, color, **line):
+    "Draw the mean of curves (a table: a row a point, a column a run) over a band from the lowest to the highest; returns the mean."
+    mean = curves.mean(axis=1)
+    ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=color, alpha=.15, lw=0)
+    ax.plot(curves.index, mean, color=color, **line)
+    return mean
+
 @styled
 def cmc_curves(runs):
     "CMC in per cent against rank, on a logarithmic axis: mean over seeds, band from the lowest to the highest seed."
@@ -331,11 +338,10 @@ def cmc_curves(runs):
     figure = Figure((WIDTH, 3.7), layout="constrained")
     ax = figure.subplots()
     for recipe, group in groups.items():
-        cmc = 100*np.array([run.metrics["cmc"] for run in group])
-        rank, (colour, line) = np.arange(1, cmc.shape[1] + 1), styles[recipe]
-        ax.fill_between(rank, cmc.min(0), cmc.max(0), color=colour, alpha=.15, lw=0)
-        ax.plot(rank, cmc.mean(0), color=colour, ls=line, lw=1.8)
-        ends[recipe] = rank[-1], cmc.mean(0)[-1], colour
+        cmc = 100*pd.DataFrame({run.id: run.metrics["cmc"] for run in group})
+        rank, (colour, line) = cmc.index + 1, styles[recipe]
+        mean = _band(ax, cmc.set_axis(rank), color=colour, ls=line, lw=1.8)
+        ends[recipe] = rank[-1], mean.iloc[-1], colour
     ticks = [k for k in (1, 2, 3, 5, 10, 20, 50) if k <= rank[-1]]
     ax.set(xscale="log", xlabel="rank", ylabel="queries with a match so far (%)", xlim=(1, rank[-1]))
     ax.set_xticks(ticks, labels=map(str, ticks)); ax.set_xticks([], minor=True)
@@ -515,8 +521,7 @@ def _draw_terms(ax, group, columns, colour):
     "Curves of some history columns: mean over a recipe's runs, band from the lowest to the highest."
     for (column, label), line in zip(columns, ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), "-.", (0, (8, 2)))):
         values = pd.concat([run.history.set_index("epoch")[column] for run in group], axis=1)
-        ax.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=colour, alpha=.15, lw=0)
-        ax.plot(values.index, values.mean(axis=1), color=colour, ls=line, lw=1.5, label=label)
+        _band(ax, values, color=colour, ls=line, lw=1.5, label=label)
     ax.legend(loc="best", handlelength=2.4, borderaxespad=.2)
 
 def _name_epochs(column):
@@ -534,9 +539,8 @@ def validation_curves(runs):
     for recipe, group in groups.items():
         mAP = 100*pd.concat([run.history.set_index("epoch").mAP for run in group], axis=1).dropna()
         colour, line = styles[recipe]
-        ax.fill_between(mAP.index, mAP.min(axis=1), mAP.max(axis=1), color=colour, alpha=.15, lw=0)
-        ax.plot(mAP.index, mAP.mean(axis=1), color=colour, ls=line, lw=1.8)
-        ends[recipe] = mAP.index[-1], mAP.mean(axis=1).iloc[-1], colour
+        mean = _band(ax, mAP, color=colour, ls=line, lw=1.8)
+        ends[recipe] = mAP.index[-1], mean.iloc[-1], colour
     ax.set(xlabel="epoch", ylabel="mAP on validation (%)", ylim=(0, None))
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(8, integer=True))
     ax.margins(x=.02)

@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from .data.market1501 import FOLDERS, read_market, read_market1501
 from .data.people import VERSION, make_people
 from .data.splits import hold_out
 from .distances import Euclidean
+from .networks.backbones import BACKBONES
 from .networks.embedder import embed_all
 from .recipes import get_recipe
 
@@ -74,19 +75,20 @@ def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data",
     changes = {name: type(protocol[name])(value) for name, value in changes.items()}
     config = protocol | changes | {"dataset": dataset, "recipe": recipe.name, "seed": seed, "settings": recipe.settings(settings)}
     if config["sampler"] == "native": config["sampler"] = recipe.native
-    for name, options in CHOICES.items(): choose(config[name], dict.fromkeys(options), name)
+    for name, options in CHOICES.items(): choose(config[name], options, name)
     table, images = table or fingerprinted(dataset, data)
     left = hold_out(table, config["validation"], config["split_seed"]).query("split == 'train'").pid.nunique()
     if config["p"] > left: raise InputError(f"p={config['p']} identities a batch cannot be drawn from the {left} that train; choose p up to {left}")
     return config | {"data": images, "code": code_fingerprint()}
 
-CHOICES = {"backbone": ("small", "resnet18", "resnet50"), "sampler": ("pk", "uniform"), "precision": ("float32", "bfloat16", "float16")}
+CHOICES = {"backbone": BACKBONES, "sampler": dict.fromkeys(("pk", "uniform")), "precision": dict.fromkeys(("float32", "bfloat16", "float16"))}
 
 def fingerprinted(dataset, data="data"):
     "(table of images, fingerprint of their bytes) of a dataset under the data folder."
     table = read_dataset(dataset, data)
     return table, fingerprint(table.path)[:12]
 
+@lru_cache   # what is imported does not change, and a study asks for it once a run
 def code_fingerprint():
     "Hash of the code that decides a run's numbers, whatever its comments: data, networks, losses, recipes, training, evaluation."
     package = Path(__file__).parent if "__file__" in globals() else Path("../reid_study").resolve()
