@@ -6,6 +6,8 @@
 __all__ = ['DISTANCES', 'Distance', 'check_embeddings', 'Euclidean', 'Cosine', 'get_distance']
 
 # %% ../nbs/01_distances.ipynb #f617078a
+import inspect
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -34,6 +36,10 @@ class Distance(nn.Module):
     def compare(self, x, y):
         "Prepared embeddings [M, D] and [N, D] -> distances [M, N]."
         raise NotImplementedError
+
+    def penalty(self, x):
+        "What a loss adds for embeddings x [N, D] because of this distance, a scalar; None: nothing."
+        return None
 
     def forward(self, x, y=None):
         "Embeddings x [M, D] and y [N, D] (None: x against itself) -> distances [M, N]."
@@ -81,6 +87,11 @@ class Cosine(Distance):
 # %% ../nbs/01_distances.ipynb #93f08352
 DISTANCES = {"euclidean": Euclidean, "cosine": Cosine}
 
-def get_distance(name):
-    "A distance from its name in `DISTANCES`; a `Distance` is returned as it is. Unknown names raise `InputError`."
-    return name if isinstance(name, Distance) else choose(name, DISTANCES, "distance")()
+def get_distance(name, dim=None):
+    """A distance from its name in `DISTANCES`; a `Distance` is returned as it is. Unknown names raise `InputError`.
+
+    `dim`: width of the embeddings, for a distance that owns weights.
+    """
+    if isinstance(name, Distance): return name
+    make = choose(name, DISTANCES, "distance")
+    return make(dim) if "dim" in inspect.signature(make).parameters else make()

@@ -37,5 +37,5 @@ def batch_hard(distances, pids, ref_pids=None):
 MINERS = {"batch_hard": batch_hard}
 
 def get_miner(name):
-    "A miner from its name in `MINERS`; a function is returned as it is. Unknown names raise `InputError`."
-    return name if callable(name) else choose(name, MINERS, "miner")
+    "A miner from its name in `MINERS`; a function is returned as it is; None and \"batch_all\" mean every tuple: None. Unknown names raise `InputError`."
+    return name if name is None or callable(name) else choose(name, MINERS | {"batch_all": None}, "miner")

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from ..core import InputError
 from .base import MetricLoss, mean
-from .mining import get_miner
 
 # %% ../../nbs/41_losses.triplet.ipynb #58439d36
 class TripletLoss(MetricLoss):
@@ -21,12 +20,12 @@ class TripletLoss(MetricLoss):
     Statistics: `active` (share of tuples whose hinge is open; for "soft", d_ap >= d_an), `d_ap`, `d_an`.
     """
     def __init__(self, margin=0.3, distance="euclidean", miner="batch_hard"):
-        super().__init__(distance, get_miner(miner))
+        super().__init__(distance, miner)
         if margin != "soft" and not (isinstance(margin, (int, float)) and margin >= 0):
             raise InputError(f"margin={margin!r} must be a number of at least 0, or 'soft'")
         self.margin = margin
 
-    def from_distances(self, distances, indices):
+    def from_distances(self, distances, pids, ref_pids=None, indices=None):
         if len(indices) != 3: raise InputError(f"triplets need indices (a, p, n), not a tuple of {len(indices)}")
         a, p, n = indices
         d_ap, d_an = distances[a, p], distances[a, n]
