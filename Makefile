@@ -1,4 +1,4 @@
-# make study | make test | make lab    (the first call makes the virtual environment)
+# make study | make study-all | make test | make lab    (the first call makes the virtual environment)
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -6,7 +6,7 @@ DATASET ?= people
 # one thread a process: notebooks, tests and runs go side by side
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study test lab readme book benchmark clean help
+.PHONY: study study-all test lab readme book benchmark clean help
 help:
 	@sed -n 1p Makefile
 
@@ -19,6 +19,9 @@ $(READY): constraints.txt settings.ini setup.py
 
 study: $(READY)  ## train the recipes on the dataset, write reports/DATASET.html
 	$(BIN)/reid-study study --dataset $(DATASET) $(ARGS)
+
+study-all: $(READY)  ## train every recipe of the library once, write reports/all/DATASET.html
+	$(BIN)/reid-study study --dataset $(DATASET) --recipes all --seeds 0 --out reports/all $(ARGS)
 
 test: $(READY)  ## notebooks clean and in step, chapters, pytest, study templates
 	$(BIN)/python -m pytest -q tests/test_repository.py
@@ -38,6 +41,8 @@ readme: $(READY)  ## README.md and docs/results.md from their notebooks
 benchmark: $(READY)  ## what must be fast; peers are optional
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/batch_all.py
 
 clean:
 	rm -rf .venv

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.script import Param, anno_parser
 
 from .core import InputError, choose
-from .recipes import get_recipe
+from .recipes import CORE, RECIPES, get_recipe
 
 # %% ../nbs/83_cli.ipynb #4d514398
 def _changes(text):
@@ -65,7 +65,7 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
 
 # %% ../nbs/83_cli.ipynb #fc5bfc09
 def study(dataset: str = "people",    # people or market1501
-          recipes: str = "identity,triplet,identity+triplet",  # Names of recipes, separated by commas
+          recipes: str = "core",      # core (the recipes of the question), all, or names separated by commas
           seeds: str = "0,1",         # Seeds, separated by commas
           set: _SET = None,
           data: str = "data",         # Folder that holds the datasets
@@ -82,7 +82,7 @@ def study(dataset: str = "people",    # people or market1501
     changes, settings = _changes(set)
     try: numbers = [int(s) for s in seeds.split(",")]
     except ValueError: raise InputError(f"--seeds {seeds!r} must be whole numbers separated by commas") from None
-    names = recipes.split(",")
+    names = {"core": CORE, "all": list(RECIPES)}.get(recipes) or recipes.split(",")
     known = {k for r in names for k in get_recipe(r).settings()}
     for name in settings: choose(name, dict.fromkeys(known), "setting of these recipes")
     table = fingerprinted(dataset, data)

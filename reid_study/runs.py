@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'PROTOCOLS', 'CHOICES', 'read_people', 'dataset_root', 'read_dataset', 'make_config', 'fingerprinted',
-           'code_fingerprint', 'run_id', 'open_data', 'partial_folder', 'train_run', 'finish_run', 'pair_histogram',
-           'ranking', 'view', 'environment', 'Run', 'read_run']
+           'code_fingerprint', 'code_of', 'run_id', 'open_data', 'partial_folder', 'train_run', 'finish_run', 'further',
+           'pair_histogram', 'ranking', 'view', 'environment', 'Run', 'read_run']
 
 # %% ../nbs/80_runs.ipynb #89638126
 import ast
@@ -24,13 +24,17 @@ import torch
 
 from .core import InputError, choose, cores, digest, read_json, write_json
 from .data.images import fingerprint, image_store
+from .data.augment import normalize
 from .data.market1501 import FOLDERS, read_market, read_market1501
 from .data.people import VERSION, make_people
+from .data.samplers import SAMPLERS
 from .data.splits import hold_out
-from .distances import Euclidean
+from .distances import Euclidean, Hamming, Manhattan, fit_kissme, fit_whitening
+from .losses.attributes import attribute_accuracy
+from .losses.diagnostics import collapse, gradient_share
 from .networks.backbones import BACKBONES
-from .networks.embedder import embed_all
-from .recipes import get_recipe
+from .networks.embedder import outputs_all
+from .recipes import LOSSES, get_recipe
 
 # %% ../nbs/80_runs.ipynb #7451ad65
 def read_people(root):
@@ -54,21 +58,23 @@ def read_dataset(dataset, data="data"):
 # %% ../nbs/80_runs.ipynb #d283e5f3
 _COMMON = dict(
     split_seed=0, height=64, width=32, backbone="small", pretrained=False, dim=256, p=16, k=4, sampler="pk",
-    flip=0.5, shift=1/16, erase=0.5, weight_decay=0.05, clip=5.0, precision="float32", validate_every=1, threads=1)
+    flip=0.5, shift=1/16, erase=0.5, weight_decay=0.05, clip=5.0, precision="float32", validate_every=2, threads=1)
 
 PROTOCOLS = {
-    "people": _COMMON | dict(validation=80, epochs=24, lr=3e-3),
-    "market1501": _COMMON | dict(validation=150, epochs=14, lr=3e-3)}
+    "people": _COMMON | dict(validation=80, epochs=16),
+    "market1501": _COMMON | dict(validation=150, epochs=10)}
 
 def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data", **changes):
-    """The full configuration of a run as a flat dictionary of JSON values; `changes` replace values of the dataset's protocol.
+    """The full configuration of a run as a flat dictionary of JSON values; `changes` replace values of the dataset's protocol,
+    and `lr` the recipe's learning rate.
 
     `settings` changes the recipe's, as {"triplet.margin": 0.5}; sampler="native" stands for the recipe's own.
     `table`: the dataset with its fingerprint, from `fingerprinted`, where many configurations are made of one.
     Raises `InputError` for an unknown dataset, recipe, setting or parameter, for values of another type or
     range, and for more identities in a batch than there are to train on.
     """
-    protocol, recipe = choose(dataset, PROTOCOLS, "dataset"), get_recipe(recipe)
+    recipe = get_recipe(recipe)
+    protocol = choose(dataset, PROTOCOLS, "dataset") | {"lr": recipe.lr}
     for name, value in changes.items(): _check(name, value, choose(name, protocol, "parameter"))
     _check("seed", seed, 0)
     recipe.build(2, settings)   # refuses settings that no loss accepts
@@ -79,22 +85,44 @@ def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data",
     table, images = table or fingerprinted(dataset, data)
     left = hold_out(table, config["validation"], config["split_seed"]).query("split == 'train'").pid.nunique()
     if config["p"] > left: raise InputError(f"p={config['p']} identities a batch cannot be drawn from the {left} that train; choose p up to {left}")
-    return config | {"data": images, "code": code_fingerprint()}
+    return config | {"data": images} | code_of(recipe.name)
 
-CHOICES = {"backbone": BACKBONES, "sampler": dict.fromkeys(("pk", "uniform")), "precision": dict.fromkeys(("float32", "bfloat16", "float16"))}
+CHOICES = {"backbone": BACKBONES, "sampler": SAMPLERS, "precision": dict.fromkeys(("float32", "bfloat16", "float16"))}
 
 def fingerprinted(dataset, data="data"):
     "(table of images, fingerprint of their bytes) of a dataset under the data folder."
     table = read_dataset(dataset, data)
     return table, fingerprint(table.path)[:12]
 
-@lru_cache   # what is imported does not change, and a study asks for it once a run
-def code_fingerprint():
-    "Hash of the code that decides a run's numbers, whatever its comments: data, networks, losses, recipes, training, evaluation."
+@lru_cache   # what is imported does not change, and a study asks for it often
+def code_fingerprint(*roots):
+    "Hash of the code of modules, such as losses.triplet, and of all that they import from this library, directly or not; comments and docstrings do not count."
+    seen, waiting = {}, list(roots)
+    while waiting:
+        if (name := waiting.pop()) in seen: continue
+        tree = seen[name] = _code(name)
+        here = ["reid_study", *name.split(".")]
+        for n in ast.walk(tree):   # nbdev writes imports within the package relative to the module
+            if isinstance(n, ast.ImportFrom) and n.level: waiting.append(".".join([*here[1:len(here) - n.level], n.module]))
+    return digest([[name, ast.dump(tree)] for name, tree in sorted(seen.items())])
+
+def _code(module):
+    "The syntax tree of a module without docstrings, without nbdev's list of names, and of `recipes` without its tables and their imports."
     package = Path(__file__).parent if "__file__" in globals() else Path("../reid_study").resolve()
-    files = [package/f"{name}.py" for name in ("distances", "recipes")]
-    for part in ("data", "networks", "losses", "training", "evaluation"): files += sorted((package/part).glob("*.py"))
-    return digest([[f.stem, ast.dump(ast.parse(f.read_text()))] for f in files])
+    tree = ast.parse(package.joinpath(*module.split(".")).with_suffix(".py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))] or [ast.Pass()]
+    left_out = (ast.Assign, ast.ImportFrom) if module == "recipes" else ()
+    tree.body = [n for n in tree.body if not isinstance(n, left_out) and not (isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__")]
+    return tree
+
+def code_of(recipe):
+    """The two fingerprints of a configuration: "code", which all recipes share (what the learner imports), and "loss_code", which
+    is of the recipe's own losses; the tables of all losses and recipes are in neither, this recipe's rows are in the second."""
+    losses = [LOSSES[t] for t in get_recipe(recipe).terms]
+    own = code_fingerprint(*dict.fromkeys(loss.make.__module__.removeprefix("reid_study.") for loss in losses))
+    return {"code": code_fingerprint("training.learner"), "loss_code": digest([own, *map(repr, losses)])}
 
 def _check(name, value, default):
     "Is `value` of the default's type (a whole number may stand for a fraction), and not negative, or zero where that means nothing?"
@@ -129,6 +157,7 @@ def train_run(config, data="data", runs="runs", device=None):
     from reid_study.training.learner import fit, make_learner
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(config["threads"])
+    torch.manual_seed(config["seed"])   # for what draws at random inside a loss
     folder = partial_folder(config, runs)
     folder.mkdir(parents=True, exist_ok=True)
     table, images = open_data(config, data)
@@ -147,24 +176,78 @@ def finish_run(config, learn, runs="runs", side_by_side=1):
 
     from reid_study.training.callbacks import evaluate_split
     started = time.perf_counter()
-    embeddings, table = embed_all(learn.model, learn.dls.valid).cpu(), learn.dls.valid.dataset
-    embedded = time.perf_counter()
+    outputs, table = {k: v.cpu() for k, v in outputs_all(learn.model, learn.dls.valid).items()}, learn.dls.valid.dataset
+    embedded, embeddings = time.perf_counter(), outputs["after"]
     result, history = evaluate_split(embeddings, table), learn.history.table
     scored, folder = time.perf_counter(), partial_folder(config, runs)
     seen = config["p"]*config["k"]*len(learn.dls.train)*len(history)
     write_json(folder/"config.json", config)
-    write_json(folder/"metrics.json", result.as_dict() | {
+    write_json(folder/"metrics.json", result.as_dict() | further(learn, outputs, result) | {
         "train_seconds": round(history.seconds.sum(), 2), "images_per_second": round(seen/history.seconds.sum(), 1),
         "embedding_seconds": round(embedded - started, 3), "evaluation_seconds": round(scored - embedded, 3),
-        "parameters": sum(p.numel() for p in learn.model.parameters())})
+        "parameters": sum(p.numel() for part in (learn.model, learn.loss_func) for p in part.parameters())})
     write_json(folder/"env.json", environment(config["threads"], learn.dls.device) | {"side_by_side": side_by_side})
     tables = {"per_query": result.table(), "pairs": pair_histogram(embeddings, table), "view": view(embeddings, table), "ranking": ranking(embeddings, table)}
     for name, t in tables.items(): t.to_parquet(folder/f"{name}.parquet", index=False)
-    save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, folder/"model.safetensors")
+    weights = learn.model.state_dict() | {f"objective.{k}": v for k, v in learn.loss_func.state_dict().items() if torch.is_tensor(v)}
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder/"model.safetensors")
     (folder/"checkpoint.pt").unlink()
     final = Path(runs)/run_id(config)
     os.replace(folder, final)
     return final
+
+# %% ../nbs/80_runs.ipynb #2d9b9c00
+def further(learn, outputs, result):
+    """What metrics.json holds beyond the primary retrieval: "retrievals" (mAP and rank-1 by distance), "attributes", "gradient_share", "collapse".
+
+    `outputs`: of the network, for the validation images, on the CPU. `result`: the primary `Retrieval`.
+    """
+    objective, table = learn.loss_func.cpu().eval(), learn.dls.valid.dataset
+    chance = float((result.matches/result.n_gallery).mean())
+    told = {name: collapse(learn.history.table, name, _at_a_point(term.loss, outputs[term.reads].shape[1]), chance)
+            for name, term in objective.terms.items() if f"{name}.d_an" in learn.history.table}
+    found = {"retrievals": _retrievals(learn, objective, outputs, table), "collapse": {name: text for name, text in told.items() if text}}
+    for name, term in objective.terms.items():
+        if term.target == "attributes": found["attributes"] = attribute_accuracy(outputs[name], learn.dls.valid.targets["attributes"].cpu())
+    if len(objective.terms) > 1: found["gradient_share"] = _gradient_share(learn, objective)
+    return found
+
+def _at_a_point(loss, dim):
+    "The value of a metric loss on a batch whose embeddings have all fallen onto one point."
+    with torch.no_grad(): return float(loss(torch.ones(64, dim), torch.arange(16).repeat_interleave(4)))
+
+def _retrievals(learn, objective, outputs, table):
+    from reid_study.training.callbacks import evaluate_split
+    after, (train, pids) = outputs["after"], _training_embeddings(learn)
+    tried = {name: (after, distance) for name, distance in (
+        ("euclidean", Euclidean()), ("manhattan", Manhattan()), ("hamming", Hamming()),
+        ("whitening", fit_whitening(train, pids)), ("kissme", fit_kissme(train, pids)))}
+    for name, term in objective.terms.items():
+        if own := _learned_distance(term.loss): tried[f"learned by {name}"] = outputs[term.reads], own
+    results = {name: evaluate_split(x, table, distance=distance) for name, (x, distance) in tried.items()}
+    return {name: {"mAP": r.mAP, "rank1": r.rank(1)} for name, r in results.items()}
+
+def _learned_distance(loss):
+    "The distance that a loss has learned weights for, or None."
+    distance = getattr(loss, "distance", None)
+    return distance if not isinstance(distance, torch.nn.Module) or any(True for _ in distance.parameters()) else None
+
+# %% ../nbs/80_runs.ipynb #4de916ea
+def _training_embeddings(learn, n=2048):
+    "(After-neck features, pids) of up to `n` training images, evenly spread, not augmented, on the CPU."
+    loader = learn.dls.train
+    rows = np.unique(np.linspace(0, len(loader.dataset) - 1, n).round().astype(int))
+    items = [loader.create_item(part) for part in np.array_split(rows, -(-len(rows)//256))]
+    outputs = outputs_all(learn.model, ((normalize(images), None) for images, _ in items))
+    return outputs["after"].cpu(), torch.cat([targets["pid"] for _, targets in items]).cpu()
+
+def _gradient_share(learn, objective):
+    "Each term's share of the gradient at the feature before the neck, on the next training batch."
+    images, targets = next(iter(learn.dls.train))
+    outputs = {name: v.cpu() for name, v in learn.model.eval()(images).items()}
+    targets = {name: v.cpu() for name, v in targets.items()}
+    terms = {name: term.weight*term.loss.compute(outputs[term.reads], targets[term.target])[0] for name, term in objective.terms.items()}
+    return {name: float(share) for name, share in gradient_share(terms, outputs["before"]).items()}
 
 # %% ../nbs/80_runs.ipynb #150410be
 def _query_gallery(embeddings, table):

@@ -83,3 +83,15 @@ def test_pages_are_in_step():
 def test_losses_load_without_fastai():
     code = "import sys; from reid_study.losses.triplet import TripletLoss; print('fastai' in sys.modules, 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
+
+
+def test_learning_rates_are_those_that_the_search_chose():
+    "Each recipe's rate is the one with the highest mAP in the committed table."
+    import pandas as pd
+
+    from reid_study.recipes import RECIPES
+    table = pd.read_csv(ROOT/"results"/"market1501_learning_rates.csv")
+    assert set(table.recipe) == set(RECIPES)
+    assert set(table.groupby("recipe").lr.nunique()) == {table.lr.nunique()}, "every recipe was tried at every rate"
+    best = table.loc[table.groupby("recipe").mAP.idxmax()].set_index("recipe").lr
+    assert best.to_dict() == {name: r.lr for name, r in RECIPES.items()}

@@ -15,6 +15,7 @@ import torch
 from fastai.callback.core import Callback, CancelValidException
 
 from ..core import InputError, whole
+from ..distances import Distance, Euclidean
 from ..evaluation.retrieval import evaluate_retrieval
 from ..networks.embedder import embed_all
 
@@ -48,7 +49,7 @@ class LossLog(Callback):
         bad = [name for name, ok in zip(self.names, self.sums.isfinite().tolist()) if not ok]
         if bad: raise FloatingPointError(
             f"{', '.join(bad)} not finite in epoch {self.epoch + 1}, by step {self.steps}, at learning rate "
-            f"{self.opt.hypers[-1]['lr']:.2g}; lower the learning rate, clip gradients, or train in float32")
+            f"{self.opt.hypers[0]['lr']:.2g}; lower the learning rate, clip gradients, or train in float32")
 
 # %% ../../nbs/61_training.callbacks.ipynb #9288d1d5
 class RetrievalMetrics(Callback):
@@ -66,14 +67,18 @@ class RetrievalMetrics(Callback):
         raise CancelValidException
 
 # %% ../../nbs/61_training.callbacks.ipynb #d909c7b7
-def evaluate_split(embeddings, table, **options):
-    "Retrieval across cameras on embeddings [N, D] of a table's rows: its split query against its split gallery."
+def evaluate_split(embeddings, table, distance=Euclidean()):
+    """Retrieval across cameras on embeddings [N, D] of a table's rows: its split query against its split gallery.
+
+    `distance`: a `Distance`, or a function of queries [M, D] and gallery [N, D] that gives distances [M, N].
+    """
     part = {}
     for split in ("query", "gallery"):
         rows = np.flatnonzero(table.split == split)
         part[split] = embeddings[torch.as_tensor(rows, device=embeddings.device)], table.pid.to_numpy()[rows], table.camid.to_numpy()[rows]
     (q, q_pids, q_cams), (g, g_pids, g_cams) = part["query"], part["gallery"]
-    return evaluate_retrieval(q, g, q_pids, g_pids, q_cams, g_cams, **options)
+    if isinstance(distance, Distance): return evaluate_retrieval(q, g, q_pids, g_pids, q_cams, g_cams, distance)
+    return evaluate_retrieval(lambda start, stop: distance(q[start:stop], g), None, q_pids, g_pids, q_cams, g_cams)
 
 # %% ../../nbs/61_training.callbacks.ipynb #1a35e393
 class History(Callback):
@@ -87,7 +92,7 @@ class History(Callback):
 
     def after_epoch(self):
         if not self.loss_log.means: return        # an epoch that a resumed run skips
-        row = {"lr": self.opt.hypers[-1]["lr"], **self.loss_log.means, **self.retrieval_metrics.latest, "seconds": self.seconds}
+        row = {"lr": self.opt.hypers[0]["lr"], **self.loss_log.means, **self.retrieval_metrics.latest, "seconds": self.seconds}
         self.rows.append({"epoch": self.epoch + 1} | {name: float(value) for name, value in row.items()})
         self.loss_log.means = {}
         if self.path:

@@ -1,0 +1,322 @@
+"""What every loss has to hold, whoever wrote it: light imports, refused input, statistics, PML's call shape, half precision, degenerate batches, training."""
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import reid_study.distances
+import reid_study.losses
+from reid_study.core import InputError
+from reid_study.data.market1501 import ATTRIBUTES
+from reid_study.distances import DISTANCES, get_distance
+from reid_study.losses.base import MetricLoss
+from reid_study.losses.mining import MINERS
+from reid_study.networks.heads import BNNeck
+from reid_study.recipes import FILLED, LOSSES, RECIPES
+from reid_study.testing import check_degenerate
+
+CLASSES, DIM = 4, 8
+MODULES = sorted(m.name for m in pkgutil.iter_modules(reid_study.losses.__path__, "reid_study.losses."))
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+# every loss with its defaults, and every reading, miner, distance and fusion of those that have a choice
+VARIANTS = {name: (name, {}) for name in LOSSES}
+VARIANTS |= {f"triplet {miner}": ("triplet", {"miner": miner}) for miner in (*MINERS, "batch_all")}
+VARIANTS |= {f"triplet {distance}": ("triplet", {"distance": distance}) for distance in DISTANCES}
+VARIANTS |= {"triplet soft": ("triplet", {"margin": "soft"}), "triplet active": ("triplet", {"reduction": "active"}),
+             "improved_triplet inside": ("improved_triplet", {"reading": "inside"}), "improved_triplet all": ("improved_triplet", {"miner": None}),
+             "quadruplet anchor": ("quadruplet", {"reading": "anchor"}), "quadruplet all": ("quadruplet", {"miner": None}),
+             "memory triplet": ("memory", {"loss": "triplet"}), "multi_similarity all": ("multi_similarity", {"epsilon": None})}
+VARIANTS |= {f"verification {fusion}": ("verification", {"fusion": fusion}) for fusion in ("absolute", "product", "concatenation")}
+
+
+def make(variant, **changes):
+    "The loss of a variant, with CLASSES identities and embeddings DIM wide, from a seed."
+    name, settings = VARIANTS[variant]
+    kind = LOSSES[name].make
+    filled = {"classes": CLASSES, "dim": DIM, "counts": None}
+    settings = {k: v for k, v in filled.items() if k in inspect.signature(kind).parameters} | settings | changes
+    if settings.get("distance"): settings["distance"] = get_distance(settings["distance"], DIM) if settings["distance"] in DISTANCES else settings["distance"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loss = kind(**settings)
+        for p in loss.parameters():
+            if not p.any(): torch.nn.init.normal_(p)        # a classifier of zeros moves no feature
+    return loss
+
+
+def batch(variant, pids=(0, 0, 0, 1, 1, 2, 3, 3), device="cpu", dtype=torch.float, seed=1):
+    "What the loss of a variant is called with: (input with gradient, target). Identities are of unequal size."
+    name, g = VARIANTS[variant][0], torch.Generator().manual_seed(seed)
+    width = {"identity": CLASSES, "attributes": 39}.get(name, DIM)
+    x = torch.randn(len(pids), width, generator=g).to(device, dtype).requires_grad_()
+    if name != "attributes": return x, torch.tensor(pids, dtype=torch.long, device=device)
+    return x, torch.randint(-1, 2, (len(pids), len(ATTRIBUTES)), generator=g).to(device)
+
+
+def seeded(call, *args, **kwargs):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return call(*args, **kwargs)
+
+
+METRIC = [v for v, (name, _) in VARIANTS.items() if issubclass(LOSSES[name].make, MetricLoss)]
+REFERRING = METRIC + ["memory", "memory triplet"]                   # those that accept tuples and references
+
+
+# ---- imports and documentation
+
+def test_losses_load_torch_only():
+    code = f"""import importlib, sys
+for name in {MODULES}:
+    importlib.import_module(name)
+    for heavy in ("fastai", "fastcore", "pandas", "matplotlib", "scipy", "sklearn", "IPython"):
+        if heavy in sys.modules: sys.exit(f"{{name}} imports {{heavy}}")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", [*MODULES, "reid_study.distances"])
+def test_everything_public_is_documented(module):
+    module = importlib.import_module(module)
+    public = [o for n, o in vars(module).items() if not n.startswith("_") and (inspect.isclass(o) or inspect.isfunction(o)) and o.__module__ == module.__name__]
+    assert public
+    bare = [o.__qualname__ for o in public if not (o.__doc__ or "").strip() or o.__doc__.startswith(f"{o.__name__}(")]     # a dataclass writes its signature
+    bare += [f"{o.__qualname__}.compute" for o in public if inspect.isclass(o) and hasattr(o, "compute") and not inspect.getdoc(o.compute)]
+    assert not bare, f"without a docstring: {bare}"
+
+
+# ---- bad input
+
+MISSHAPEN = {
+    "input of one dimension": lambda x, y: (x[:, 0], y), "input of three dimensions": lambda x, y: (x[:, :, None], y),
+    "too few targets": lambda x, y: (x, y[1:]), "too many targets": lambda x, y: (x, torch.cat([y, y[:1]])),
+    "targets of another dimension": lambda x, y: (x, y[..., None]), "integer input": lambda x, y: (x.detach().long(), y)}
+
+@pytest.mark.parametrize("what", MISSHAPEN)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_misshapen_batch_is_refused(name, what):
+    with pytest.raises(InputError): make(name)(*MISSHAPEN[what](*batch(name)))
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if "dim" in inspect.signature(LOSSES[n].make).parameters])
+def test_embeddings_of_another_width_are_refused(name):
+    x, pids = batch(name)
+    with pytest.raises(InputError): make(name)(x[:, 1:], pids)
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if "classes" in inspect.signature(LOSSES[n].make).parameters])
+@pytest.mark.parametrize("pid", [-1, CLASSES])
+def test_a_pid_without_a_class_is_refused(name, pid):
+    x, pids = batch(name)
+    pids[0] = pid
+    with pytest.raises(InputError, match=str(CLASSES - 1)): make(name)(x, pids)
+
+
+NUMBERS = [-0.1, float("nan"), float("inf"), "0.3", None]
+BAD = {"margin": NUMBERS, "alpha": NUMBERS, "beta": NUMBERS, "weak": NUMBERS, "bound": NUMBERS, "epsilon": NUMBERS[:-1],
+       "scale": [0, *NUMBERS], "temperature": [0, *NUMBERS], "negatives": [0, *NUMBERS], "memory_weight": NUMBERS,
+       "label_smoothing": [1, *NUMBERS], "base": [1.1, *NUMBERS], "size": [0, 1.5, None], "start": [-1, 1.5, None],
+       "classes": [0, 1.5, None], "dim": [0, 1.5, None], "counts": [[1, 2], [-1]*39],
+       "distance": ["manhatten"], "miner": ["hardest"], "reduction": ["sum"], "reading": ["sideways"], "fusion": ["sum"], "loss": ["quadruple"]}
+GOOD = {("memory", "margin"): [None], ("memory", "loss"): [], ("quadruplet", "miner"): []}       # margin=None: the inner loss's own
+FREE = {"normalize"}
+
+def settings_of(name): return [p for p in inspect.signature(LOSSES[name].make).parameters if p not in FREE]
+
+@pytest.mark.parametrize("name, setting", [(n, s) for n in LOSSES for s in settings_of(n)])
+def test_a_bad_setting_is_refused_by_its_name(name, setting):
+    assert setting in BAD, f"the table of bad settings lacks {setting}"
+    for value in BAD[setting]:
+        if value in GOOD.get((name, setting), ()): continue
+        try: make(name, **{setting: value})
+        except InputError as e: assert setting in str(e), f"{setting}={value!r}: the message does not name it: {e}"
+        except Exception as e: pytest.fail(f"{setting}={value!r}: {type(e).__name__}, {e}")
+        else: pytest.fail(f"{setting}={value!r} is accepted")
+
+
+def test_margins_of_quadruplets_are_ordered():
+    for alpha, beta in ((0.2, 0.2), (0.1, 0.2), (0.2, 0)):
+        with pytest.raises(InputError, match="alpha > beta > 0"): make("quadruplet", alpha=alpha, beta=beta)
+
+
+@pytest.mark.parametrize("variant", REFERRING)
+def test_bad_references_are_refused(variant):
+    loss, (x, pids) = make(variant), batch(variant)
+    bad = [dict(ref_emb=x), dict(ref_labels=pids), dict(ref_emb=x, ref_labels=pids[1:]), dict(ref_emb=x[:, 1:], ref_labels=pids),
+           dict(ref_emb=x.detach().long(), ref_labels=pids), dict(indices_tuple=(pids, pids))]
+    for arguments in bad:
+        with pytest.raises(InputError): loss(x, pids, **arguments)
+
+
+# ---- values and statistics
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_statistics_are_detached_scalars_on_the_device(variant, device):
+    loss, (x, target) = make(variant).to(device), batch(variant, device=device)
+    for _ in range(2):                                              # the second time a memory is not empty
+        with torch.device("meta"):                                  # a tensor made without a device lands there, and fails
+            value, statistics = seeded(loss.compute, x, target)
+        assert statistics
+        assert value.shape == () and value.device.type == device and value.requires_grad and value.isfinite() and value > 0
+        for key, s in statistics.items():
+            assert isinstance(s, torch.Tensor) and s.shape == () and s.device.type == device and not s.requires_grad and s.isfinite(), key
+            if key.startswith(("active", "accuracy", "memory_active")): assert 0 <= s <= 1, key
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_is_the_value_that_compute_gives(variant):
+    x, target = batch(variant)
+    assert torch.equal(seeded(make(variant), x, target), seeded(make(variant).compute, x, target)[0])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_batch_is_left_as_it_was(variant):
+    x, target = batch(variant)
+    before = x.detach().clone(), target.clone()
+    seeded(make(variant), x, target).backward()
+    assert torch.equal(x, before[0]) and torch.equal(target, before[1]) and x.grad.any()
+
+
+# ---- the call shape of pytorch-metric-learning
+
+def learns_from(variant, *args, **kwargs):
+    "The rows of the batch, and of the references, that have a gradient."
+    x, ref = args[0], kwargs.get("ref_emb")
+    value = seeded(make(variant), *args, **kwargs)
+    assert value.isfinite() and value > 0
+    grads = torch.autograd.grad(value, [x] if ref is None else [x, ref])
+    return [g.abs().sum(1).nonzero()[:, 0].tolist() for g in grads]
+
+INDICES = {"triplets": [[0, 1], [1, 0], [3, 4]], "pairs": [[0, 3], [1, 4], [0, 4], [3, 1]]}       # rows 2, 5, 6, 7 are in none
+
+@pytest.mark.parametrize("shape", INDICES)
+@pytest.mark.parametrize("variant", [v for v in METRIC if not v.startswith("quadruplet") and v != "triplet hamming"])
+def test_tuples_say_who_learns(variant, shape):
+    x, pids = batch(variant)
+    with torch.no_grad(): x[0] += 3*x[3]; x[1] -= 3*x[4]            # far positives and near negatives: every hinge is open
+    rows, = learns_from(variant, x, pids, tuple(torch.tensor(i) for i in INDICES[shape]))
+    assert rows and set(rows) <= {0, 1, 3, 4}
+
+
+@pytest.mark.parametrize("variant", ["quadruplet", "quadruplet anchor"])
+def test_quadruplets_say_who_learns(variant):
+    x, pids = batch(variant)
+    quadruplets = tuple(torch.tensor(i) for i in ([0], [1], [3], [6]))
+    assert set(learns_from(variant, x, pids, quadruplets)[0]) <= {0, 1, 3, 6}
+    assert set(learns_from(variant, x, pids, quadruplets[:3])[0]) & {5, 6, 7}     # the miner added a second negative
+
+
+@pytest.mark.parametrize("variant", [v for v in REFERRING if v not in ("quadruplet", "quadruplet all")])
+def test_references_are_what_the_batch_is_compared_with(variant):
+    x, pids = batch(variant)
+    ref, ref_pids = batch("contrastive", (3, 0, 1, 0, 2, 1), seed=2)
+    rows, columns = learns_from(variant, x, pids, ref_emb=ref, ref_labels=ref_pids)
+    assert rows and columns
+    value = lambda *args: seeded(make(variant), x, pids, None, *args).item()
+    if not random(variant): assert value(ref.flip(0), ref_pids.flip(0)) == pytest.approx(value(ref, ref_pids), rel=1e-5)
+    assert value(-ref, ref_pids) != pytest.approx(value(ref, ref_pids), rel=1e-5)
+    triplets = torch.tensor([0]), torch.tensor([1]), torch.tensor([2])            # references 1 and 2 have pids 0 and 1
+    if variant not in ("quadruplet anchor", "triplet hamming", "memory", "memory triplet"):
+        with torch.no_grad(): ref[1], ref[2] = -x[0], 0.9*x[0] + 0.1*ref[2]
+        rows, columns = learns_from(variant, x, pids, triplets, ref_emb=ref, ref_labels=ref_pids)
+        assert rows == [0] and set(columns) <= {1, 2} and columns
+
+
+def random(variant): return variant.split()[-1] in ("random", "distance_weighted")
+
+
+@pytest.mark.parametrize("variant", ["quadruplet", "quadruplet all"])
+def test_pairs_of_two_negatives_need_them_in_one_batch(variant):
+    x, pids = batch(variant)
+    with pytest.raises(InputError, match="anchor"): make(variant)(x, pids, ref_emb=x, ref_labels=pids)
+
+
+# ---- precision and degenerate batches
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_autocast_changes_nothing(variant, dtype):
+    "On half precision embeddings, under autocast, the value is that of the same embeddings in float32."
+    (x, target), loss = batch(variant, dtype=dtype), make(variant)
+    loss.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16): value = seeded(loss, x, target)
+    value.backward()
+    assert value.dtype == torch.float32 and x.grad.isfinite().all() and x.grad.any()
+    assert value.item() == pytest.approx(seeded(make(variant), x.detach().float(), target).item(), rel=1e-5)
+
+
+ALSO_FROM_ONE_KIND = {"cosface", "arcface", "circle_class", "center", "contrastive", "memory", "proxy_anchor", "triplet hamming"}   # no tuple is needed to learn
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if VARIANTS[v][0] not in ("identity", "attributes")])
+def test_degenerate_batches(variant):
+    check_degenerate(make(variant), DIM, zero=variant not in ALSO_FROM_ONE_KIND)
+
+
+@pytest.mark.parametrize("variant, case", [("identity", "no image"), ("attributes", "no image"), ("attributes", "nothing known")])
+def test_nothing_to_classify_is_a_zero_with_a_graph(variant, case):
+    x, target = batch(variant, () if case == "no image" else (0, 1, 2))
+    if case == "nothing known": target.fill_(-1)
+    value, statistics = make(variant).compute(x, target)
+    value.backward()
+    assert value == 0 and x.grad is not None and not x.grad.any() and all(s.isfinite() for s in statistics.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_large_and_small_inputs_give_finite_gradients(variant):
+    for scale in (1e-4, 1e4):
+        x, target = batch(variant)
+        x = (scale*x).detach().requires_grad_()
+        loss = make(variant)
+        seeded(loss, x, target).backward()
+        for g in [x.grad, *(p.grad for p in loss.parameters() if p.requires_grad)]: assert g is not None and g.isfinite().all()
+
+
+# ---- recipes
+
+class Toy(torch.nn.Module):
+    "A neck and heads on free embeddings: the outputs of an `Embedder` without a backbone."
+    def __init__(self, images, heads):
+        super().__init__()
+        self.before, self.neck = torch.nn.Parameter(torch.randn(images, DIM)), BNNeck(DIM)
+        self.heads = torch.nn.ModuleDict({name: make(DIM) for name, make in heads.items()})
+
+    def forward(self):
+        after = self.neck(self.before)
+        return {"before": self.before, "after": after} | {name: head(after) for name, head in self.heads.items()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_training_lowers_a_recipes_objective(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        heads, objective = RECIPES[name].build(CLASSES, dim=DIM)
+        network = Toy(4*CLASSES, heads)
+        targets = {"pid": torch.arange(CLASSES).repeat_interleave(4), "attributes": torch.randint(0, 2, (4*CLASSES, len(ATTRIBUTES)))}
+        optimizer = torch.optim.Adam([*network.parameters(), *objective.parameters()], 0.05)
+        terms = []
+        for _ in range(60):
+            optimizer.zero_grad()
+            total = objective(network(), targets)
+            total.backward()
+            optimizer.step()
+            assert total.isfinite() and all(v.isfinite() and not v.requires_grad for v in objective.log.values())
+            terms.append([total.item(), *(objective.log[t].item() for t in objective.terms)])
+    terms = torch.tensor(terms)
+    first, final = terms[:5].mean(0), terms[-5:].mean(0)
+    assert (final < 0.8*first).all(), dict(zip(("total", *objective.terms), zip(first.tolist(), final.tolist())))
+
+
+def test_every_loss_is_in_a_recipe():
+    assert {t for r in RECIPES.values() for t in r.terms} == set(LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_a_recipe_fills_in_has_no_default(name):
+    parameters = inspect.signature(LOSSES[name].make).parameters
+    assert all(p.default is not inspect.Parameter.empty for n, p in parameters.items() if n not in FILLED)
