@@ -2,11 +2,11 @@
 
     python benchmarks/losses.py --out results/benchmarks/losses.json
 
-Both sides are made once, with the same settings and weights, and have to give the same value and gradient before they
-are timed; the notes say what had to be done for that, and where it cannot be. They take turns, ours, theirs, ours, theirs, and a figure
-is the median over rounds of the ratio within a round. With one thread on a CPU, time is CPU time, which other programs disturb less.
-Ours computes its statistics (active fraction, mean distances,
-accuracy) in every call; PML's are off, as by default. PML enumerates pairs and triplets; a side that needs more than `--gigabytes` is recorded as "out of memory".
+Both sides are made once, with the same settings and weights, and have to give the same value and gradient before they are
+timed; the notes say what had to be done for that, and where it cannot be. They take turns, ours, theirs, ours, theirs, and a
+figure is the median over rounds of the ratio within a round. With one thread on a CPU, time is CPU time, which other programs
+disturb less. Ours computes its statistics (active fraction, mean distances, accuracy) in every call; PML's are off, as by
+default. PML enumerates pairs and triplets; a side that needs more than `--gigabytes` is recorded as "out of memory".
 """
 import gc
 import json
@@ -93,7 +93,8 @@ PAIRS = {
     "cross-batch memory": lambda batch, dim: Contest(
         CrossBatchMemory(dim, ContrastiveLoss(1.0), size=MEMORY), losses.CrossBatchMemory(contrastive(), dim, MEMORY), warm=MEMORY//batch + 1,
         same="in value", note=f"compared with an empty memory, timed with {MEMORY} embeddings in it: there PML takes one mean over batch and memory, "
-                              "ours one for each; PML compares the batch with its copy in the memory, so half of the gradient of its own pairs is lost")}
+                              "ours one for each. PML's memory holds a copy of the batch, so half of the gradient of the batch's own pairs is lost; "
+                              f"with {MEMORY} images in a batch it holds nothing else, and ours compares twice as many pairs")}
 
 CLASSIFIERS = {
     f"{name}, {classes} identities": (lambda batch, dim, ours=ours, theirs=theirs, margin=margin, classes=classes:

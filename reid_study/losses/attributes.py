@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import InputError
+from .identity import check_logits, check_smoothing
 
 # %% ../../nbs/31_losses.attributes.ipynb #c3980dfc
 TASKS = {"age": 4} | dict.fromkeys("backpack bag handbag clothes down up hair hat gender".split(), 2) | {"upper_colour": 8, "lower_colour": 9}
@@ -70,7 +71,7 @@ class AttributeLoss(nn.Module):
     """
     def __init__(self, counts=None, label_smoothing=0.0):
         super().__init__()
-        if not 0 <= label_smoothing < 1: raise InputError(f"label_smoothing={label_smoothing} must be in [0, 1)")
+        check_smoothing(label_smoothing)
         self.label_smoothing = label_smoothing
         self.register_buffer("weights", None if counts is None else class_weights(counts), persistent=False)
 
@@ -81,6 +82,7 @@ class AttributeLoss(nn.Module):
         nothing is known. `accuracy`: averaged in the same way. Raises `InputError` for shapes that do not fit, and
         for a class that a task does not have (on a CPU; on other devices, where asking would wait, the loss is infinite).
         """
+        check_logits(logits)
         targets = attribute_targets(attributes)
         if len(logits) != len(targets): raise InputError(f"{len(logits)} rows of logits and {len(targets)} of attributes; give one of each an image")
         if targets.device.type == "cpu": _check_targets(targets)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REDUCTIONS', 'MetricLoss', 'check_pids', 'pair_masks', 'mean', 'tally', 'settle', 'check_margin', 'check_positive',
-           'check_reduction', 'log_sum_exp', 'not_empty', 'mean_distances', 'anchor_mean']
+           'check_whole', 'check_reduction', 'log_sum_exp', 'not_empty', 'mean_distances', 'anchor_mean']
 
 # %% ../../nbs/40_losses.base.ipynb #eac37918
 import torch
@@ -95,6 +95,10 @@ def check_positive(name, value):
     "Raise `InputError` unless a setting is a finite number above 0."
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise InputError(f"{name}={value!r} must be a number above 0")
+
+def check_whole(name, value, least=1):
+    "Raise `InputError` unless a setting is a whole number of at least `least`."
+    if isinstance(value, bool) or not isinstance(value, int) or value < least: raise InputError(f"{name}={value!r} must be a whole number of at least {least}")
 
 def check_reduction(name):
     "The reduction, or an `InputError` if it isn't one of `REDUCTIONS`."

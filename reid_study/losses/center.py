@@ -8,10 +8,10 @@ __all__ = ['CenterLoss']
 # %% ../../nbs/34_losses.center.ipynb #bf93ddbd
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from .base import mean
-from .margin_softmax import check_batch, check_size
+from ..distances import unit
+from .base import check_whole, mean
+from .margin_softmax import check_batch
 
 # %% ../../nbs/34_losses.center.ipynb #233d88e0
 class CenterLoss(nn.Module):
@@ -23,7 +23,7 @@ class CenterLoss(nn.Module):
     """
     def __init__(self, classes, dim, normalize=True):
         super().__init__()
-        check_size(classes, dim)
+        check_whole("classes", classes); check_whole("dim", dim)
         self.normalize = normalize
         self.centres = nn.Parameter(torch.zeros(classes, dim))
 
@@ -32,7 +32,7 @@ class CenterLoss(nn.Module):
         check_batch(embeddings, pids, *self.centres.shape)
         with torch.autocast(embeddings.device.type, enabled=False):
             x = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-            if self.normalize: x = F.normalize(x, dim=1)
+            if self.normalize: x = unit(x)
             squared = (x - self.centres.index_select(0, pids)).square().sum(1)
         return mean(squared)/2, {"d_ap": mean(squared.detach().sqrt())}
 

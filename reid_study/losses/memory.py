@@ -11,6 +11,7 @@ from torch import nn
 
 from ..core import InputError, choose
 from ..distances import get_distance
+from .base import check_whole
 from .contrastive import ContrastiveLoss
 from .triplet import TripletLoss
 
@@ -83,8 +84,7 @@ class CrossBatchMemory(nn.Module):
 # %% ../../nbs/43_losses.memory.ipynb #c919109a
 def _check(dim, size, memory_weight, start):
     "Raise `InputError` for numbers that make no memory."
-    for name, value, least in (("dim", dim, 1), ("size", size, 1), ("start", start, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least: raise InputError(f"{name}={value!r} must be a whole number of at least {least}")
+    check_whole("dim", dim); check_whole("size", size); check_whole("start", start, 0)
     if isinstance(memory_weight, bool) or not isinstance(memory_weight, (int, float)) or not 0 <= memory_weight < float("inf"):
         raise InputError(f"memory_weight={memory_weight!r} must be a number of at least 0")
 

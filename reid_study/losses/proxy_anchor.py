@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .base import check_margin, check_positive, mean
-from .margin_softmax import check_batch, check_size, cosine_logits
+from .base import check_margin, check_positive, check_whole, mean
+from .margin_softmax import check_batch, cosine_logits
 
 # %% ../../nbs/49_losses.proxy_anchor.ipynb #352bb615
 def log1p_sum_exp(z, groups, n):
@@ -30,7 +30,7 @@ class ProxyAnchorLoss(nn.Module):
     """
     def __init__(self, classes, dim, margin=0.1, scale=32.0):
         super().__init__()
-        check_size(classes, dim)
+        check_whole("classes", classes); check_whole("dim", dim)
         check_margin("margin", margin)
         check_positive("scale", scale)
         self.margin, self.scale = margin, scale

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import InputError
-from .base import check_pids, mean
+from ..distances import check_embeddings, unit
+from .base import check_pids, check_positive, check_whole, mean
 from ..networks.heads import VerificationHead
 
 # %% ../../nbs/32_losses.verification.ipynb #e8c6a48e
@@ -44,8 +45,7 @@ class VerificationLoss(nn.Module):
     """
     def __init__(self, dim, fusion="squared", negatives=16):
         super().__init__()
-        if not isinstance(negatives, (int, float)) or not 0 < negatives < float("inf"):
-            raise InputError(f"negatives={negatives!r} must be a number above 0: negative pairs for each positive pair")
+        check_whole("dim", dim); check_positive("negatives", negatives)
         self.head, self.dim, self.negatives = VerificationHead(dim, fusion), dim, negatives
 
     def compute(self, embeddings, pids):
@@ -53,6 +53,7 @@ class VerificationLoss(nn.Module):
 
         `accuracy`, of all pairs; `accuracy_positive` and `accuracy_negative`. Raises `InputError` for shapes that do not fit.
         """
+        check_embeddings(embeddings)
         check_pids(embeddings, pids)
         i, j, positives = draw_pairs(pids, self.negatives)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -81,6 +82,6 @@ class VerificationLoss(nn.Module):
     def _prepare(self, x):
         "Embeddings [N, D] of length √D, in the precision of the head."
         if x.ndim != 2 or x.shape[1] != self.dim: raise InputError(f"embeddings are {list(x.shape)}, but this loss was made for [N, {self.dim}]; make it with their width")
-        return F.normalize(x.to(self.head.linear.weight.dtype), dim=1)*self.dim**0.5
+        return unit(x.to(self.head.linear.weight.dtype))*self.dim**0.5
 
     def extra_repr(self): return f"negatives={self.negatives}"
