@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .core import InputError, digest, whole
+from .evaluation.retrieval import chance_mAP
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
 from .runs import read_run
 
@@ -130,7 +131,9 @@ def protocol_sentence(runs):
     "Markdown: what every run did, from its configuration, its evaluation and its machine."
     c, m, seeds, rules = runs[0].config, runs[0].metrics, _seeds(runs), runs[0].metrics["protocol"]
     weights = "pretrained on ImageNet" if c["pretrained"] else "random initial weights, the same for every recipe"
-    batch = _own(runs, "sampler", {"pk": f"{c['p']} identities with {c['k']} images each", "uniform": "drawn uniformly"}.get)
+    batch = _own(runs, "sampler", {
+        "pk": f"{c['p']} identities with {c['k']} images each", "uniform": "drawn uniformly", "pairs": "a positive and a negative pair after another",
+        "triplets": "triplets", "quadruplets": "quadruplets"}.__getitem__)
     camera = ("a gallery image of the query's person from the query's own camera is ignored, so every match is across cameras"
               if m["cameras"] and rules["same_camera"] == "junk" else "every gallery image of the query's person counts, whatever its camera")
     dropped = f"; {_counted(m['dropped'], 'query', 'queries')} without a match left out" if m["dropped"] else ""
@@ -243,13 +246,13 @@ def styled(draw):
     return inside
 
 def recipe_styles(names):
-    "Recipe name -> (colour, line style): the family's colour, in its shades."
+    "Recipe name -> (colour, line style): the family's colour, in shades while they can be told apart."
     members = {}
     for name in names: members.setdefault(get_recipe(name).family, []).append(name)
     lines, styles = ["-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5))], {}
     for family, group in members.items():
         for i, name in enumerate(group):
-            shade = 0 if len(group) == 1 else -.35 + .6*i/(len(group) - 1)
+            shade = 0 if len(group) == 1 or len(group) > FEW else -.35 + .6*i/(len(group) - 1)
             colour = np.array(mpl.colors.to_rgb(FAMILY_COLOURS[family]))
             colour = colour + (1 - colour)*shade if shade > 0 else colour*(1 + shade)
             styles[name] = mpl.colors.to_hex(colour), lines[i % len(lines)]
@@ -499,7 +502,7 @@ def ranked_galleries(runs, data, queries=None):
     Right images are framed green with a tick, wrong ones red and dashed with a cross. Raises `InputError` if recipes ranked different queries.
     """
     firsts = {recipe: group[0].ranking for recipe, group in by_recipe(runs).items() if recipe in _foremost(runs)}
-    chosen, styles, parts = _unique(next(iter(firsts.values())).query_path), recipe_styles(firsts), []
+    chosen, styles, parts = _unique(next(iter(firsts.values())).query_path), recipe_styles(by_recipe(runs)), []
     for recipe, table in firsts.items():
         if _unique(table.query_path) != chosen: raise InputError(f"the run of {recipe} ranked other queries than the first recipe; make its run again")
     queries = queries or max(2, min(6, 24//len(firsts)))
@@ -521,7 +524,9 @@ def ranked_galleries(runs, data, queries=None):
 def galleries(runs, data=None, show_people=None):
     "HTML: the ranked galleries, or the sentence that says why they are left out (see `hidden_people`)."
     reason = hidden_people(runs, data, show_people)
-    if not reason: return ranked_galleries(runs, data)
+    shown, some = _foremost(runs), ""
+    if len(shown) < len(by_recipe(runs)): some = f"<p>Shown are the {len(shown)} recipes that are the best of their family.</p>"
+    if not reason: return some + ranked_galleries(runs, data)
     return "<p>" + re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(reason)) + "</p>"
 
 # %% ../nbs/82_report.ipynb #20acb037
@@ -532,7 +537,9 @@ def _curves(history):
     terms = [c for c in history if "." not in c and c not in ("epoch", "lr", "loss", "mAP", "rank1", "seconds")]
     found = {"loss": [(c, c) for c in terms], "share": [], "distance": []}
     if len(terms) > 1: found["loss"].insert(0, ("loss", "weighted sum"))
-    kinds = {"active": ("share", "active"), "accuracy": ("share", "accuracy"), "d_ap": ("distance", "to positive"), "d_an": ("distance", "to negative")}
+    kinds = {"active": ("share", "active"), "active_weak": ("share", "weak push active"), "active_pull": ("share", "pull active"),
+             "accuracy": ("share", "accuracy"), "accuracy_positive": ("share", "accuracy, positives"), "d_ap": ("distance", "to positive"),
+             "d_an": ("distance", "to negative"), "d_nn": ("distance", "between negatives"), "d_an2": ("distance", "to second negative")}
     for column in history:
         term, _, statistic = column.rpartition(".")
         if term and statistic in kinds:
@@ -597,7 +604,7 @@ def retrieval_grid(runs):
     def cell(value):
         if np.isnan(value): return "–"
         share = (value - low)/(high - low) if high > low else 0
-        return f'<span style="display:block;margin:-6px -10px;padding:6px 10px;background:rgba(76,114,176,{.45*share:.2f})">{value:.1f}</span>'
+        return f'<span style="display:block;margin:-6px -10px;padding:6px 10px;background:rgba(120,120,130,{.35*share:.2f})">{value:.1f}</span>'
     body = [[_dot(get_recipe(recipe).family) + html.escape(recipe), *map(cell, row)] for recipe, row in zip(table.index, table.to_numpy())]
     return "<h2>Retrieval distances</h2>" + RETRIEVALS + _table(["recipe", *table.columns], body, numbers=range(1, 1 + table.shape[1]))
 
@@ -633,8 +640,8 @@ def collapse_sentence(runs):
     "Markdown: whether the collapse detector found anything, and what."
     found = [f"**{run.config['recipe']}**, seed {run.config['seed']}, {term}: {text}" for run in runs for term, text in run.metrics.get("collapse", {}).items()]
     lowest = min(runs, key=lambda run: run.metrics["mAP"])
-    chance = 100*(lowest.per_query.matches/lowest.metrics["gallery"]).mean()
-    ends = f"The lowest mAP is {100*lowest.metrics['mAP']:.1f}% ({_name(lowest.config)}); a random ranking has about {chance:.1f}%."
+    chance = 100*chance_mAP(lowest.per_query.matches, lowest.metrics["gallery"])
+    ends = f"The lowest mAP is {100*lowest.metrics['mAP']:.1f}% ({_name(lowest.config)}); a random ranking has {chance:.1f}%."
     return (f"The collapse detector found nothing in {_counted(len(runs), 'run')}. {ends}" if not found
             else "The collapse detector says:\n\n" + "\n".join(f"- {line}" for line in found) + f"\n\n{ends}")
 

@@ -9,6 +9,7 @@ __all__ = ['DATASETS', 'PROTOCOLS', 'CHOICES', 'read_people', 'dataset_root', 'r
 
 # %% ../nbs/80_runs.ipynb #89638126
 import ast
+import contextlib
 import math
 import os
 import platform
@@ -30,6 +31,7 @@ from .data.people import VERSION, make_people
 from .data.samplers import SAMPLERS
 from .data.splits import hold_out
 from .distances import Euclidean, Hamming, Manhattan, fit_kissme, fit_whitening
+from .evaluation.retrieval import chance_mAP
 from .losses.attributes import attribute_accuracy
 from .losses.diagnostics import collapse, gradient_share
 from .networks.backbones import BACKBONES
@@ -62,7 +64,7 @@ _COMMON = dict(
 
 PROTOCOLS = {
     "people": _COMMON | dict(validation=80, epochs=16),
-    "market1501": _COMMON | dict(validation=150, epochs=10)}
+    "market1501": _COMMON | dict(validation=150, epochs=8)}
 
 def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data", **changes):
     """The full configuration of a run as a flat dictionary of JSON values; `changes` replace values of the dataset's protocol,
@@ -104,7 +106,12 @@ def code_fingerprint(*roots):
         here = ["reid_study", *name.split(".")]
         for n in ast.walk(tree):   # nbdev writes imports within the package relative to the module
             if isinstance(n, ast.ImportFrom) and n.level: waiting.append(".".join([*here[1:len(here) - n.level], n.module]))
-    return digest([[name, ast.dump(tree)] for name, tree in sorted(seen.items())])
+    return digest([[name, _plain(tree)] for name, tree in sorted(seen.items())])
+
+def _plain(node):
+    "A syntax tree as lists, the same whatever the version of Python: fields that are empty are left out."
+    if isinstance(node, ast.AST): return [type(node).__name__, *([name, _plain(v)] for name, v in ast.iter_fields(node) if v is not None and v != [])]
+    return [_plain(n) for n in node] if isinstance(node, list) else repr(node)
 
 def _code(module):
     "The syntax tree of a module without docstrings, without nbdev's list of names, and of `recipes` without its tables and their imports."
@@ -122,7 +129,7 @@ def code_of(recipe):
     is of the recipe's own losses; the tables of all losses and recipes are in neither, this recipe's rows are in the second."""
     losses = [LOSSES[t] for t in get_recipe(recipe).terms]
     own = code_fingerprint(*dict.fromkeys(loss.make.__module__.removeprefix("reid_study.") for loss in losses))
-    return {"code": code_fingerprint("training.learner"), "loss_code": digest([own, *map(repr, losses)])}
+    return {"code": code_fingerprint("training.learner", "data.splits", "data.images"), "loss_code": digest([own, *map(repr, losses)])}
 
 def _check(name, value, default):
     "Is `value` of the default's type (a whole number may stand for a fraction), and not negative, or zero where that means nothing?"
@@ -198,30 +205,29 @@ def finish_run(config, learn, runs="runs", side_by_side=1):
 
 # %% ../nbs/80_runs.ipynb #2d9b9c00
 def further(learn, outputs, result):
-    """What metrics.json holds beyond the primary retrieval: "retrievals" (mAP and rank-1 by distance), "attributes", "gradient_share", "collapse".
+    """What metrics.json holds beyond the primary retrieval: "retrievals" (mAP and rank-1 by distance), "attributes", "gradient_share",
+    "collapse" (what the detector says of each term, if anything), "chance" (the mAP of random rankings).
 
     `outputs`: of the network, for the validation images, on the CPU. `result`: the primary `Retrieval`.
     """
-    objective, table = learn.loss_func.cpu().eval(), learn.dls.valid.dataset
-    chance = float((result.matches/result.n_gallery).mean())
-    told = {name: collapse(learn.history.table, name, _at_a_point(term.loss, outputs[term.reads].shape[1]), chance)
-            for name, term in objective.terms.items() if f"{name}.d_an" in learn.history.table}
-    found = {"retrievals": _retrievals(learn, objective, outputs, table), "collapse": {name: text for name, text in told.items() if text}}
+    table, history, objective = learn.dls.valid.dataset, learn.history.table, learn.loss_func.eval()
+    found = {"gradient_share": _gradient_share(learn, objective)} if len(objective.terms) > 1 else {}
+    objective.cpu()
+    chance = chance_mAP(result.matches, result.n_gallery)
+    told = {name: collapse(history, name, getattr(term.loss, "margin", None) if f"{name}.active" in history else None, chance)
+            for name, term in objective.terms.items()}
+    found |= {"retrievals": _retrievals(learn, objective, outputs, table), "collapse": {name: text for name, text in told.items() if text}, "chance": chance}
     for name, term in objective.terms.items():
         if term.target == "attributes": found["attributes"] = attribute_accuracy(outputs[name], learn.dls.valid.targets["attributes"].cpu())
-    if len(objective.terms) > 1: found["gradient_share"] = _gradient_share(learn, objective)
     return found
-
-def _at_a_point(loss, dim):
-    "The value of a metric loss on a batch whose embeddings have all fallen onto one point."
-    with torch.no_grad(): return float(loss(torch.ones(64, dim), torch.arange(16).repeat_interleave(4)))
 
 def _retrievals(learn, objective, outputs, table):
     from reid_study.training.callbacks import evaluate_split
     after, (train, pids) = outputs["after"], _training_embeddings(learn)
     tried = {name: (after, distance) for name, distance in (
-        ("euclidean", Euclidean()), ("manhattan", Manhattan()), ("hamming", Hamming()),
-        ("whitening", fit_whitening(train, pids)), ("kissme", fit_kissme(train, pids)))}
+        ("euclidean", Euclidean()), ("manhattan", Manhattan()), ("hamming", Hamming()))}
+    for name, fitted in (("whitening", fit_whitening), ("kissme", fit_kissme)):
+        with contextlib.suppress(InputError): tried[name] = after, fitted(train, pids)     # embeddings on one point cannot be fitted
     for name, term in objective.terms.items():
         if own := _learned_distance(term.loss): tried[f"learned by {name}"] = outputs[term.reads], own
     results = {name: evaluate_split(x, table, distance=distance) for name, (x, distance) in tried.items()}
@@ -244,10 +250,9 @@ def _training_embeddings(learn, n=2048):
 def _gradient_share(learn, objective):
     "Each term's share of the gradient at the feature before the neck, on the next training batch."
     images, targets = next(iter(learn.dls.train))
-    outputs = {name: v.cpu() for name, v in learn.model.eval()(images).items()}
-    targets = {name: v.cpu() for name, v in targets.items()}
+    outputs = learn.model.eval()(images)
     terms = {name: term.weight*term.loss.compute(outputs[term.reads], targets[term.target])[0] for name, term in objective.terms.items()}
-    return {name: float(share) for name, share in gradient_share(terms, outputs["before"]).items()}
+    return gradient_share(terms, outputs["before"])
 
 # %% ../nbs/80_runs.ipynb #150410be
 def _query_gallery(embeddings, table):

@@ -13,6 +13,7 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -37,17 +38,26 @@ class Worker:
         source = TEMPLATES/f"{template}.ipynb"
         if not source.exists(): raise InputError(f"{source} is missing: the study runs from a clone of the project, not from an installed wheel")
         Path(output).parent.mkdir(parents=True, exist_ok=True)
-        if self.process is None or self.process.poll() is not None:
+        line = json.dumps([str(source), str(output), parameters])
+        try: print(line, file=self._running().stdin, flush=True)
+        except BrokenPipeError: print(line, file=self._running(afresh=True).stdin, flush=True)
+
+    def _running(self, afresh=False):
+        "The process, started if there is none."
+        if afresh or self.process is None or self.process.poll() is not None:
+            self.said = tempfile.TemporaryFile("w+")
             self.process = subprocess.Popen([sys.executable, "-c", "from reid_study.study import serve; serve()"], text=True,
                                             env=os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONWARNINGS": "ignore"},
-                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        print(json.dumps([str(source), str(output), parameters]), file=self.process.stdin, flush=True)
+                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said)
+        return self.process
 
     def answer(self, wait=False):
         "The error of the notebook that was asked for, an empty string if it went well, None while it runs (`wait`: not until it has ended)."
         if not wait and not select.select([self.process.stdout], [], [], 0)[0]: return None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else f"its process ended with exit code {self.process.wait()}"
+        if line := self.process.stdout.readline(): return json.loads(line)
+        code = self.process.wait()
+        self.said.seek(0)
+        return f"its process ended with exit code {code}: {(self.said.read().strip() or 'it said nothing').splitlines()[-1]}"
 
     def __enter__(self): return self
     def __exit__(self, *_):
@@ -59,6 +69,8 @@ def serve():
     import papermill
     from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)      # what a kernel prints is no answer
     kernel = AsyncKernelManager(kernel_name="python3")
     for line in sys.stdin:
         source, output, parameters = json.loads(line)
@@ -68,7 +80,7 @@ def serve():
         except Exception as e:
             error = (str(e).strip() or repr(e)).splitlines()[-1]        # papermill's text ends with the error's kind and message
             if isinstance(e, DeadKernelError): kernel = AsyncKernelManager(kernel_name="python3")
-        print(json.dumps(error), flush=True)
+        print(json.dumps(error), file=answers, flush=True)
 
 # %% ../nbs/81_study.ipynb #4dd25254
 def run_study(configs, data="data", runs="runs", jobs=None, device=None):

@@ -28,7 +28,7 @@ class IdentityLoss(nn.Module):
         if logits.ndim != 2 or pids.shape != logits.shape[:1]:
             raise InputError(f"logits {list(logits.shape)} and pids {list(pids.shape)} must be [B, C] and [B]")
         check_logits(logits)
-        total = F.cross_entropy(logits.float(), pids, label_smoothing=self.label_smoothing, reduction="sum")
+        total = F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), pids, label_smoothing=self.label_smoothing, reduction="sum")
         return total/max(len(pids), 1), {"accuracy": (logits.detach().argmax(1) == pids).float().sum()/max(len(pids), 1)}
 
     def forward(self, logits, pids): return self.compute(logits, pids)[0]
