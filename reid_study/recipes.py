@@ -166,7 +166,7 @@ _TRIPLETS = (
     Recipe("triplet_mahalanobis", "metric", {"triplet": {"distance": "mahalanobis"}}),
     Recipe("triplet_hamming", "metric", {"triplet": {"distance": "hamming", "margin": 0.1}}, lr=0.01),
     Recipe("improved_triplet", "metric", {"improved_triplet": {"reading": "inside"}}, native="triplets", lr=0.001),
-    Recipe("improved_triplet_outside", "metric", {"improved_triplet": {"reading": "outside"}}, native="triplets", lr=0.001))
+    Recipe("improved_triplet_outside", "metric", {"improved_triplet": {"reading": "outside", "bound": 1.0, "miner": "semi_hard"}}, native="triplets"))
 
 RECIPES = {r.name: r for r in (
     Recipe("identity", "representation", {"identity": {}}, native="uniform", lr=0.001),
@@ -188,10 +188,11 @@ RECIPES = {r.name: r for r in (
     Recipe("circle", "metric", {"circle": {}}),
     Recipe("proxy_anchor", "metric", {"proxy_anchor": {"lr_factor": 10.0}}, native="uniform", lr=0.001),
     Recipe("identity+triplet", "both", {"identity": {}, "triplet": {}}),
+    Recipe("identity+improved_triplet", "both", {"identity": {}, "improved_triplet": {"reading": "inside"}}),
     Recipe("identity+quadruplet", "both", {"identity": {}, "quadruplet": {}}, lr=0.01),
     Recipe("identity+verification+triplet", "both", {"identity": {}, "verification": {}, "triplet": {}}))}
 
-CORE = ("identity", "identity+attributes", "verification", "identity+verification", "contrastive", "triplet", "triplet_margin_sample",
+CORE = ("identity", "identity+attributes", "verification", "identity+verification", "contrastive", "triplet", "triplet_random",
         "improved_triplet", "quadruplet", "identity+triplet", "identity+quadruplet", "identity+verification+triplet")
 
 FAMILY_COLOURS = {"representation": "#4c72b0", "metric": "#dd8452", "both": "#55a868"}

@@ -63,7 +63,7 @@ _COMMON = dict(
     flip=0.5, shift=1/16, erase=0.5, weight_decay=0.05, clip=5.0, precision="float32", validate_every=2, threads=1)
 
 PROTOCOLS = {
-    "people": _COMMON | dict(validation=80, epochs=16),
+    "people": _COMMON | dict(validation=80, epochs=12),
     "market1501": _COMMON | dict(validation=150, epochs=8)}
 
 def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data", **changes):

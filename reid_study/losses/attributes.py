@@ -64,7 +64,7 @@ def _mean_of_tasks(values, known):
 
 # %% ../../nbs/31_losses.attributes.ipynb #16c7c1e5
 class AttributeLoss(nn.Module):
-    """The mean cross-entropy of the attribute tasks, (1/m) Σ_i L_attr_i (Lin et al., Pattern Recognition 2019).
+    """The mean cross-entropy of the m attribute tasks that the batch knows of, (1/m) Σ_i L_attr_i (Lin et al., Pattern Recognition 2019).
 
     `counts`: images of each class of each task in the training set, as `attribute_counts` gives them; an image then weighs
     min(n/(C·n_c), 10) in a task. None: all weigh alike. `label_smoothing` in [0, 1): share of the target spread over a task's classes.
