@@ -252,7 +252,7 @@ def recipe_styles(names):
     lines, styles = ["-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5))], {}
     for family, group in members.items():
         for i, name in enumerate(group):
-            shade = 0 if len(group) == 1 or len(group) > FEW else -.35 + .6*i/(len(group) - 1)
+            shade = 0 if len(group) == 1 or len(names) > 2*FEW else -.35 + .6*i/(len(group) - 1)
             colour = np.array(mpl.colors.to_rgb(FAMILY_COLOURS[family]))
             colour = colour + (1 - colour)*shade if shade > 0 else colour*(1 + shade)
             styles[name] = mpl.colors.to_hex(colour), lines[i % len(lines)]
