@@ -31,6 +31,7 @@ from PIL import Image
 
 from .core import InputError, digest, whole
 from .evaluation.retrieval import chance_mAP
+from .losses.diagnostics import collapse
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
 from .runs import read_run
 
@@ -636,9 +637,14 @@ def terms_table(runs):
     return ("<h2>Shares of the gradient</h2><p>How much of the push on the feature before the neck comes from each term of a combination at the end of "
             "training: the norm of its weighted gradient over the sum of the norms.</p>" + _table(["recipe", "shares"], body)) if body else ""
 
+def _told(run):
+    "What the collapse detector says of each term, an empty text where nothing speaks against it."
+    history, settings, chance = run.history, run.config["settings"], chance_mAP(run.per_query.matches, run.metrics["gallery"])
+    return [collapse(history, t, settings.get(f"{t}.margin") if f"{t}.active" in history else None, chance) for t in get_recipe(run.config["recipe"]).terms]
+
 def collapse_sentence(runs):
     "Markdown: whether the collapse detector found anything, and what."
-    found = [f"**{run.config['recipe']}**, seed {run.config['seed']}, {term}: {text}" for run in runs for term, text in run.metrics.get("collapse", {}).items()]
+    found = [f"**{run.config['recipe']}**, seed {run.config['seed']}: {text}" for run in runs for text in _told(run) if text]
     lowest = min(runs, key=lambda run: run.metrics["mAP"])
     chance = 100*chance_mAP(lowest.per_query.matches, lowest.metrics["gallery"])
     ends = f"The lowest mAP is {100*lowest.metrics['mAP']:.1f}% ({_name(lowest.config)}); a random ranking has {chance:.1f}%."

@@ -33,7 +33,7 @@ from .data.splits import hold_out
 from .distances import Euclidean, Hamming, Manhattan, fit_kissme, fit_whitening
 from .evaluation.retrieval import chance_mAP
 from .losses.attributes import attribute_accuracy
-from .losses.diagnostics import collapse, gradient_share
+from .losses.diagnostics import gradient_share
 from .networks.backbones import BACKBONES
 from .networks.embedder import outputs_all
 from .recipes import LOSSES, get_recipe
@@ -206,17 +206,14 @@ def finish_run(config, learn, runs="runs", side_by_side=1):
 # %% ../nbs/80_runs.ipynb #2d9b9c00
 def further(learn, outputs, result):
     """What metrics.json holds beyond the primary retrieval: "retrievals" (mAP and rank-1 by distance), "attributes", "gradient_share",
-    "collapse" (what the detector says of each term, if anything), "chance" (the mAP of random rankings).
+    "chance" (the mAP of random rankings).
 
     `outputs`: of the network, for the validation images, on the CPU. `result`: the primary `Retrieval`.
     """
-    table, history, objective = learn.dls.valid.dataset, learn.history.table, learn.loss_func.eval()
+    table, objective = learn.dls.valid.dataset, learn.loss_func.eval()
     found = {"gradient_share": _gradient_share(learn, objective)} if len(objective.terms) > 1 else {}
     objective.cpu()
-    chance = chance_mAP(result.matches, result.n_gallery)
-    told = {name: collapse(history, name, getattr(term.loss, "margin", None) if f"{name}.active" in history else None, chance)
-            for name, term in objective.terms.items()}
-    found |= {"retrievals": _retrievals(learn, objective, outputs, table), "collapse": {name: text for name, text in told.items() if text}, "chance": chance}
+    found |= {"retrievals": _retrievals(learn, objective, outputs, table), "chance": chance_mAP(result.matches, result.n_gallery)}
     for name, term in objective.terms.items():
         if term.target == "attributes": found["attributes"] = attribute_accuracy(outputs[name], learn.dls.valid.targets["attributes"].cpu())
     return found

@@ -58,12 +58,12 @@ def _no_tuples(term, active, d_ap, d_an):
     return f"{term} never saw a tuple: no batch had two images of one person and one of another; use the PK sampler."
 
 def _one_point(term, margin, loss, active, d_ap, d_an):
-    "All distances are tiny beside the margin, and the hinges are open: all embeddings are one."
+    "Negatives are tiny beside the margin and positives within it, and the hinges are open: all embeddings are one, or two opposite ones."
     if not len(d_ap) or not len(d_an) or len(active) and _end(active) < 0.25: return ""
-    small = np.maximum(d_ap, d_an) < (0.05 if margin in (None, "soft") else 0.2*margin)
+    small = (d_an < 0.05) & (d_ap < 0.05) if margin in (None, "soft") else (d_an < 0.2*margin) & (d_ap < margin)
     if not small[-max(len(small)//5, 1):].all(): return ""
     since = np.flatnonzero(~small)[-1] + 2 if not small.all() else 1
-    return (f"{term} has collapsed: all embeddings are one point since epoch {since} (d_ap {_end(d_ap):.3f}, d_an {_end(d_an):.3f}){_sits(margin, loss)}; "
+    return (f"{term} has collapsed: all embeddings are one point since epoch {since}, or two opposite ones (d_ap {_end(d_ap):.3f}, d_an {_end(d_an):.3f}){_sits(margin, loss)}; "
             "the learning rate is too high, the mining too hard too early, or the labels are noise: lower the rate, warm it up, or begin with easier tuples.")
 
 def _never_active(term, margin, active):
