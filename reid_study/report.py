@@ -513,7 +513,8 @@ def ranked_galleries(runs, data, queries=None):
             found = table[table.query_path == query].sort_values("rank")
             boxes = [_framed(data, r.path, f"{r.rank} {'✓' if r.match else '✗'}", RIGHT if r.match else WRONG,
                              f"rank {r.rank}, {'right' if r.match else 'wrong'}: person {r.pid}, camera {r.camid}") for r in found.itertuples()]
-            name = f'<div style="flex:0 0 122px;align-self:center;font-size:13px;font-weight:600;color:{styles[recipe][0]}">{html.escape(recipe)}</div>'
+            broken = html.escape(recipe).replace("+", "+<wbr>").replace("_", "_<wbr>")      # where a long name may go on in the next line
+            name = f'<div style="flex:0 0 122px;align-self:center;font-size:13px;line-height:1.25;font-weight:600;color:{styles[recipe][0]}">{broken}</div>'
             rows.append(f'<div style="display:flex;gap:6px">{name}{"".join(boxes)}</div>')
         q = found.iloc[0]
         asked = _framed(data, query, "query", "3px solid #55555d", f"query: person {q.query_pid}, camera {q.query_camid}")
@@ -577,7 +578,7 @@ def _draw_terms(ax, group, columns, colour):
     for (column, label), line in zip(columns, ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), "-.", (0, (8, 2)))):
         values = pd.concat([run.history.set_index("epoch")[column] for run in group], axis=1)
         _band(ax, values, color=colour, ls=line, lw=1.5, label=label)
-    ax.legend(loc="best", handlelength=2.4, borderaxespad=.2)
+    ax.legend(loc="best", handlelength=2, borderaxespad=.2, fontsize=8 if len(columns) < 3 else 6.5)
 
 def _name_epochs(column):
     "The axis label and the numbers of the epochs, at the last panel of a column that is drawn."
