@@ -31,6 +31,11 @@ def _recipes(text):
     "The names of recipes: core, all, or a list separated by commas."
     return {"core": list(CORE), "all": list(RECIPES)}.get(text) or text.split(",")
 
+def _numbers(option, text, kind):
+    "1,2,3 -> numbers of a kind, int or float."
+    try: return [kind(part) for part in text.split(",")]
+    except ValueError: raise InputError(f"{option} {text!r} must be {'whole ' if kind is int else ''}numbers separated by commas") from None
+
 _SET = Param("Changes, as epochs=5 or triplet.margin=0.5", str, nargs="*", default=None)
 
 # %% ../nbs/83_cli.ipynb #49c35ee4
@@ -84,8 +89,7 @@ def study(dataset: str = "people",    # people or market1501
     from reid_study.runs import fingerprinted, make_config
     from reid_study.study import publish, run_study
     changes, settings = _changes(set)
-    try: numbers = [int(s) for s in seeds.split(",")]
-    except ValueError: raise InputError(f"--seeds {seeds!r} must be whole numbers separated by commas") from None
+    numbers = _numbers("--seeds", seeds, int)
     names = _recipes(recipes)
     known = {k for r in names for k in get_recipe(r).settings()}
     for name in settings: choose(name, dict.fromkeys(known), "setting of these recipes")
@@ -97,6 +101,7 @@ def study(dataset: str = "people",    # people or market1501
     if results: publish(folders, results)
     write_report(folders, f"{out}/{dataset}.html", data)
 
+# %% ../nbs/83_cli.ipynb #23660645
 def rates(dataset: str = "market1501",            # people or market1501
           recipes: str = "all",                   # core, all, or names separated by commas
           rates: str = "0.001,0.003,0.01",        # Learning rates to try, separated by commas
@@ -115,8 +120,7 @@ def rates(dataset: str = "market1501",            # people or market1501
     from reid_study.study import run_study
     changes, settings = _changes(set)
     if settings: raise InputError(f"{next(iter(settings))} belongs to a recipe; rates compares recipes as they are")
-    try: numbers = [float(r) for r in rates.split(",")]
-    except ValueError: raise InputError(f"--rates {rates!r} must be numbers separated by commas") from None
+    numbers = _numbers("--rates", rates, float)
     table = fingerprinted(dataset, data)
     configs = [make_config(dataset, r, table=table, data=data, **changes | {"lr": lr}) for r in _recipes(recipes) for lr in numbers]
     found = [read_run(folder) for folder in run_study(configs, data, runs, jobs, device)]
@@ -125,6 +129,7 @@ def rates(dataset: str = "market1501",            # people or market1501
     with whole(out) as t: pd.DataFrame(rows).to_csv(t, index=False)
     print(f"wrote {out}")
 
+# %% ../nbs/83_cli.ipynb #68fa103f
 def report(runs: Param("Folders of finished runs, or one folder that holds them", str, nargs="+"),
            out: str = "reports/report.html",  # The page to write
            data: str = "data",                # Folder that holds the datasets, for pictures of ranked galleries

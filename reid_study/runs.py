@@ -31,7 +31,6 @@ from .data.people import VERSION, make_people
 from .data.samplers import SAMPLERS
 from .data.splits import hold_out
 from .distances import Euclidean, Hamming, Manhattan, fit_kissme, fit_whitening
-from .evaluation.retrieval import chance_mAP
 from .losses.attributes import attribute_accuracy
 from .losses.diagnostics import gradient_share
 from .networks.backbones import BACKBONES
@@ -89,6 +88,7 @@ def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data",
     if config["p"] > left: raise InputError(f"p={config['p']} identities a batch cannot be drawn from the {left} that train; choose p up to {left}")
     return config | {"data": images} | code_of(recipe.name)
 
+# %% ../nbs/80_runs.ipynb #cdf4aeea
 CHOICES = {"backbone": BACKBONES, "sampler": SAMPLERS, "precision": dict.fromkeys(("float32", "bfloat16", "float16"))}
 
 def fingerprinted(dataset, data="data"):
@@ -96,6 +96,7 @@ def fingerprinted(dataset, data="data"):
     table = read_dataset(dataset, data)
     return table, fingerprint(table.path)[:12]
 
+# %% ../nbs/80_runs.ipynb #f8098485
 @lru_cache   # what is imported does not change, and a study asks for it often
 def code_fingerprint(*roots):
     "Hash of the code of modules, such as losses.triplet, and of all that they import from this library, directly or not; comments and docstrings do not count."
@@ -131,6 +132,7 @@ def code_of(recipe):
     own = code_fingerprint(*dict.fromkeys(loss.make.__module__.removeprefix("reid_study.") for loss in losses))
     return {"code": code_fingerprint("training.learner", "data.splits", "data.images"), "loss_code": digest([own, *map(repr, losses)])}
 
+# %% ../nbs/80_runs.ipynb #a6ed6f9a
 def _check(name, value, default):
     "Is `value` of the default's type (a whole number may stand for a fraction), and not negative, or zero where that means nothing?"
     number = isinstance(default, (int, float)) and not isinstance(default, bool)
@@ -205,29 +207,27 @@ def finish_run(config, learn, runs="runs", side_by_side=1):
 
 # %% ../nbs/80_runs.ipynb #2d9b9c00
 def further(learn, outputs, result):
-    """What metrics.json holds beyond the primary retrieval: "retrievals" (mAP and rank-1 by distance), "attributes", "gradient_share",
-    "chance" (the mAP of random rankings).
+    """What metrics.json holds beyond the primary retrieval: "retrievals" (mAP and rank-1 by distance), "attributes", "gradient_share".
 
     `outputs`: of the network, for the validation images, on the CPU. `result`: the primary `Retrieval`.
     """
-    table, objective = learn.dls.valid.dataset, learn.loss_func.eval()
+    objective = learn.loss_func.eval()
     found = {"gradient_share": _gradient_share(learn, objective)} if len(objective.terms) > 1 else {}
     objective.cpu()
-    found |= {"retrievals": _retrievals(learn, objective, outputs, table), "chance": chance_mAP(result.matches, result.n_gallery)}
+    found |= {"retrievals": _retrievals(learn, objective, outputs, result)}
     for name, term in objective.terms.items():
         if term.target == "attributes": found["attributes"] = attribute_accuracy(outputs[name], learn.dls.valid.targets["attributes"].cpu())
     return found
 
-def _retrievals(learn, objective, outputs, table):
+def _retrievals(learn, objective, outputs, result):
     from reid_study.training.callbacks import evaluate_split
     after, (train, pids) = outputs["after"], _training_embeddings(learn)
-    tried = {name: (after, distance) for name, distance in (
-        ("euclidean", Euclidean()), ("manhattan", Manhattan()), ("hamming", Hamming()))}
+    tried = {"manhattan": (after, Manhattan()), "hamming": (after, Hamming())}
     for name, fitted in (("whitening", fit_whitening), ("kissme", fit_kissme)):
         with contextlib.suppress(InputError): tried[name] = after, fitted(train, pids)     # embeddings on one point cannot be fitted
     for name, term in objective.terms.items():
         if own := _learned_distance(term.loss): tried[f"learned by {name}"] = outputs[term.reads], own
-    results = {name: evaluate_split(x, table, distance=distance) for name, (x, distance) in tried.items()}
+    results = {"euclidean": result} | {name: evaluate_split(x, learn.dls.valid.dataset, distance) for name, (x, distance) in tried.items()}
     return {name: {"mAP": r.mAP, "rank1": r.rank(1)} for name, r in results.items()}
 
 def _learned_distance(loss):

@@ -12,12 +12,12 @@ import torch
 from .core import InputError
 
 # %% ../nbs/02_testing.ipynb #18028611
-def refuses(call, *words):
-    "Assert that `call()` raises an `InputError` whose message has all the `words`; print the message."
+def refuses(call, *words, hide=""):
+    "Assert that `call()` raises an `InputError` whose message has all the `words`; print it, with `hide` (a temporary folder, say) as dots."
     try: call()
     except InputError as e:
         assert all(w in str(e) for w in words), f"{words} are not all in: {e}"
-        print(e)
+        print(str(e).replace(hide, "...") if hide else e)
     else: raise AssertionError(f"no InputError with {words}")
 
 # %% ../nbs/02_testing.ipynb #fa1f70d9
