@@ -29,9 +29,9 @@ def main(run: str,             # Folder of a finished run, with its model
     table, images = open_data(run.config, data)
     network = make_embedder(run.config["backbone"], run.config["dim"])
     weights = load_file(run.folder/"model.safetensors")
-    network.load_state_dict({k: v for k, v in weights.items() if not k.startswith("heads.")})
+    network.load_state_dict({k: v for k, v in weights.items() if not k.startswith(("heads.", "objective."))})
     held = np.flatnonzero(table.split != "train")
-    e = embed_all(network, ImageLoader(images, held, table.iloc[held], np.array_split(np.arange(len(held)), 10)))
+    e = embed_all(network, ImageLoader(images, table.image.to_numpy()[held], table.iloc[held], np.array_split(np.arange(len(held)), 10)))
     split, pid, cam = (table.iloc[held][c].to_numpy() for c in ("split", "pid", "camid"))
     cameras = np.unique(cam)
     mAP = np.array([[evaluate_retrieval(e[q], e[g], pid[q], pid[g]).mAP for b in cameras for g in [(split == "gallery") & (cam == b)]]

@@ -59,9 +59,10 @@ def find_runs(runs):
     return found
 
 def _folders(folder):
-    "The folder itself if it is a run (or is not there, which reading it will say), or the runs in it."
+    "The folder itself if it is a run (or is not there, which reading it will say), or the scored runs in it, or in its folders run and test."
     if not folder.is_dir() or (folder/"config.json").exists() or (folder/"metrics.json").exists(): return [folder]
-    inside = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    inside = [f for part in (folder, folder/"run", folder/"test") if part.is_dir()
+              for f in sorted(part.iterdir()) if f.is_dir() and not f.name.startswith(".") and f.name not in ("run", "test", "confirm", "tune")]
     if not inside: raise InputError(f"there are no runs in {folder}; give a folder that holds finished runs")
     return inside
 
@@ -139,12 +140,16 @@ def protocol_sentence(runs):
               if m["cameras"] and rules["same_camera"] == "junk" else "every gallery image of the query's person counts, whatever its camera")
     dropped = f"; {_counted(m['dropped'], 'query', 'queries')} without a match left out" if m["dropped"] else ""
     distance = {"Euclidean(normalize=True)": "Euclidean distance between embeddings scaled to length one"}.get(m["distance"], f"`{m['distance']}`")
+    what = f"{_counted(m['queries'], 'query', 'queries')} against a gallery of {_counted(m['gallery'], 'image')}{dropped}"
+    scored = (f"All {m['train_classes']} identities of the training split train. Scores are of the official test split, once for each configuration: {what}."
+              if c.get("split") == "test" else
+              f"{_counted(c['validation'], 'identity', 'identities')} of the training split are held out for validation, and all scores are theirs: {what}. "
+              "The other training identities train. The official test split is not looked at.")
+    steps = f" of {c['steps']} batches" if c["steps"] else ""
     return "\n\n".join((
-        f"**Data.** {_capital(_data(runs[0]))}. {_counted(c['validation'], 'identity', 'identities')} of the training split are held "
-        f"out for validation, and all scores are theirs: {_counted(m['queries'], 'query', 'queries')} "
-        f"against a gallery of {_counted(m['gallery'], 'image')}{dropped}. The other training identities train. The official test split is not looked at.",
+        f"**Data.** {_capital(_data(runs[0]))}. {scored}",
         f"**Training.** Backbone *{c['backbone']}* ({weights}), an embedding of {c['dim']} numbers, images of {c['height']} × {c['width']} "
-        f"pixels, {_counted(c['epochs'], 'epoch')}, {c['p']*c['k']} images a batch ({batch}), one-cycle learning rate up to {_own(runs, 'lr', '{:g}'.format)}, "
+        f"pixels, {_counted(c['epochs'], 'epoch')}{steps}, {c['p']*c['k']} images a batch ({batch}), one-cycle learning rate up to {_own(runs, 'lr', '{:g}'.format)}, "
         f"weight decay {c['weight_decay']:g}, {c['precision']}. The last epoch is scored. "
         f"Seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}, the same for every recipe.",
         f"**Retrieval.** The gallery is ranked by {distance}; {camera}. "
@@ -265,6 +270,7 @@ def picture(figure, caption, kind="svg"):
 
     `kind`: "svg" for curves, "png" for very many points.
     """
+    if figure is None: return HTML("")      # there is nothing to draw
     out = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
@@ -386,7 +392,8 @@ def cmc_curves(runs):
 
 @styled
 def validation_curves(runs):
-    "mAP on the validation identities in per cent against the epoch: mean over seeds, band from the lowest to the highest seed."
+    "mAP on the validation identities in per cent against the epoch: mean over seeds, band from the lowest to the highest seed; None where all identities trained."
+    if "mAP" not in runs[0].history: return None
     groups = by_recipe(runs)
     tables = {recipe: 100*pd.concat([run.history.set_index("epoch").mAP for run in group], axis=1).dropna() for recipe, group in groups.items()}
     figure, axes = _lines(groups, tables, "epoch", "mAP on validation (%)", ylim=(0, None))

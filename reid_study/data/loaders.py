@@ -46,16 +46,18 @@ class ImageLoader(DataLoader):
 def make_loaders(table, images, sampler, augment=normalize, batch_size=256, device="cpu"):
     """fastai `DataLoaders`: training batches by `sampler`, validation over query and gallery in order.
 
-    `table` has the splits train, query and gallery; `images` uint8 [N, H, W, 3] its decoded store, row for row;
+    `table` has the splits train, query and gallery; `images` uint8 [M, H, W, 3] its decoded store, where a row's image is at
+    the place that its column `image` names, or row for row without that column;
     `sampler` indexes the training rows. `dls.c` is the number of training identities.
     """
-    if len(images) != len(table): raise InputError(f"{len(images)} images do not fit a table of {len(table)} rows; make the store again")
+    if "image" not in table and len(images) != len(table): raise InputError(f"{len(images)} images do not fit a table of {len(table)} rows; make the store again")
+    stored = table["image"].to_numpy() if "image" in table else np.arange(len(table))
     train = np.flatnonzero(table.split == "train")
     labels, pids = table.iloc[train].pid.factorize(sort=True)
-    training = ImageLoader(images, train, table.iloc[train].assign(pid=labels), sampler, augment, device)
+    training = ImageLoader(images, stored[train], table.iloc[train].assign(pid=labels), sampler, augment, device)
     held = np.flatnonzero(table.split != "train")
     batches = [np.arange(i, min(i + batch_size, len(held))) for i in range(0, len(held), batch_size)]
-    validation = ImageLoader(images, held, table.iloc[held], batches, device=device)
+    validation = ImageLoader(images, stored[held], table.iloc[held], batches, device=device)
     dls = DataLoaders(training, validation, device=torch.device(device))
     dls.c, dls.n_inp = len(pids), 1
     return dls

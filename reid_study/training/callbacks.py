@@ -53,7 +53,7 @@ class LossLog(Callback):
 
 # %% ../../nbs/61_training.callbacks.ipynb #9288d1d5
 class RetrievalMetrics(Callback):
-    "mAP and rank-1 on the validation query and gallery, every `every` epochs and after the last, in `latest`."
+    "mAP and rank-1 on the validation query and gallery, every `every` epochs and after the last, in `latest`, if there are validation images."
     order = 100   # after fastai's own callbacks have prepared the validation loop that this one replaces
 
     def __init__(self, every=1): self.every = every
@@ -61,7 +61,7 @@ class RetrievalMetrics(Callback):
     def before_epoch(self): self.latest = {}
 
     def before_validate(self):
-        if (self.epoch + 1) % self.every == 0 or self.epoch + 1 == self.n_epoch:
+        if len(self.dls.valid.dataset) and ((self.epoch + 1) % self.every == 0 or self.epoch + 1 == self.n_epoch):
             result = evaluate_split(embed_all(self.learn.model, self.dls.valid), self.dls.valid.dataset)
             self.latest = {"mAP": result.mAP, "rank1": result.rank(1)}
         raise CancelValidException
