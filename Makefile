@@ -1,12 +1,12 @@
-# make study | make study-all | make test | make lab    (the first call makes the virtual environment)
+# make study [STUDY=market1501-cpu] | make test | make lab    (the first call makes the virtual environment)
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
-DATASET ?= people
+STUDY ?= embedded
 # one thread a process: notebooks, tests and runs go side by side
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study study-all test lab readme book benchmark clean help
+.PHONY: study test lab readme book benchmark clean help
 help:
 	@sed -n 1p Makefile
 
@@ -17,11 +17,8 @@ $(READY): constraints.txt settings.ini setup.py
 	@if [ -e .git ]; then git config --local include.path ../.gitconfig; fi
 	@touch $@
 
-study: $(READY)  ## train the recipes on the dataset, write reports/DATASET.html
-	$(BIN)/reid-study study --dataset $(DATASET) $(ARGS)
-
-study-all: $(READY)  ## train every recipe of the library once, write reports/all/DATASET.html
-	$(BIN)/reid-study study --dataset $(DATASET) --recipes all --seeds 0 --out reports/all $(ARGS)
+study: $(READY)  ## run studies/STUDY.yaml, write reports/STUDY/index.html
+	$(BIN)/reid-study study studies/$(STUDY).yaml $(ARGS)
 
 test: $(READY)  ## notebooks clean and in step, chapters, pytest, study templates
 	$(BIN)/python -m pytest -q tests/test_repository.py
@@ -43,6 +40,8 @@ benchmark: $(READY)  ## what must be fast; peers are optional
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/batch_all.py
+	$(BIN)/python benchmarks/identities.py
+	$(BIN)/python benchmarks/coverage.py
 
 clean:
 	rm -rf .venv

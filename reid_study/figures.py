@@ -108,7 +108,7 @@ def seeds_picture(study, recipes, arm="main"):
         ax.plot([i]*len(table), table[r], "o", color=_colour(r), ms=6, mec="white", mew=.6, zorder=2)
         ax.plot([i - .16, i + .16], [table[r].mean()]*2, color=_colour(r), lw=2.5, zorder=3)
         ax.annotate(f"{table[r].mean():.1f}", (i + .18, table[r].mean()), (3, 0), textcoords="offset points", va="center", color=_colour(r), weight="bold")
-    ax.set(xticks=range(len(recipes)), xticklabels=[r.replace("+", " +\n") for r in recipes], xlim=(-.4, len(recipes) - .4), ylabel="mAP (%)")
+    ax.set(xticks=range(len(recipes)), xticklabels=[r.replace("+", " +\n").replace("_", "_\n") for r in recipes], xlim=(-.4, len(recipes) - .4), ylabel="mAP (%)")
     return figure
 
 # %% ../nbs/85_figures.ipynb #142d6f6b
@@ -287,7 +287,7 @@ def recipe_scores(study, arm="main"):
 @styled
 def ranking_picture(study, arm="main"):
     "mAP of all recipes of an arm, the best first: dots are seeds, bars 95 % intervals over seeds and identities; bold: the candidates that were chosen."
-    table, (best, _, _) = recipe_scores(study, arm), best_of(study, arm)
+    table, best = recipe_scores(study, arm), best_of(study, arm)[0] if "q8" in study.manifest["questions"] else {}
     figure = Figure((WIDTH, .8 + .27*len(table)), layout="constrained")
     ax = figure.subplots()
     for y, r in table.iterrows():
@@ -298,7 +298,7 @@ def ranking_picture(study, arm="main"):
         ax.plot([r.mAP]*2, [y - .3, y + .3], color=colour, lw=2)
         ax.text(1.01, y, f"{r.mAP:.1f}", transform=ax.get_yaxis_transform(), va="center", fontsize=8, color=colour)
     ax.set(yticks=range(len(table)), yticklabels=table.recipe, ylim=(len(table) - .4, -.6), xlabel="mAP (%)")
-    for label, r in zip(ax.get_yticklabels(), table.itertuples()): label.set(color=FAMILY_COLOURS[r.family], weight="bold" if best[r.family] == r.recipe else "normal", fontsize=8.5)
+    for label, r in zip(ax.get_yticklabels(), table.itertuples()): label.set(color=FAMILY_COLOURS[r.family], weight="bold" if best.get(r.family) == r.recipe else "normal", fontsize=8.5)
     ax.grid(axis="y", visible=False); ax.grid(axis="x", visible=True)
     key = [mpl.lines.Line2D([], [], lw=4, color=colour, label=family) for family, colour in FAMILY_COLOURS.items()]
     ax.legend(handles=key, loc="lower right")
@@ -343,7 +343,7 @@ def tuning_sentence(study):
     lost = sum(s.metrics["diverged"] for s in study.searches.values())
     return (f"{_capital(_counted(len(gain), 'recipe'))}, {_listed(sorted({s.config['trials'] for s in study.searches.values()}))} trials each. The best trial has, on the validation identities, a mAP "
             f"{gain.median():.1f} points (median) above that of the defaults, at most {gain.max():.1f} ({gain.idxmax()}); the defaults stay the best for {(gain == 0).sum()}. "
-            f"{_capital(_counted(lost, 'trial'))} diverged. These gains are the highest of several draws and too high; runs with other seeds confirm them below.")
+            f"{_counted(lost, 'trial') if lost else 'No trial'} diverged. These gains are the highest of several draws and too high; runs with other seeds confirm them below.")
 
 # %% ../nbs/85_figures.ipynb #93414b19
 ARM_COLOURS = ("#26262c", "#d9742b", "#2b6fb3", "#8c54a1")
@@ -411,7 +411,8 @@ def agreement_sentence(study, arm="main"):
     if not study.searches: return "Nothing was tuned, so there is no ranking on other identities to compare with."
     own = _scores(study, arm)
     best = pd.Series({r: 100*s.metrics["mAP"] for r, s in study.searches.items() if r in own.index})
-    return _agreement(best, own[best.index]).strip() or "Fewer than five recipes were tuned; there is no ranking to compare."
+    return (_agreement(best, own[best.index]) and f"Recipes were ranked twice: by the validation mAP of their best trial, and by their mean mAP in the arm *{arm}*.{_agreement(best, own[best.index])}"
+            or "Fewer than five recipes were tuned; there is no ranking to compare.")
 
 # %% ../nbs/85_figures.ipynb #cabde189
 def controls(study, arm="main"):

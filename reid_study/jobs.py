@@ -109,7 +109,7 @@ def serve(path):
     "Do once what every job would do at its start, imports above all, then serve at the socket `path`."
     import execnb.shell, matplotlib.pyplot, nbformat, papermill, sklearn.linear_model, sklearn.manifold, torch._dynamo     # noqa: for those that are forked
 
-    import reid_study.evaluation.scoring, reid_study.questions, reid_study.training.learner, reid_study.tuning     # noqa
+    import reid_study.evaluation.scoring, reid_study.figures, reid_study.training.learner, reid_study.tuning     # noqa
     from reid_study.recipes import RECIPES
     from reid_study.runs import code_of
     for recipe in RECIPES: code_of(recipe)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from .claims import QUESTIONS, named_recipes
+from .claims import QUESTIONS, claims, named_recipes
 from .core import InputError, choose, read_json, write_json
 from .recipes import CORE, RECIPES, get_recipe
 from .runs import PROTOCOLS, check_sums, fingerprinted, make_config, place, read_run, run_id, test_config
@@ -84,6 +84,7 @@ def _study(name, content):
     arms = {arm: _arm(arm, values, known) for arm, values in content["arms"].items()}
     study = Study(name, **content | {"arms": arms})
     for question in study.questions: choose(question, QUESTIONS, "question")
+    _answerable(study)
     for key in study.protocol: choose(key, known, "parameter of the protocol")
     needs = [arm for arm, a in arms.items() if a.settings == "tuned"]
     if needs and not study.tuning: raise InputError(f"the arm {needs[0]} has settings: tuned, but there is no key tuning")
@@ -94,6 +95,15 @@ def _study(name, content):
             if study.tuning["seed"] in range(max(arm.seeds, arm.named_seeds or 0)):
                 raise InputError(f"tuning: seed {study.tuning['seed']} is also a seed of an arm; confirming runs need others")
     return study
+
+def _answerable(study):
+    "Are there the runs that the contrasts of the study's questions read?"
+    for claim in claims(study.dataset):
+        if claim.question not in study.questions: continue
+        arm = choose(claim.arm, study.arms, f"arm, which question {claim.question} needs:")
+        for _, recipe, change in claim.terms:
+            if recipe not in arm.names: raise InputError(f"question {claim.question} ({claim.name}) needs {recipe} in the arm {claim.arm}; add it, or leave the question out")
+            if change and change not in arm.each: raise InputError(f"question {claim.question} ({claim.name}) needs {change} in each of the arm {claim.arm}; add it, or leave the question out")
 
 def _arm(name, values, known):
     try:

@@ -280,7 +280,7 @@ def _p(p): return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 def _why(a):
     "What follows from the interval, and what does not."
     margin = f"{amount(a.margin, a.endpoint)} {UNITS[a.endpoint][2]}"
-    other_way = a.low*a.sign > 0 < a.high*a.sign if a.kind == "no worse" else a.high*a.sign < 0 > a.low*a.sign
+    other_way = max(a.sign*a.low, a.sign*a.high) < 0
     if a.descriptive: return f"With {_counted(a.seeds, 'seed')} this describes the runs; a verdict needs {MIN_SEEDS}."
     if a.verdict == "supported": return {"better": "", "no worse": f"A loss of {margin} or more is excluded.", "different": ""}[a.kind]
     if a.verdict == "refuted":
@@ -361,12 +361,17 @@ def evidence(study, question):
         parts.append(f"{_counted(len(rows), 'run')} of the arm *{arm}*: {told}, {each}{many}, scored on {_scored_on(rows.run.iloc[0])}.")
     return "\n\n".join(parts)
 
+def _condition(change):
+    "A change in words, such as learning rate × 10, or 20 identities with 16 images each."
+    words = {"lr_times": "learning rate × {:g}", "classes": "{} identities", "per_class": "{} images of each"}
+    return ", ".join(words.get(k, k.replace("_", " ") + " {}").format(v) for k, v in change.items())
+
 def protocol_table(study):
     "HTML: the study's arms: recipes, seeds, runs, epochs, training images, what differs among them, what they are scored on."
     rows = []
     for arm, t in study.table.groupby("arm", sort=False):
         seeds, c, images = t.groupby("recipe").seed.nunique(), t.run.iloc[0].config, [run.metrics["train_classes"] for run in t.run]
-        changes = [", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in change.items()) for change in study.changes(arm) if change]
+        changes = [_condition(change) for change in study.changes(arm) if change]
         rows.append([f"<b>{html.escape(arm)}</b>", str(t.recipe.nunique()), f"{seeds.min()}" if seeds.nunique() == 1 else f"{seeds.min()}–{seeds.max()}", str(len(t)), str(c["epochs"]),
                      f"{min(images)}" if min(images) == max(images) else f"{min(images)}–{max(images)}", html.escape("; ".join(changes)) or "–", html.escape(_scored_on(t.run.iloc[0]))])
     return _table(["arm", "recipes", "seeds", "runs", "epochs", "training identities", "conditions", "scored on"], rows, numbers=range(1, 6))

@@ -37,7 +37,7 @@ class Workflow:
         self.study, self.data, self.runs, self.out = read_study(study), Path(data).resolve(), Path(runs).resolve(), Path(out).resolve()
         self.device, self.side_by_side = device or _device(), side_by_side
         self.gpu = int(self.device != "cpu")
-        self.files, self.trainings = self.runs/".jobs"/self.study.name, {}
+        self.files = self.runs/".jobs"/self.study.name
         self.table = check(self.study, self.data)
         self.searches = {recipe: self._job(config, "tune") for recipe, config in searches(self.study, self.table, self.data).items()}
         self.dataset = self._data()
@@ -53,12 +53,15 @@ class Workflow:
             config = cell_config(self.study, cell, best, self.table, self.data)
             folder = self._job(config, "run")
             if self.study.arms[cell.arm].score == "test":
-                training, folder = folder, self._job(test_config(config), "test")
-                self.trainings[folder.split("/")[1]] = training
+                folder = self._job(test_config(config), "test", needs=folder)
             found.append(folder)
         return list(dict.fromkeys(found))
 
-    def _job(self, config, template):
+    def training(self, test):
+        "The folder of the training that a test, given by its name, needs."
+        return read_json(self.files/f"{test}.json", "run the study again")["needs"]
+
+    def _job(self, config, template, **more):
         "Write the job of a configuration; its folder, relative to `runs`. Changes are the whole configuration, so that nothing depends on defaults."
         name = run_id(config)
         made = ("dataset", "recipe", "seed", "settings", "data", "code", "loss_code", "split", "score_code")
@@ -68,7 +71,7 @@ class Workflow:
         parameters |= {"trials": config["trials"]} if template == "tune" else {"settings": config["settings"]}
         if template == "run": parameters["side_by_side"] = self.side_by_side
         if template == "tune": parameters["changes"] = {k: v for k, v in parameters["changes"].items() if k not in ("lr", "validate_every")}
-        self._write(name, template, self.runs/"logs"/f"{name}.ipynb", parameters, gpu=bool(self.gpu))
+        self._write(name, template, self.runs/"logs"/f"{name}.ipynb", parameters, gpu=bool(self.gpu), **more)
         return place(config, "").as_posix()
 
     def _data(self):
@@ -127,7 +130,7 @@ def report_jobs(workflow):
     content, file = manifest(study, workflow.table, workflow.data, workflow.runs), out/"study.json"
     if not file.exists() or read_json(file, "") != content: write_json(file, content)
     for page, (template, _, parameters, html) in page_jobs(file, workflow.runs, out, workflow.data).items():
-        code = digest([code_cells(template), code_fingerprint("questions", "report"), content])
+        code = digest([code_cells(template), code_fingerprint("figures", "losses.many_identities", "report"), content])
         workflow._write(f"page-{page}", template, workflow.runs/"logs"/f"{study.name}-{page}.ipynb", parameters, page=str(html), code=code)
     return {page: str(workflow.files/f"page-{page}.json") for page in workflow.pages}
 

@@ -7,15 +7,14 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 from PIL import Image
 
 import reid_study
-from reid_study import report
+from reid_study import jobs, report
 from reid_study.core import InputError, write_json
 from reid_study.report import find_runs, galleries, headline, hidden_people, markdown_table, overlap, results_table, spread_sentence, to_html
-from reid_study.runs import run_id
+from reid_study.runs import run_id, seal
 
 TEMPLATE = Path(reid_study.__file__).parents[1]/"nbs"/"study"/"compare.ipynb"
 RECIPES = "identity", "triplet", "identity+triplet"
@@ -26,9 +25,9 @@ SETTINGS = {"identity": {"identity.weight": 1.0}, "triplet": {"triplet.margin": 
 def fake_run(root, recipe, seed, metrics=None, **changes):
     "The folder of a finished run with plausible artefacts that no training made."
     config = dict(dataset="people", recipe=recipe, seed=seed, settings=SETTINGS[recipe], backbone="small", pretrained=False, dim=256, height=64,
-                  width=32, p=16, k=4, sampler="pk", epochs=5, lr=3e-3, weight_decay=.05, precision="float32", validation=10, threads=1) | changes
+                  width=32, p=16, k=4, sampler="pk", epochs=5, steps=0, split="validation", lr=3e-3, weight_decay=.05, precision="float32", validation=10, threads=1) | changes
     rng = np.random.default_rng([seed, len(recipe)])
-    folder = root/run_id(config)
+    folder = root/"unsealed"
     folder.mkdir(parents=True)
     protocol = dict(same_camera="junk", junk_pid=-1, distractor_pid=0, ap="rectangle", ties="expected", unmatched="dropped", max_rank=50)
     cmc = np.minimum(1, np.linspace(.5, 1, 50) + .05*rng.random()).tolist()
@@ -48,7 +47,7 @@ def fake_run(root, recipe, seed, metrics=None, **changes):
         ranking=pd.DataFrame([(q, 1, 1, r, f"gallery/{r:04}.jpg", r % 3, 2, r % 3 == 1) for q in names for r in range(1, 11)],
                              columns="query_path query_pid query_camid rank path pid camid match".split()))
     for name, table in tables.items(): table.to_parquet(folder/f"{name}.parquet", index=False)
-    return folder
+    return seal(folder, root/run_id(config))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def images(tmp_path_factory):
 
 
 def execute(runs, out, **parameters):
-    papermill.execute_notebook(TEMPLATE, out, dict(runs=[str(runs)], **parameters), kernel_name="python3", progress_bar=False)
+    jobs.execute(TEMPLATE, out, dict(runs=[str(runs)], **parameters))
     return out
 
 

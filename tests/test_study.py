@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from reid_study.core import InputError
 from reid_study.data.people import make_people
-from reid_study.runs import make_config, open_data, partial_folder, read_run, run_id
+from reid_study.runs import make_config, open_data, partial_folder, place, read_run
 from reid_study.study import run_study
 
 SMALL = dict(validation=4, epochs=4, p=4, k=4, height=32, width=16)
@@ -26,8 +27,7 @@ def data(tmp_path_factory):
 
 
 def start(config, data, runs):
-    code = (f"from reid_study.runs import *\nconfig = {config!r}\n"
-            f"finish_run(config, train_run(config, {str(data)!r}, {str(runs)!r}, 'cpu'), {str(runs)!r})")
+    code = f"from reid_study.runs import make_run; make_run({config!r}, {str(data)!r}, {str(runs)!r}, 'cpu')"
     return subprocess.Popen([sys.executable, "-c", code], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -49,12 +49,19 @@ def test_a_killed_run_ends_with_the_same_numbers(data, tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL); process.wait()
-    assert not (tmp_path/"cut"/run_id(config)).exists()
-    with pytest.raises(InputError, match="no run"): read_run(tmp_path/"cut"/run_id(config))
+    assert not place(config, tmp_path/"cut").exists()
+    with pytest.raises(InputError, match="no run"): read_run(place(config, tmp_path/"cut"))
 
     resumed = start(config, data, tmp_path/"cut")
     assert resumed.wait(300) == 0, resumed.stderr.read()
-    assert same(outcome(tmp_path/"whole"/run_id(config)), outcome(tmp_path/"cut"/run_id(config)))
+    assert same(outcome(place(config, tmp_path/"whole")), outcome(place(config, tmp_path/"cut")))
+
+
+def test_two_processes_that_want_one_run_make_it_once(data, tmp_path):
+    config = make_config("people", "identity", data=data, **SMALL)
+    both = [start(config, data, tmp_path) for _ in range(2)]
+    assert [p.wait(300) for p in both] == [0, 0], [p.stderr.read() for p in both]
+    assert len(read_run(place(config, tmp_path)).history) == SMALL["epochs"] and len(list((tmp_path/"run").glob("[!.]*"))) == 1
 
 
 def test_the_command_line_from_data_to_report(data, tmp_path):
@@ -65,26 +72,33 @@ def test_the_command_line_from_data_to_report(data, tmp_path):
     code, out, err = call("data", "people", "--data", str(data))
     assert code == 0 and "16 identities" in out, err
     small = [f"{k}={v}" for k, v in SMALL.items()]
-    argv = ["study", "--seeds", "0,1", "--recipes", "identity,identity+triplet", "--set", *small, "triplet.margin=soft",
-            "--data", str(data), "--results", "results"]
+    code, out, err = call("run", "identity", "--data", str(data), "--set", *small)
+    assert code == 0 and "mAP" in out, err
+    (tmp_path/"two.yaml").write_text(yaml.safe_dump({"title": "Two recipes", "dataset": "people", "protocol": SMALL, "arms": {
+        "main": {"recipes": ["identity", "identity+triplet"], "seeds": 2}}}))
+    code, out, err = call("study", "two.yaml", "--data", str(data), "--check")
+    assert code == 0 and "4 trainings" in out and not (tmp_path/"reports").exists(), err
+    argv = ["study", "two.yaml", "--data", str(data), "--results", "results"]
     code, out, err = call(*argv)
-    assert code == 0, err
-    page = (tmp_path/"reports"/"people.html").read_text()
+    assert code == 0 and "4/4" in err, err
+    page = (tmp_path/"reports"/"two"/"index.html").read_text()
     assert "identity+triplet" in page and "data:image/png;base64" in page
-    runs = [read_run(f) for f in (tmp_path/"runs").iterdir()]
-    assert len(runs) == 4 and all((r.folder/"run.ipynb").exists() for r in runs)
-    assert {r.config["settings"].get("triplet.margin") for r in runs} == {None, "soft"}
-    assert sorted(f.name for f in (tmp_path/"results").iterdir()) == sorted(r.id for r in runs)
+    runs = [read_run(f) for f in (tmp_path/"runs"/"run").glob("[!.]*")]
+    assert len(runs) == 4 and sum((tmp_path/"runs"/"logs"/f"{r.id}.ipynb").exists() for r in runs) == 3      # one was made by `run` before
+    assert sorted(f.name for f in (tmp_path/"results"/"run").iterdir()) == sorted(r.id for r in runs)
 
     before = {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
-    code, out, err = call(*argv)   # again: nothing is trained, the same page is written
+    code, out, err = call(*argv)   # again: nothing is trained, the same page is there
     assert code == 0 and before == {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
-    assert page == (tmp_path/"reports"/"people.html").read_text()
-    code, out, err = call("report", "results", "--out", "again.html", "--data", str(data))
-    assert code == 0 and (tmp_path/"again.html").exists(), err   # committed artefacts are finished runs too
+    assert page == (tmp_path/"reports"/"two"/"index.html").read_text()
+    code, out, err = call("report", "results", "--out", "again", "--data", str(data))
+    assert code == 0 and (tmp_path/"again"/"index.html").read_text() == page, err   # published artefacts make the same page
 
     assert call("run", "identity", "--data", str(data), "--set", "p=100", *small[:2])[0] == 2
     assert call("run", "nonsense", "--data", str(data))[0] == 2
+    (tmp_path/"two.yaml").write_text((tmp_path/"two.yaml").read_text().replace("epochs", "epocs"))
+    code, out, err = call("study", "two.yaml", "--data", str(data))
+    assert code == 2 and "two.yaml" in err and "epocs" in err and err.count("\n") == 1
 
 
 def test_bad_images_are_named(data, tmp_path):
@@ -103,7 +117,8 @@ def test_bad_images_are_named(data, tmp_path):
 
 
 def test_a_failing_run_is_reported_and_others_are_kept(data, tmp_path):
-    good = make_config("people", "identity", data=data, **SMALL)
-    bad = make_config("people", "triplet", data=data, **SMALL) | {"lr": 1e30}
-    with pytest.raises(RuntimeError, match="triplet seed 0.*not finite"): run_study([bad, good], data, tmp_path, device="cpu")
-    assert read_run(tmp_path/run_id(good)) and not (tmp_path/run_id(bad)).exists()
+    (tmp_path/"bad.yaml").write_text(yaml.safe_dump({"title": "One diverges", "dataset": "people", "protocol": SMALL, "arms": {
+        "main": {"recipes": ["triplet"], "seeds": 1, "each": [{"lr": 1e30}]}, "other": {"recipes": ["identity"], "seeds": 1}}}))
+    with pytest.raises(RuntimeError, match="triplet seed 0.*not finite.*ipynb"): run_study(tmp_path/"bad.yaml", data, tmp_path/"runs", tmp_path/"out", device="cpu")
+    kept, = (tmp_path/"runs"/"run").glob("[!.]*")
+    assert read_run(kept).config["recipe"] == "identity" and not (tmp_path/"out").exists()

@@ -1,0 +1,178 @@
+"""The fault drill: a small study is killed twenty times, at random moments and in every kind of process, and must end with the
+numbers of one that was left alone. Then a full disk, a damaged file, and the same pages from the same artefacts."""
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from reid_study.data.people import make_people
+from reid_study.runs import read_run
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+REID = Path(sys.executable).with_name("reid-study")
+KILLS = 20
+TIMES = ("seconds", "images_per_second", "train_seconds", "embedding_seconds", "evaluation_seconds")
+
+STUDY = """
+title: A drill
+dataset: people
+protocol: {epochs: 3, validation: 6, p: 4, k: 2, height: 32, width: 16, steps: 12}
+tuning: {trials: 2, epochs: 2, seed: 100}
+arms:
+  main: {recipes: [identity, identity+attributes], settings: tuned, score: test, seeds: 3}
+  default: {recipes: [identity, identity+attributes, triplet], seeds: 1}
+questions: [q1]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drill")
+    make_people(folder/"data"/"people", n_train=20, n_test=6, n_distractors=2, n_junk=2, progress=False)
+    (folder/"drill.yaml").write_text(STUDY)
+    return folder
+
+
+def command(place, name): return [REID, "study", place/"drill.yaml", "--data", place/"data", "--runs", place/name/"runs", "--out", place/name/"pages", "--jobs", "2", "--device", "cpu"]
+
+
+def finish(place, name, **options):
+    "Run the study to its end; what it printed."
+    done = subprocess.run(command(place, name), capture_output=True, text=True, env=ENV, timeout=900, **options)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def without_times(value): return {k: v for k, v in value.items() if k not in TIMES} if isinstance(value, dict) else value
+
+
+def outcome(place, name):
+    "Everything that the study found, but for times: run -> (metrics, history, tables); and its pages that show no times."
+    found = {}
+    for folder in sorted((place/name/"runs").glob("*/[0-9a-f]*")):
+        if not (folder/"config.json").exists(): continue
+        run = read_run(folder)
+        tables = {f.name: pd.read_parquet(f).to_json() for f in sorted(folder.glob("*.parquet"))}
+        for csv in sorted(folder.glob("*.csv")): tables[csv.name] = pd.read_csv(csv).drop(columns="seconds").to_json()
+        found[f"{folder.parent.name}/{folder.name}"] = without_times(run.metrics), tables
+    return found, {page.name: page.read_text() for page in sorted((place/name/"pages"/"drill").glob("*.html")) if page.name != "recipes.html"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place):
+    finish(place, "whole")
+    return outcome(place, "whole")
+
+
+def events(place, name):
+    file = place/name/"runs"/".jobs"/"drill"/"events.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def children(pid):
+    "Processes of the engine by what they are: its Snakemake and its warm server."
+    found = {}
+    for p in Path("/proc").glob("[0-9]*"):
+        try: parent, line = int((p/"stat").read_text().rsplit(")", 1)[1].split()[1]), (p/"cmdline").read_text()
+        except (OSError, ValueError): continue
+        if parent == pid: found["snakemake" if "snakemake" in line else "server" if "serve" in line else line] = int(p.name)
+    return found
+
+
+def victims(engine, place, name):
+    "What could be killed now: kind -> process."
+    last = {e["job"]: e for e in events(place, name)}
+    jobs = [e["pid"] for e in last.values() if e["event"] == "started" and Path(f"/proc/{e['pid']}").exists()]
+    return {"engine": engine.pid} | children(engine.pid) | ({"job": random.choice(jobs)} if jobs else {})
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes in /proc")
+def test_twenty_kills_change_no_number(place, undisturbed):
+    random.seed(0)
+    log, kinds = [], ["job"]*8 + ["engine"]*4 + ["snakemake"]*4 + ["server"]*4
+    random.shuffle(kinds)
+    started, engine = time.time(), None
+    while kinds:
+        if engine is None or engine.poll() is not None:
+            engine = subprocess.Popen(command(place, "cut"), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if kinds[0] == "job":
+            while engine.poll() is None and "job" not in victims(engine, place, "cut"): time.sleep(0.05)
+            time.sleep(random.uniform(0, 2))
+        else: time.sleep(random.uniform(1, 8))
+        if (pid := victims(engine, place, "cut").get(kinds[0])) is None or engine.poll() is not None:
+            if engine.poll() is not None and len(log) < KILLS:     # it ended before enough was killed: take something away and go on
+                for folder in list((place/"cut"/"runs"/"test").glob("[0-9a-f]*"))[:2] + list((place/"cut"/"runs"/"confirm").glob("[0-9a-f]*"))[:2]: shutil.rmtree(folder)
+            continue
+        try: os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError: continue
+        log.append(f"{time.time() - started:6.1f} s  killed {kinds.pop(0)}")
+        if kinds: engine.poll()
+    engine.kill(); engine.wait()
+    print("\n".join(log))
+    assert len(log) == KILLS
+    for _ in range(3):      # jobs that were killed twice have failed; the same command goes on
+        if subprocess.run(command(place, "cut"), env=ENV, capture_output=True, timeout=900).returncode == 0: break
+    finish(place, "cut")
+    runs, pages = outcome(place, "cut")
+    assert runs.keys() == undisturbed[0].keys()
+    for name in runs: assert runs[name] == undisturbed[0][name], name
+    assert pages == undisturbed[1]
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(place, undisturbed):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))       # no file may grow beyond: checkpoints do
+    done = subprocess.run(command(place, "full"), capture_output=True, text=True, env=ENV, timeout=900, preexec_fn=limit)
+    assert done.returncode == 2 and "jobs failed" in done.stderr and "identity" in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert "checkpoint.pt" in done.stderr or "File too large" in done.stderr or "too large" in done.stderr.lower(), done.stderr[-2000:]
+    assert not list((place/"full"/"runs"/"run").glob("[0-9a-f]*"))
+    finish(place, "full")
+    assert outcome(place, "full") == undisturbed
+
+
+def test_damage_is_named_and_made_again(place, undisturbed):
+    shutil.copytree(place/"whole", place/"damaged")
+    runs = place/"damaged"/"runs"
+    metrics, table = sorted((runs/"test").glob("*/metrics.json"))[0], sorted((runs/"run").glob("*/per_query.parquet"))[0]
+    metrics.write_text(metrics.read_text().replace('"mAP": 0.', '"mAP": 0.9', 1))      # still JSON, another number
+    table.write_bytes(table.read_bytes()[:-10])
+    (place/"damaged"/"pages"/"drill"/"q1.html").unlink()
+    said = finish(place, "damaged")
+    assert str(metrics) in said and str(table) in said and "put aside" in said
+    assert len(list((runs/".damaged").iterdir())) == 2
+    assert outcome(place, "damaged") == undisturbed
+
+
+def test_the_same_artefacts_give_the_same_pages(place, undisturbed):
+    def pages(name):
+        done = subprocess.run([REID, "report", place/"results", "--out", place/name, "--data", place/"data"], capture_output=True, text=True, env=ENV)
+        assert done.returncode == 0, done.stderr
+        return {page.name: page.read_bytes() for page in sorted((place/name).glob("*.html"))}
+    said = subprocess.run([*command(place, "whole"), "--results", place/"results"], capture_output=True, text=True, env=ENV)
+    assert said.returncode == 0, said.stderr
+    first, second = pages("first"), pages("second")
+    assert first == second and {"index.html", "q1.html", "recipes.html"} <= first.keys()
+    assert not list((place/"results").rglob("*.safetensors"))
+
+    # published results count as finished: another folder of runs trains nothing
+    again = subprocess.run([REID, "study", place/"drill.yaml", "--data", place/"data", "--runs", place/"adopted", "--out", place/"adopted-pages",
+                            "--results", place/"results", "--device", "cpu"], capture_output=True, text=True, env=ENV)
+    assert again.returncode == 0, again.stderr
+    assert not list((place/"adopted"/"confirm").glob("[0-9a-f]*")) and (place/"adopted-pages"/"drill"/"index.html").exists()
+    # results of another version of the code are refused before anything trains
+    victim = next((place/"results"/"run").iterdir())
+    config = json.loads((victim/"config.json").read_text()) | {"code": "0"*12}
+    from reid_study.core import write_json
+    from reid_study.runs import run_id, seal
+    (victim/"SHA256SUMS").unlink(); write_json(victim/"config.json", config); seal(victim, victim.with_name(run_id(config)))
+    refused = subprocess.run([REID, "study", place/"drill.yaml", "--data", place/"data", "--runs", place/"adopted", "--out", place/"adopted-pages",
+                              "--results", place/"results", "--device", "cpu"], capture_output=True, text=True, env=ENV)
+    assert refused.returncode == 2 and "another version of the code" in refused.stderr and run_id(config) in refused.stderr

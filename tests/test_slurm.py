@@ -1,0 +1,32 @@
+"""A study on SLURM. Runs where a cluster answers; `tools/slurm.sh start` makes one of this machine (Debian, root)."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reid_study.data.people import make_people
+from reid_study.runs import read_run
+
+
+def answers(): return shutil.which("sinfo") and not subprocess.run(["sinfo"], capture_output=True, timeout=30).returncode
+
+
+@pytest.mark.skipif(not answers(), reason="no SLURM cluster answers; tools/slurm.sh start makes one")
+def test_a_study_on_slurm(tmp_path):
+    make_people(tmp_path/"data"/"people", n_train=12, n_test=4, n_distractors=2, n_junk=2, progress=False)
+    (tmp_path/"cluster.yaml").write_text(yaml.safe_dump({
+        "title": "On a cluster", "dataset": "people", "protocol": dict(epochs=2, p=4, k=2, height=32, width=16, validation=4),
+        "tuning": {"trials": 2, "epochs": 1, "seed": 9}, "arms": {"main": {"recipes": ["identity", "triplet"], "settings": "tuned", "score": "test", "seeds": 1}}}))
+    done = subprocess.run([Path(sys.executable).with_name("reid-study"), "study", "cluster.yaml", "--data", "data", "--profile", "slurm", "--device", "cpu"],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=1200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert len([read_run(f) for f in (tmp_path/"runs"/"test").glob("[!.]*")]) == 2 and (tmp_path/"reports"/"cluster"/"index.html").exists()
+    jobs = subprocess.run(["sacct", "--noheader", "--parsable2", "--allocations", "--format", "comment,state,elapsed,workdir"], capture_output=True, text=True).stdout
+    mine = [line.split("|") for line in jobs.splitlines() if str(tmp_path) in line]
+    print(*(" ".join(line[:3]) for line in mine), sep="\n")
+    # the data, two searches, two trainings, two tests, a page
+    assert len(mine) >= 8 and all(state == "COMPLETED" for _, state, *_ in mine), mine
