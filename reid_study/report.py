@@ -145,7 +145,7 @@ def protocol_sentence(runs):
               if c.get("split") == "test" else
               f"{_counted(c['validation'], 'identity', 'identities')} of the training split are held out for validation, and all scores are theirs: {what}. "
               "The other training identities train. The official test split is not looked at.")
-    steps = f" of {c['steps']} batches" if c["steps"] else ""
+    steps = f" of {c['steps']} batches" if c.get("steps") else ""
     return "\n\n".join((
         f"**Data.** {_capital(_data(runs[0]))}. {scored}",
         f"**Training.** Backbone *{c['backbone']}* ({weights}), an embedding of {c['dim']} numbers, images of {c['height']} × {c['width']} "

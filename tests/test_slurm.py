@@ -27,6 +27,8 @@ def test_a_study_on_slurm(tmp_path):
     assert len([read_run(f) for f in (tmp_path/"runs"/"test").glob("[!.]*")]) == 2 and (tmp_path/"reports"/"cluster"/"index.html").exists()
     jobs = subprocess.run(["sacct", "--noheader", "--parsable2", "--allocations", "--format", "comment,state,elapsed,workdir"], capture_output=True, text=True).stdout
     mine = [line.split("|") for line in jobs.splitlines() if str(tmp_path) in line]
-    print(*(" ".join(line[:3]) for line in mine), sep="\n")
+    told = "\n".join(f"{state:10} {elapsed}  {comment}" for comment, state, elapsed, _ in mine)
+    print(told)
+    if file := os.environ.get("SLURM_LOG"): Path(file).write_text(told + "\n")
     # the data, two searches, two trainings, two tests, a page
     assert len(mine) >= 8 and all(state == "COMPLETED" for _, state, *_ in mine), mine
