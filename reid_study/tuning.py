@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import InputError, read_json, whole, write_json
+from .core import InputError, digest, whole, write_json
 from .recipes import get_recipe
-from .runs import code_cells, environment, make_config, one_at_a_time, partial_folder, place, read_run, seal, train
+from .runs import code_cells, code_of_functions, environment, make_config, one_at_a_time, partial_folder, place, read_run, seal, train
 
 # %% ../nbs/80_tuning.ipynb #ec5dcb3e
 LR = (3e-4, 3e-2)
@@ -64,7 +64,8 @@ def tuning_config(dataset, recipe, trials=8, seed=100, table=None, data="data", 
     first = make_config(dataset, recipe, seed, None, table, data, **changes)
     if not first["validation"]: raise InputError("validation=0: tuning needs validation identities; hold some out")
     first |= {"validate_every": first["epochs"], "score_code": None}
-    return {"search": {name: list(bounds) for name, bounds in search_space(recipe).items()}, "trials": trials, "tune_code": code_cells("tune"), "first": first}
+    return {"search": {name: list(bounds) for name, bounds in search_space(recipe).items()}, "trials": trials, "first": first,
+            "tune_code": digest([code_of_functions("tuning", "suggest", "trial_config", "tune", "_defaults", "_trial"), code_cells("tune")])}
 
 def trial_config(config, values):
     "The configuration of one trial: the search's first one with other values."
