@@ -64,7 +64,7 @@ def forest_caption(found):
     "What the forest of these answers shows, in a sentence or three."
     turned = " Claims of a difference without a direction are drawn as they are, first minus second." if (found.kind == "different").any() else ""
     hollow = f" Hollow: fewer than {MIN_SEEDS} seeds, no verdict." if found.descriptive.any() else ""
-    return f"Estimates and 95 % intervals, turned so that the claimed direction is to the right. The grey band is the margin on both sides of zero.{turned}{hollow}"
+    return f"Estimates and 95 % intervals, both turned, the numbers too, so that the claimed direction is to the right and positive. The grey band is the margin on both sides of zero.{turned}{hollow}"
 
 # %% ../nbs/85_figures.ipynb #d46d7a95
 def shown(figure, caption, kind="svg"):
@@ -116,7 +116,7 @@ CONTRASTED = ("#55555d", "#d9742b", "#2b6fb3", "#8c54a1")      # the first is wh
 
 @styled
 def distance_picture(study, recipes, arm="main"):
-    "Distances to positives and negatives: of mined tuples in training, of all pairs of unseen people, and their means for each seed; the first recipe is the grey one."
+    "Distances to positives and negatives: of mined tuples in training, of all pairs of unseen people, and their means for each seed."
     figure = Figure((WIDTH, 3.7), layout="constrained")
     left, middle, right = figure.subplots(1, 3, gridspec_kw={"width_ratios": [1, 1, 1]})
     for colour, recipe in zip(CONTRASTED, recipes):
@@ -128,14 +128,12 @@ def distance_picture(study, recipes, arm="main"):
         for column, line in (("positive", "-"), ("negative", (0, (4, 1.5)))):
             middle.plot(pairs[column]/pairs[column].sum()/np.diff(pairs.index).mean(), color=colour, ls=line, lw=1.5)
         means = np.array([r.per_query[r.per_query.valid][["d_ap", "d_an"]].mean() for r in runs.values()])
-        right.plot(*means.T, "o", color=colour, ms=5.5, mec="white", mew=.5)
-        right.annotate(recipe, means.mean(0), (0, 9), textcoords="offset points", ha="center", color=colour, fontsize=8)
-    reference = np.mean([r.per_query[r.per_query.valid][["d_ap", "d_an"]].mean() for r in study.runs(arm, recipes[0]).values()], axis=0)
-    right.axline(reference, slope=1, color="#c4c4ca", lw=.8, zorder=0)
-    right.margins(x=.45, y=.2)
+        right.plot(means[:, 0], means[:, 1] - means[:, 0], "o", color=colour, ms=5.5, mec="white", mew=.5, label=recipe)
+    right.margins(x=.15, y=.15)
     left.set(title="Training tuples", xlabel="epoch", ylabel="distance")
     middle.set(title="Unseen pairs", xlabel="distance", yticks=[], ylim=(0, None))
-    right.set(title="Means, a dot a seed", xlabel="to matches", ylabel="to others")
+    right.set(title="Means, a dot a seed", xlabel="distance to matches", ylabel="how much further others are")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=len(recipes))
     key = [mpl.lines.Line2D([], [], color="#55555d", ls=line, label=text) for line, text in (("-", "positive"), ((0, (4, 1.5)), "negative"))]
     left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
     left.legend(handles=key, loc="best")
@@ -260,11 +258,12 @@ def cost_growth(rows, floor=1.0):
     return ends.assign(time=ends.cpu_many/ends.cpu_few, memory=ends.megabytes_many/ends.megabytes_few)
 
 def cost_sentence(rows):
-    "Markdown: what the cost of a step says of the claim; supported if identity loss grows more than twice as much as the triplet in time and in memory."
+    "Markdown: what the cost of a step says of the claim; clear if identity loss grows more than twice as much as the triplet in time and in memory."
     growth = cost_growth(rows)
     metric, identity = growth.loc["triplet, batch-hard"], growth.loc["identity"]
     clear = (identity[["time", "memory"]] > 2*metric[["time", "memory"]]).all()
-    return (f"**{'Supported' if clear else 'Undecided'}** (cost; measured, not tested): with more identities, a step of the triplet loss grows less in time and memory than one of identity loss. "
+    return (f"**{'Clear' if clear else 'Not clear'}** (cost: measured, not tested; clear where identity loss grows more than twice as much in time and in memory): "
+            f"with more identities, a step of the triplet loss {'grows less than' if clear else 'does not grow clearly less than'} one of identity loss. Losses with a proxy an identity are metric losses too, and grow as identity loss does. "
             f"From {int(identity.few):,} to {int(identity.many):,} identities the step of identity loss takes {identity.time:,.0f} times as long and {identity.memory:,.0f} times the memory; "
             f"that of the triplet {metric.time:.1f} and {metric.memory:.1f} times.")
 

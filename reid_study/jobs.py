@@ -48,7 +48,7 @@ def execute(template, output, parameters):
 def work(file):
     "Do the job of a file; returns the exit code: 0, or 1 after telling the error."
     job = json.loads(Path(file).read_text())
-    tell = lambda **what: _append(Path(file).with_name("events.jsonl"), {"job": Path(file).stem, "pid": os.getpid(), "time": time.time()} | what)
+    tell = lambda **what: _append(Path(file).with_name("events.jsonl"), {"job": Path(file).stem, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()} | what)
     tell(event="started")
     try:
         with gpu() if job.get("gpu") else contextlib.nullcontext() as device:
@@ -69,18 +69,18 @@ def _append(path, value):
 
 @contextlib.contextmanager
 def gpu(devices=None, folder="/tmp", every=1.0):
-    "Wait for a GPU that no other job of this machine has, hold it, and give its name: \"cuda:0\". `devices`: how many there are."
+    "Wait for a GPU that no other job of this user on this machine has, hold it, and give its name: \"cuda:0\". `devices`: their unique names."
     if devices is None:
         import torch
-        devices = torch.cuda.device_count()
+        devices = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+    if not devices: raise RuntimeError("this job needs a GPU, and there is none; run the study with --device cpu")
     while True:
-        for i in range(devices):
-            with open(Path(folder)/f"reid_study-gpu{i}.lock", "a") as lock:
+        for i, name in enumerate(devices):
+            with open(Path(folder)/f"reid_study-{os.getuid()}-{name}.lock", "a") as lock:
                 try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError: continue
                 yield f"cuda:{i}"
                 return
-        if not devices: raise RuntimeError("this job needs a GPU, and there is none; run the study with --device cpu")
         time.sleep(every)
 
 # %% ../nbs/81_jobs.ipynb #b62c8c7c

@@ -188,7 +188,9 @@ def best_of(study, arm="main"):
     families = candidates(study, arm)
     every = [r for members in families.values() for r in members]
     tested = all(run.config["split"] == "test" for run in study.table.run[study.table.arm == arm])
-    if tested and all(r in study.searches for r in every):
+    if tested and (missing := [r for r in every if r not in study.searches]):
+        raise InputError(f"the best recipe may not be chosen by the test split, and {missing[0]} has no search; tune the arm {arm}, or leave out the question q8")
+    if tested:
         score, how, kept = {r: study.searches[r].metrics["mAP"] for r in every}, "by validation mAP in tuning", None
     else:
         score, how = {}, "by every other identity, in the order of their pids; compared on the rest"
@@ -287,7 +289,7 @@ def _why(a):
         return {"better": f"A benefit of {margin} or more is excluded{'; the opposite is the case' if other_way else ''}.",
                 "no worse": f"A loss of {margin} or more is certain.", "different": f"The two are equal to within {margin}."}[a.kind]
     if a.kind != "no worse" and a.p <= 0.05: return "Alone it would stand; after Holm's correction for all propositions it does not."
-    return f"The runs can neither show nor exclude it; a true difference of {amount(a.detectable, a.endpoint)} would have been found with a chance of 80 %."
+    return f"The runs can neither show nor exclude it; a true difference of {amount(a.detectable, a.endpoint)} would have been found with a chance of 80 %, before Holm's correction."
 
 def sentence(answer):
     "Markdown: what was found for one claim, a row of `answers`."
@@ -379,10 +381,10 @@ def protocol_table(study):
 def rule(found):
     "Markdown: how a verdict is drawn."
     tests = int(found.p_holm.notna().sum())
-    return (f"Seeds and identities are crossed random factors of every interval; seeds are paired between recipes. One Holm family holds all {tests} tested propositions, at 5 %. "
+    return (f"Seeds and identities are crossed random factors of the intervals of mAP and distances; epochs, separability and compactness have one number a seed, so theirs are over seeds alone and hold the recipes fixed. Seeds are paired between recipes. One Holm family holds all {tests} tested propositions, at 5 %. "
             f"*Better* is supported by a two-sided test in the claimed direction, and refuted when the 95 % interval excludes every benefit of the margin or more; "
             f"*no worse* is supported when a loss of the margin is excluded, and refuted when one is certain; *different* is supported by a two-sided test, and refuted when the "
-            f"interval lies within the margin on both sides. All else is undecided, and so is anything with fewer than {MIN_SEEDS} seeds.")
+            f"interval lies within the margin on both sides. All else is undecided, and so is anything with fewer than {MIN_SEEDS} seeds. Refuting is not corrected for the number of propositions; what is refuted may have an effect on the claimed side, but none as large as the margin.")
 
 # %% ../nbs/84_questions.ipynb #75b14cef
 def provenance(study):

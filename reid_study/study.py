@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,9 +22,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .core import InputError, cores, digest, read_json, whole, write_json
+from .figures import costs
 from .jobs import execute
 from .plan import cell_config, cells, check, jobs, manifest, read_study, searches
-from .runs import PROTOCOLS, STAGES, TEMPLATES, code_cells, code_fingerprint, code_of, dataset_root, place, read_run, run_id, test_config
+from .runs import PROTOCOLS, STAGES, TEMPLATES, check_sums, code_cells, code_fingerprint, code_of, dataset_root, place, read_run, run_id, test_config
 from .report import to_html
 from .tuning import tuned
 
@@ -130,7 +132,7 @@ def report_jobs(workflow):
     content, file = manifest(study, workflow.table, workflow.data, workflow.runs), out/"study.json"
     if not file.exists() or read_json(file, "") != content: write_json(file, content)
     for page, (template, _, parameters, html) in page_jobs(file, workflow.runs, out, workflow.data).items():
-        code = digest([code_cells(template), code_fingerprint("figures", "losses.many_identities", "report"), content])
+        code = digest([code_cells(template), code_fingerprint("figures", "losses.many_identities", "report", "evaluation.geometry"), costs(), content])
         workflow._write(f"page-{page}", template, workflow.runs/"logs"/f"{study.name}-{page}.ipynb", parameters, page=str(html), code=code)
     return {page: str(workflow.files/f"page-{page}.json") for page in workflow.pages}
 
@@ -160,7 +162,9 @@ def put_aside_damaged(workflow, say=print):
     "Read every finished folder of the study; move what is damaged to runs/.damaged, and say so."
     names = {file.stem for file in workflow.files.glob("*.json")}
     for folder in sorted(p for stage in ("tune", *STAGES.values()) for p in (workflow.runs/stage).glob("[!.]*") if p.name in names):
-        try: read_run(folder)
+        try:
+            read_run(folder)
+            if folder.parent.name == "confirm": check_sums(folder, ["model.safetensors"])       # a test will read it
         except InputError as e:
             aside = workflow.runs/".damaged"/f"{folder.name}-{time.time_ns()}"
             aside.parent.mkdir(exist_ok=True)
@@ -204,11 +208,10 @@ def _gpus():
 
 @contextlib.contextmanager
 def _alone(workflow):
-    "One engine a study; a second one is refused while the first, or its Snakemake, is alive."
-    workflow.files.mkdir(parents=True, exist_ok=True)
-    with open(workflow.files/"lock", "a") as lock:
+    "One engine at a time for a folder of runs; a second one is refused while the first is alive."
+    with open(workflow.runs/".lock", "a") as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise InputError(f"the study {workflow.study.name} is running already in {workflow.runs}; wait for it, or stop it") from None
+        except OSError: raise InputError(f"a study is running already in {workflow.runs}; wait for it, stop it, or give another folder of runs") from None
         yield
 
 def _end_with_parent():
@@ -237,7 +240,7 @@ def warm(workflow, local):
 def _watch(workflow, process):
     "Draw the line of progress until Snakemake has ended; its exit code."
     try:
-        with tqdm(total=len(workflow.folders()), unit="job", desc=workflow.study.name, dynamic_ncols=True, smoothing=0.05) as bar:
+        with tqdm(total=len(workflow.folders()), initial=progress(workflow)["done"], unit="job", desc=workflow.study.name, dynamic_ncols=True, smoothing=0.05) as bar:
             while True:
                 code, state = process.poll(), progress(workflow)
                 bar.update(state["done"] - bar.n)
@@ -260,7 +263,9 @@ def progress(workflow):
     "How many jobs are done, are running and have failed."
     last = list(events(workflow).values())
     return {"done": sum(folder is not None and folder.exists() for folder in workflow.folders()),
-            "running": sum(e["event"] == "started" for e in last), "failed": sum(e["event"] == "failed" for e in last)}
+            "running": sum(e["event"] == "started" and _alive(e) for e in last), "failed": sum(e["event"] == "failed" for e in last)}
+
+def _alive(event): return event["host"] != socket.gethostname() or Path(f"/proc/{event['pid']}").exists() or not Path("/proc").exists()
 
 def _raise_failures(workflow, code):
     failed = {job: e for job, e in events(workflow).items() if e["event"] == "failed"}
@@ -278,7 +283,9 @@ def _named(workflow, job):
 def publish(workflow, results):
     "Copy a study's manifest, searches and scored runs under `results`, from where reports, and the study itself, read them as finished."
     file = workflow.out/workflow.study.name/"study.json"
-    content = read_json(file, "run the study first")
+    content, there = read_json(file, "run the study first"), Path(results)/"study.json"
+    if there.exists() and (other := read_json(there, "remove it")["study"]) != workflow.study.name:
+        raise InputError(f"{results} holds the results of the study {other}; give another folder")
     for name in [*content["searches"].values(), *dict.fromkeys(row["run"] for row in content["runs"])]:
         if (target := Path(results)/name).exists(): continue
         with whole(target) as temporary:
