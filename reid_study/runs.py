@@ -6,10 +6,12 @@
 __all__ = ['DATASETS', 'PROTOCOLS', 'CHOICES', 'TRAINS', 'TEMPLATES', 'STAGES', 'read_people', 'dataset_root', 'read_dataset',
            'make_config', 'test_config', 'fingerprinted', 'code_fingerprint', 'code_of', 'code_of_functions',
            'code_cells', 'run_id', 'open_data', 'stored_images', 'place', 'partial_folder', 'prepare', 'train',
-           'make_run', 'one_at_a_time', 'trained', 'finish_run', 'seal', 'check_sums', 'environment', 'Run', 'read_run']
+           'make_run', 'disk_named', 'one_at_a_time', 'trained', 'finish_run', 'seal', 'check_sums', 'environment',
+           'Run', 'read_run']
 
 # %% ../nbs/80_runs.ipynb #89638126
 import ast
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -236,9 +238,18 @@ def make_run(config, data="data", runs="runs", device=None, side_by_side=1):
     with one_at_a_time(final):
         if not final.exists():
             test = config["split"] == "test"
-            learn = trained(config, data, runs, device) if test else train(config, data, device, partial_folder(config, runs))
-            finish_run(config, learn, runs, side_by_side)
+            with disk_named(partial_folder(config, runs)):
+                learn = trained(config, data, runs, device) if test else train(config, data, device, partial_folder(config, runs))
+                finish_run(config, learn, runs, side_by_side)
     return final
+
+@contextlib.contextmanager
+def disk_named(folder):
+    "Say plainly what torch tells in riddles: a checkpoint that could not be written whole."
+    try: yield
+    except RuntimeError as e:
+        if "inline_container" not in str(e) and "PytorchStreamWriter" not in str(e): raise
+        raise OSError(f"{folder}: the checkpoint could not be written whole; is the disk full? What was finished is kept: make room, and the same command goes on") from e
 
 class one_at_a_time:
     "A context that one process at a time is in, whatever else asks for the same `path`; the system ends it with the process."

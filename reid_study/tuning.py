@@ -15,7 +15,7 @@ import pandas as pd
 
 from .core import InputError, digest, whole, write_json
 from .recipes import get_recipe
-from .runs import code_cells, code_of_functions, environment, make_config, one_at_a_time, partial_folder, place, read_run, seal, train
+from .runs import code_cells, code_of_functions, disk_named, environment, make_config, one_at_a_time, partial_folder, place, read_run, seal, train
 
 # %% ../nbs/80_tuning.ipynb #ec5dcb3e
 LR = (3e-4, 3e-2)
@@ -79,7 +79,7 @@ def tune(config, data="data", runs="runs", device=None):
     A search that was interrupted goes on from the last epoch of the trial that was running.
     """
     final, folder = place(config, runs), partial_folder(config, runs)
-    with one_at_a_time(final):
+    with one_at_a_time(final), disk_named(folder):
         if final.exists(): return final
         folder.mkdir(parents=True, exist_ok=True)
         table, space = folder/"trials.csv", config["search"]
