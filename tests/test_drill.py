@@ -59,7 +59,7 @@ def outcome(place, name):
     "Everything that the study found, but for times: run -> (metrics, history, tables); and its pages that show no times."
     found = {}
     for folder in sorted((place/name/"runs").glob("*/[0-9a-f]*")):
-        if not (folder/"config.json").exists(): continue
+        if folder.parent.name.startswith(".") or not (folder/"config.json").exists(): continue
         run = read_run(folder)
         tables = {f.name: pd.read_parquet(f).to_json() for f in sorted(folder.glob("*.parquet"))}
         for csv in sorted(folder.glob("*.csv")): tables[csv.name] = pd.read_csv(csv).drop(columns="seconds").to_json()
