@@ -75,8 +75,7 @@ def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/em
           ):
     "Make what a study file asks for and is not there yet, and its pages; killed, it goes on where it was."
     from reid_study.study import plan_sentence, run_study
-    print(plan_sentence(file, data))
-    if not check: print(f"open {run_study(file, data, runs, out, results, jobs, device, profile)/'index.html'}")
+    print(plan_sentence(file, data) if check else f"open {run_study(file, data, runs, out, results, jobs, device, profile)/'index.html'}")
 
 # %% ../nbs/83_cli.ipynb #68fa103f
 def report(runs: Param("Folders of finished runs, or one folder that holds them; or published results of a study", str, nargs="+"),
@@ -85,18 +84,14 @@ def report(runs: Param("Folders of finished runs, or one folder that holds them;
            photographs: bool = False,    # Show real people too; such a page is not for publishing
            ):
     "Write the pages of a study from its published results, or one page over finished runs."
-    from reid_study.jobs import execute
-    from reid_study.report import find_runs, to_html
-    from reid_study.runs import TEMPLATES, dataset_root
-    from reid_study.study import write_pages
+    from reid_study.report import find_runs
+    from reid_study.runs import dataset_root
+    from reid_study.study import write_page, write_pages
     if len(runs) == 1 and (Path(runs[0])/"study.json").exists(): page = write_pages(runs[0], out, data)/"index.html"
     else:
         found, page = find_runs(runs), Path(out).resolve()/"index.html"
-        execute(TEMPLATES/"compare.ipynb", page.with_suffix(".ipynb"), {
-            "runs": [str(Path(r.folder).resolve()) for r in found], "show_people": photographs or None,
-            "data": str(dataset_root(found[0].config["dataset"], data).resolve())})
-        to_html(page.with_suffix(".ipynb"), page)
-        page.with_suffix(".ipynb").unlink()
+        write_page("compare", {"runs": [str(Path(r.folder).resolve()) for r in found], "show_people": photographs or None,
+                               "data": str(dataset_root(found[0].config["dataset"], data).resolve())}, page)
     print(f"open {page}")
 
 # %% ../nbs/83_cli.ipynb #859010f7

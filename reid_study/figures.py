@@ -43,7 +43,7 @@ def forest_plot(found):
     figure = Figure((WIDTH, sum(heights) + 0.1), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for ax, (endpoint, rows) in zip(axes, panels.items()):
-        factor, margin = UNITS[endpoint][0], UNITS[endpoint][0]*rows.margin.iloc[0]
+        margin = UNITS[endpoint][0]*rows.margin.iloc[0]
         ax.axvspan(-margin, margin, color="#f0f0f3", lw=0, zorder=0); ax.axvline(0, color="#8a8a92", lw=0.8, zorder=1)
         for y, a in enumerate(rows.itertuples()):
             estimate, low, high = _turned(a)
@@ -146,7 +146,7 @@ def mining_picture(study, arm="rates"):
     figure = Figure((WIDTH, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     times = sorted(c["lr_times"] for c in study.changes(arm))
-    ends, curves = {}, {}
+    ends = {}
     for colour, recipe in zip(CONTRASTED, study.recipes(arm)):
         scores = {t: _points(study.runs(arm, recipe, {"lr_times": t})) for t in times}
         for t, values in scores.items(): left.plot([t]*len(values), values, "o", color=colour, ms=4.5, alpha=.6, mew=0)

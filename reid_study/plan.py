@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 from .claims import QUESTIONS, claims, named_recipes
-from .core import InputError, choose, read_json, write_json
+from .core import InputError, choose
 from .recipes import CORE, RECIPES, get_recipe
-from .runs import PROTOCOLS, check_sums, fingerprinted, make_config, place, read_run, run_id, test_config
+from .runs import PROTOCOLS, fingerprinted, make_config, place, run_id, test_config
 from .tuning import tuned, tuning_config
 
 # %% ../nbs/81_plan.ipynb #a5d63cf1
@@ -43,14 +43,18 @@ class Arm:
             raise InputError("each must be a list of changes such as [{lr_times: 0.1}, {lr_times: 10}], and changes one of them")
         if any(change in self.each[:i] for i, change in enumerate(self.each)): raise InputError("each lists the same changes twice")
         for change in self.each:
-            for key in {"lr", "lr_times"} & (change | self.changes).keys():
-                value = (change | self.changes)[key]
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"): raise InputError(f"{key}: {value!r} must be a number above zero")
-            if self.score == "validation" and (change | self.changes).get("validation") == 0: raise InputError("score: validation needs identities held out; validation: 0 contradicts it")
             if both := change.keys() & self.changes.keys(): raise InputError(f"{min(both)} stands in changes and in each; leave it in one")
-            if self.score == "test" and (change | self.changes).get("validation"): raise InputError("score: test trains on all identities; validation contradicts it")
-            if {"lr", "lr_times"} <= (change | self.changes).keys(): raise InputError("lr and lr_times contradict each other; give one")
-            if "sampler" in change | self.changes: raise InputError("sampler is no change: it is a key of the arm")
+            self._check(self.changes | change)
+
+    def _check(self, changes):
+        "Can these changes together be made to the protocol in this arm?"
+        for key in {"lr", "lr_times"} & changes.keys():
+            value = changes[key]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"): raise InputError(f"{key}: {value!r} must be a number above zero")
+        if {"lr", "lr_times"} <= changes.keys(): raise InputError("lr and lr_times contradict each other; give one")
+        if self.score == "validation" and changes.get("validation") == 0: raise InputError("score: validation needs identities held out; validation: 0 contradicts it")
+        if self.score == "test" and changes.get("validation"): raise InputError("score: test trains on all identities; validation contradicts it")
+        if "sampler" in changes: raise InputError("sampler is no change: it is a key of the arm")
 
     @property
     def names(self):
@@ -83,13 +87,12 @@ class _Unique(yaml.SafeLoader):
 def read_study(path):
     "The `Study` of a YAML file. `InputError`, naming file and key, for what cannot be: unknown keys, names and settings, contradictions."
     path = Path(path)
-    try: content = yaml.load(path.read_text(), Loader=_Unique)
+    try: return _study(path.stem, yaml.load(path.read_text(), Loader=_Unique))
     except OSError as e: raise InputError(f"{path} cannot be read ({e.strerror}); studies are files such as studies/embedded.yaml") from None
     except yaml.YAMLError as e: raise InputError(f"{path} is not valid YAML: {e}") from None
     except InputError as e: raise InputError(f"{path}: {e}") from None
-    try: return _study(path.stem, content)
-    except InputError as e: raise InputError(f"{path}: {e}") from None
 
+# %% ../nbs/81_plan.ipynb #40945af9
 TYPES = {"title": str, "dataset": str, "protocol": dict, "tuning": dict, "arms": dict, "questions": list}
 
 def _study(name, content):
@@ -117,6 +120,7 @@ def _study(name, content):
                 raise InputError(f"tuning: seed {study.tuning['seed']} is also a seed of an arm; confirming runs need others")
     return study
 
+# %% ../nbs/81_plan.ipynb #b77f327f
 def _answerable(study):
     "Are there the runs that the contrasts of the study's questions read?"
     for claim in claims(study.dataset):
@@ -135,6 +139,7 @@ def _families(study, claim, arm):
         if not any(RECIPES[name].family == family for name in arm.names):
             raise InputError(f"question {claim.question} ({claim.name}) needs recipes of the family {family} in the arm {claim.arm}; add one, or leave the question out")
 
+# %% ../nbs/81_plan.ipynb #a477aadb
 def _arm(name, values, known):
     try:
         if not isinstance(values, dict): raise InputError("an arm is a mapping")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .claims import MARGINS, QUESTIONS, claims, over
+from .claims import MARGINS, claims, over
 from .core import InputError, digest, read_json
 from .evaluation.statistics import (
     MIN_SEEDS, Interval, crossed_interval, holm, identity_means, minimum_detectable, non_inferiority, p_value, sign_flip, verdict)

@@ -9,7 +9,6 @@ __all__ = ['LR', 'BOUNDS', 'TRIPLET_MARGIN', 'search_space', 'suggest', 'tuning_
 # %% ../nbs/80_tuning.ipynb #f6e992e4
 import math
 import shutil
-from pathlib import Path
 
 import pandas as pd
 
