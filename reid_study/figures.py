@@ -7,7 +7,8 @@ __all__ = ['CONTRASTED', 'COST', 'ARM_COLOURS', 'forest_plot', 'forest_caption',
            'distance_picture', 'mining_picture', 'collapses', 'geometry_picture', 'growth_picture', 'costs',
            'cost_growth', 'cost_sentence', 'cost_table', 'recipe_scores', 'ranking_picture', 'distance_grid',
            'tuning_picture', 'tuning_sentence', 'comparable_arms', 'arms_picture', 'arms_sentence', 'agreement_picture',
-           'agreement_sentence', 'controls', 'control_sentence', 'power_picture']
+           'agreement_sentence', 'transfer_picture', 'transfer_sentence', 'controls', 'control_sentence',
+           'power_picture']
 
 # %% ../nbs/85_figures.ipynb #e679b096
 import html
@@ -25,7 +26,7 @@ from .core import InputError, read_json
 from .evaluation.statistics import MIN_SEEDS, aa_control, crossed_interval, least_p, rank_correlation
 from .questions import UNITS, VERDICTS, amount, best_of, geometry_table, identity_matrix, queries_table, seed_interval
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
-from .report import WIDTH, _band, _capital, _counted, _direct, _lines, _listed, _table, _told, picture, recipe_styles, styled
+from .report import DATASET_NAMES, WIDTH, _band, _capital, _counted, _direct, _lines, _listed, _table, picture, told, recipe_styles, styled
 from .tuning import trials_of
 
 # %% ../nbs/85_figures.ipynb #299e6baa
@@ -164,9 +165,9 @@ def mining_picture(study, arm="rates"):
 def collapses(study, arm="rates"):
     "Markdown: in how many runs of an arm the collapse detector speaks, by recipe."
     rows = study.table[study.table.arm == arm]
-    told = {r: [bool(any(_told(run))) for run in rows.run[rows.recipe == r]] for r in study.recipes(arm)}
-    if not any(map(any, told.values())): return f"The collapse detector found nothing in the {_counted(len(rows), 'run')} of the arm *{arm}*."
-    return "The collapse detector speaks in " + _listed(f"{sum(v)} of {_counted(len(v), 'run')} of `{r}`" for r, v in told.items()) + f" (arm *{arm}*)."
+    spoke = {r: [bool(any(told(run))) for run in rows.run[rows.recipe == r]] for r in study.recipes(arm)}
+    if not any(map(any, spoke.values())): return f"The collapse detector found nothing in the {_counted(len(rows), 'run')} of the arm *{arm}*."
+    return "The collapse detector speaks in " + _listed(f"{sum(v)} of {_counted(len(v), 'run')} of `{r}`" for r, v in spoke.items()) + f" (arm *{arm}*)."
 
 # %% ../nbs/85_figures.ipynb #2eb3882c
 @styled
@@ -389,29 +390,51 @@ def _agreement(x, y):
     tau, i = rank_correlation(x, y)
     return f" Kendall's τ of the two rankings is {tau:.2f} (95 % interval {i.low:.2f} to {i.high:.2f}{', descriptive' if i.descriptive else ''}; {len(x)} recipes)."
 
-# %% ../nbs/85_figures.ipynb #9a5be057
+# %% ../nbs/85_figures.ipynb #437c2e03
+def _best_trials(study, own): return pd.Series({r: 100*s.metrics["mAP"] for r, s in study.searches.items() if r in own.index})
+
 @styled
+def _against(x, y, xlabel, ylabel):
+    "The recipes as named points, coloured by family."
+    figure = Figure((WIDTH*.8, 4.4), layout="constrained")
+    ax = figure.subplots()
+    colours = [FAMILY_COLOURS[get_recipe(r).family] for r in x.index]
+    ax.scatter(x, y[x.index], s=26, color=colours, lw=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel); ax.margins(.12)
+    _name_points(ax, x.to_numpy(), y[x.index].to_numpy(), x.index, colours)
+    return figure
+
 def agreement_picture(study, arm="main"):
     "mAP of each recipe in an arm against the validation mAP of its best trial. None if nothing was tuned."
     if not study.searches: return None
     own = _scores(study, arm)
-    best = pd.Series({r: 100*s.metrics["mAP"] for r, s in study.searches.items() if r in own.index})
-    figure = Figure((WIDTH*.8, 4.4), layout="constrained")
-    ax = figure.subplots()
-    colours = [FAMILY_COLOURS[get_recipe(r).family] for r in best.index]
-    ax.scatter(best, own[best.index], s=26, color=colours, lw=0)
-    split = "test split" if study.runs(arm, best.index[0])[0].config["split"] == "test" else "validation, other seeds"
-    ax.set(xlabel="validation mAP of the best trial (%)", ylabel=f"mAP on the {split} (%)"); ax.margins(.12)
-    _name_points(ax, best.to_numpy(), own[best.index].to_numpy(), best.index, colours)
-    return figure
+    split = "test split" if study.runs(arm, next(iter(own.index)))[0].config["split"] == "test" else "validation, other seeds"
+    return _against(_best_trials(study, own), own, "validation mAP of the best trial (%)", f"mAP on the {split} (%)")
 
 def agreement_sentence(study, arm="main"):
     "Markdown: how well the validation mAP in tuning predicts the ranking of an arm's recipes."
     if not study.searches: return "Nothing was tuned, so there is no ranking on other identities to compare with."
     own = _scores(study, arm)
-    best = pd.Series({r: 100*s.metrics["mAP"] for r, s in study.searches.items() if r in own.index})
+    best = _best_trials(study, own)
     return (_agreement(best, own[best.index]) and f"Recipes were ranked twice: by the validation mAP of their best trial, and by their mean mAP in the arm *{arm}*.{_agreement(best, own[best.index])}"
             or "Fewer than five recipes were tuned; there is no ranking to compare.")
+
+def _two(first, second, arms):
+    "The scores of the recipes that arms of two studies share, in the order of the second."
+    y = _scores(second, arms[1])
+    x = _scores(first, arms[0]).reindex(y.index).dropna()
+    return x, y[x.index]
+
+def transfer_picture(first, second, arms=("main", "main")):
+    "Mean mAP of each recipe in one study against that in another, usually on another dataset."
+    return _against(*_two(first, second, arms), *(f"mAP on {DATASET_NAMES[s.dataset]} (%)" for s in (first, second)))
+
+def transfer_sentence(first, second, arms=("main", "main")):
+    "Markdown: how well the ranking of recipes in one study predicts that in another."
+    x, y = _two(first, second, arms)
+    names = [DATASET_NAMES[s.dataset] for s in (first, second)]
+    return (f"The mean mAPs on {names[0]} and on {names[1]} both rank {_counted(len(x), 'recipe')}.{_agreement(x, y)} The best there, {x.idxmax()}, is number {int(y.rank(ascending=False)[x.idxmax()])} here; "
+            f"the best here, {y.idxmax()}, number {int(x.rank(ascending=False)[y.idxmax()])} there.") if len(x) >= 5 else "The two studies share fewer than five recipes; there is no ranking to compare."
 
 # %% ../nbs/85_figures.ipynb #cabde189
 def controls(study, arm="main"):

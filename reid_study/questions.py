@@ -20,9 +20,9 @@ import pandas as pd
 from .claims import MARGINS, claims, over
 from .core import InputError, digest, read_json
 from .evaluation.statistics import (
-    MIN_SEEDS, Interval, crossed_interval, holm, identity_means, minimum_detectable, non_inferiority, p_value, sign_flip, verdict)
+    MIN_SEEDS, Interval, crossed_interval, holm, identity_means, minimum_detectable, non_inferiority, p_value, paired_shares, sign_flip, verdict)
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
-from .report import DATASET_NAMES, JUDGED, _capital, _counted, _listed, _table, check_comparable
+from .report import DATASET_NAMES, JUDGED, _capital, _counted, _listed, _table, check_comparable, told
 from .runs import read_run
 
 # %% ../nbs/84_questions.ipynb #89cbb9a7
@@ -151,6 +151,16 @@ def _epochs(study, claim, words):
         found[seed] = weight*(epochs_to(pair[0], height) - epochs_to(pair[1], height))
     return Contrast(seed_interval([*found.values()]), pd.Series(found), words)
 
+# %% ../nbs/84_questions.ipynb #3f7afa8e
+def _collapses(study, claim, words):
+    (a, b), rates = claim.recipes, list(dict.fromkeys(change["lr_times"] for _, _, change in claim.terms))
+    spoke = {r: pd.DataFrame({t: {seed: any(told(run)) for seed, run in study.runs(claim.arm, r, {"lr_times": t}).items()} for t in rates}).dropna().astype(bool) for r in (a, b)}
+    seeds = spoke[a].index.intersection(spoke[b].index)
+    if not len(seeds): raise InputError(f"{claim.name}: the runs of {a} and {b} in the arm {claim.arm} have no seed in common; give them the same seeds")
+    first, second = (spoke[r].loc[seeds] for r in (a, b))
+    by_seed = (first.astype(float) - second).mean(axis=1)
+    return Contrast(paired_shares(first, second) if len(seeds) > 1 else seed_interval(by_seed), by_seed, words)
+
 # %% ../nbs/84_questions.ipynb #648f131a
 PLANES = {"separability": ("distance_ratio", "representation"), "compactness": ("separability", "metric")}      # endpoint: what is held equal, the family
 _GEOMETRY = {"separability": "separability", "compactness": "distance_ratio"}
@@ -215,14 +225,15 @@ def contrast_words(claim):
     a, b = claim.recipes
     first = claim.terms[0][2]
     if len(claim.terms) == 2: return f"{a} − {b}"
+    if claim.endpoint == "collapses": return f"share of runs of {a} that collapse − share of {b}, over learning rates × {_listed(format(c['lr_times'], 'g') for _, r, c in claim.terms if r == a)}"
     if "lr_times" in first: return f"loss of {a} − loss of {b}, over learning rates × {_listed(format(c['lr_times'], 'g') for _, r, c in claim.terms if r == a)}"
     many, few = (c for _, r, c in claim.terms if r == a)
     return f"gain of {a} − gain of {b}, from {few['classes']} to {many['classes']} identities"
 
 def contrast(study, claim):
     "The `Contrast` of a claim in a study's runs."
-    kind = _epochs if claim.endpoint == "epochs" else _planes if claim.endpoint in PLANES else _crossed if claim.terms else _best
-    return kind(study, claim, contrast_words(claim))
+    own = {"epochs": _epochs, "collapses": _collapses} | dict.fromkeys(PLANES, _planes)
+    return own.get(claim.endpoint, _crossed if claim.terms else _best)(study, claim, contrast_words(claim))
 
 # %% ../nbs/84_questions.ipynb #c60fd0bb
 def _tested(claim, interval, margin):
@@ -267,9 +278,9 @@ def about(found, question):
     return rows
 
 # %% ../nbs/84_questions.ipynb #82ae5fff
-UNITS = {"AP": (100, 1, "points of mAP"), "d_ap": (1, 3, "of distance to the matches"), "epochs": (1, 2, "epochs"),
+UNITS = {"AP": (100, 1, "points of mAP"), "d_ap": (1, 3, "of distance to the matches"), "epochs": (1, 2, "epochs"), "collapses": (100, 0, "% of runs"),
          "separability": (100, 1, "points of separability"), "compactness": (1, 3, "of distance ratio")}      # factor, digits, unit
-ENDPOINTS = {"AP": "mAP", "d_ap": "mean distance of a query to its matches", "epochs": "epochs to 90 % of the lower final mAP",
+ENDPOINTS = {"AP": "mAP", "d_ap": "mean distance of a query to its matches", "epochs": "epochs to 90 % of the lower final mAP", "collapses": "share of runs that the collapse detector names",
              "separability": "linear separability of unseen people", "compactness": "distance ratio of unseen people"}
 
 def amount(value, endpoint, sign=""):

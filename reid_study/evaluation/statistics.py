@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PERSON_SD', 'IMAGE_SD', 'NOISE_SD', 'NORMAL', 'MIN_SEEDS', 'ROUNDING', 'MIN_RECIPES', 'SEED_SDS', 'BOTH_SDS',
            'identity_means', 'paired_means', 'Interval', 'crossed_interval', 'paired_difference', 'unpaired_difference',
-           'p_value', 'sign_flip', 'least_p', 'holm', 'equivalence', 'non_inferiority', 'verdict', 'aa_control',
-           'minimum_detectable', 'rank_correlation', 'query_bootstrap', 'simulate']
+           'p_value', 'sign_flip', 'least_p', 'holm', 'paired_shares', 'equivalence', 'non_inferiority', 'verdict',
+           'aa_control', 'minimum_detectable', 'rank_correlation', 'query_bootstrap', 'simulate']
 
 # %% ../../nbs/73_evaluation.statistics.ipynb #c4e57041
 import itertools
@@ -252,6 +252,23 @@ def holm(p_values):
     for name, p in p_values.items():
         if not 0 <= p <= 1: raise InputError(f"the p-value of {name} is {p}; it must lie between 0 and 1")
     return dict(zip(p_values, map(float, multipletests(list(p_values.values()), method="holm")[1])))
+
+# %% ../../nbs/73_evaluation.statistics.ipynb #f4945017
+def paired_shares(a, b, level=0.95):
+    """Interval for the difference a − b of two shares of paired yes/no outcomes, a and b [seeds, ...] bool; the pairs count as independent.
+
+    Wald's interval with half a pair added to each cell (Agresti & Min, Statistics in Medicine 2005); the estimate is drawn towards 0 by that.
+    Raises `InputError` for arrays of different shapes, without pairs, or of numbers other than 0 and 1.
+    """
+    _check_level(level)
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or not a.size: raise InputError(f"a and b must be pairs, at least one; their shapes are {list(a.shape)} and {list(b.shape)}")
+    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()): raise InputError("a and b must be yes or no: True and False, or 1 and 0")
+    n, only_a, only_b = a.size + 2, (a > b).sum() + .5, (b > a).sum() + .5
+    gap = (only_a - only_b)/n
+    se = math.sqrt((only_a + only_b)/n - gap**2)/math.sqrt(n)
+    half = NORMAL.ppf((1 + level)/2)*se
+    return Interval(float(gap), float(gap - half), float(gap + half), se, math.inf, level, len(a) < MIN_SEEDS)
 
 # %% ../../nbs/73_evaluation.statistics.ipynb #e6389bdb
 def _check_margin(margin):
