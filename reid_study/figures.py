@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from .claims import FEW_MANY
 from .core import InputError, read_json
 from .evaluation.statistics import MIN_SEEDS, aa_control, crossed_interval, least_p, rank_correlation
-from .questions import UNITS, VERDICTS, amount, best_of, geometry_table, identity_matrix, queries_table, seed_interval
+from .questions import UNITS, VERDICTS, amount, best_of, collapsed, geometry_table, identity_matrix, queries_table, seed_interval
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
-from .report import DATASET_NAMES, WIDTH, _band, _capital, _counted, _direct, _lines, _listed, _table, picture, told, recipe_styles, styled
+from .report import DATASET_NAMES, WIDTH, _band, _capital, _counted, _direct, _lines, _listed, _table, picture, recipe_styles, styled
 from .tuning import trials_of
 
 # %% ../nbs/85_figures.ipynb #299e6baa
@@ -163,11 +163,11 @@ def mining_picture(study, arm="rates"):
     return figure
 
 def collapses(study, arm="rates"):
-    "Markdown: in how many runs of an arm the collapse detector speaks, by recipe."
+    "Markdown: in how many runs of an arm retrieval ends at chance, by recipe."
     rows = study.table[study.table.arm == arm]
-    spoke = {r: [bool(any(told(run))) for run in rows.run[rows.recipe == r]] for r in study.recipes(arm)}
-    if not any(map(any, spoke.values())): return f"The collapse detector found nothing in the {_counted(len(rows), 'run')} of the arm *{arm}*."
-    return "The collapse detector speaks in " + _listed(f"{sum(v)} of {_counted(len(v), 'run')} of `{r}`" for r, v in spoke.items()) + f" (arm *{arm}*)."
+    ended = {r: [collapsed(run) for run in rows.run[rows.recipe == r]] for r in study.recipes(arm)}
+    if not any(map(any, ended.values())): return f"Retrieval ends at chance in none of the {_counted(len(rows), 'run')} of the arm *{arm}*."
+    return "Retrieval ends at chance in " + _listed(f"{sum(v)} of {_counted(len(v), 'run')} of `{r}`" for r, v in ended.items()) + f" (arm *{arm}*)."
 
 # %% ../nbs/85_figures.ipynb #2eb3882c
 @styled
@@ -379,7 +379,8 @@ def arms_sentence(study, arm="main"):
     for other in comparable_arms(study, arm)[1:]:
         theirs = _scores(study, other)
         gap = (own - theirs).dropna()
-        parts.append(f"*{arm}* − *{other}*: {gap.mean():+.1f} points on average over {_counted(len(gap), 'recipe')}, higher for {(gap > 0).sum()}.{_agreement(own[gap.index], theirs[gap.index])}")
+        tuned_on = " Its settings were tuned on the PK sampler too, which favours that one." if study.searches and any(run.config["sampler"] != "pk" for run in study.table.run[study.table.arm == other]) else ""
+        parts.append(f"*{arm}* − *{other}*: {gap.mean():+.1f} points on average over {_counted(len(gap), 'recipe')}, higher for {(gap > 0).sum()}.{tuned_on}{_agreement(own[gap.index], theirs[gap.index])}")
     return "\n\n".join(parts).replace(" -", " −") or f"No other arm without conditions is scored on the same people as *{arm}*."
 
 def _scores(study, arm): return recipe_scores(study, arm).set_index("recipe").mAP
@@ -460,7 +461,7 @@ def control_sentence(study, arm="main"):
 @styled
 def power_picture(found):
     "The smallest true difference of mAP that each contrast would have found with a chance of 80 % (before Holm), in points; grey: the margin. None if all have one seed."
-    rows = found[(found.endpoint == "AP") & found.detectable.notna()]
+    rows = found[found.endpoint.isin(("AP", "loss")) & found.detectable.notna()]
     if rows.empty: return None
     rows = rows.sort_values("detectable", ignore_index=True)
     figure = Figure((WIDTH, .8 + .2*len(rows)), layout="constrained")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from .claims import QUESTIONS, claims, named_recipes
+from .claims import QUESTIONS, claims, eligible
 from .core import InputError, choose
 from .recipes import CORE, RECIPES, get_recipe
 from .runs import PROTOCOLS, fingerprinted, make_config, place, run_id, test_config
@@ -23,7 +23,6 @@ class Arm:
     "Runs that differ in recipe, seed and `each`; the fields are the keys of a study file."
     recipes: object
     seeds: int
-    named_seeds: int = None
     settings: str = "default"
     score: str = "validation"
     sampler: str = "pk"
@@ -36,9 +35,7 @@ class Arm:
         choose(self.settings, dict.fromkeys(("default", "tuned")), "settings")
         choose(self.score, dict.fromkeys(("validation", "test")), "score")
         choose(self.sampler, dict.fromkeys(("pk", "native")), "sampler")
-        for name, value in {"seeds": self.seeds, "named_seeds": self.named_seeds or self.seeds}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1: raise InputError(f"{name}: {value!r} must be a whole number of at least 1")
-        if self.named_seeds and self.named_seeds < self.seeds: raise InputError(f"named_seeds: {self.named_seeds} is below seeds: {self.seeds}; named recipes need more")
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1: raise InputError(f"seeds: {self.seeds!r} must be a whole number of at least 1")
         if not isinstance(self.each, list) or not self.each or not all(isinstance(c, dict) for c in [self.changes, *self.each]):
             raise InputError("each must be a list of changes such as [{lr_times: 0.1}, {lr_times: 10}], and changes one of them")
         if any(change in self.each[:i] for i, change in enumerate(self.each)): raise InputError("each lists the same changes twice")
@@ -110,13 +107,16 @@ def _study(name, content):
     for key in study.protocol:
         choose(key, known, "parameter of the protocol")
         if key == "sampler": raise InputError("sampler is a key of an arm, not of the protocol")
+    for name, arm in arms.items():
+        if arm.score == "validation" and any((study.protocol | arm.changes | change).get("validation") == 0 for change in arm.each):
+            raise InputError(f"protocol: validation: 0 leaves no identities to score the arm {name} on; hold some out")
     needs = [arm for arm, a in arms.items() if a.settings == "tuned"]
     if needs and not study.tuning: raise InputError(f"the arm {needs[0]} has settings: tuned, but there is no key tuning")
     if study.tuning and not needs: raise InputError("there is a key tuning, but no arm has settings: tuned")
     if study.tuning and set(study.tuning) != {"trials", "epochs", "seed"}: raise InputError("tuning has the keys trials, epochs and seed")
     if study.tuning:
         for arm in arms.values():
-            if study.tuning["seed"] in range(max(arm.seeds, arm.named_seeds or 0)):
+            if study.tuning["seed"] in range(arm.seeds):
                 raise InputError(f"tuning: seed {study.tuning['seed']} is also a seed of an arm; confirming runs need others")
     return study
 
@@ -134,10 +134,15 @@ def _answerable(study):
             if change not in arm.each: raise InputError(f"question {claim.question} ({claim.name}) needs {change} in each of the arm {claim.arm}; add it, or leave the question out")
 
 def _families(study, claim, arm):
-    "A claim about the best, or about all, of a family needs some of each family."
-    for family in ("representation", "metric", "both")[:3 if claim.question == "q8" else 2]:
-        if not any(RECIPES[name].family == family for name in arm.names):
-            raise InputError(f"question {claim.question} ({claim.name}) needs recipes of the family {family} in the arm {claim.arm}; add one, or leave the question out")
+    "A claim about families needs recipes of each: two for a regression over recipes, one to choose the best from."
+    best = claim.question == "q8"
+    for family in ("representation", "metric", "both")[:3 if best else 2]:
+        able = eligible(arm.names)[family] if best else [name for name in arm.names if RECIPES[name].family == family]
+        if len(able) < 2 - best:
+            raise InputError(f"question {claim.question} ({claim.name}) needs {'a recipe that can be the best' if best else 'two recipes'} of the family {family} in the arm {claim.arm}; "
+                             "add one, or leave the question out")
+    if best and arm.score == "test" and arm.settings != "tuned":
+        raise InputError(f"question q8 ({claim.name}) chooses the best recipe, which the test split may not do; tune the arm {claim.arm}, or score it on validation")
 
 # %% ../nbs/81_plan.ipynb #a477aadb
 def _arm(name, values, known):
@@ -164,9 +169,7 @@ class Cell:
 
 def cells(study):
     "All cells of a study, seed by seed, so that a study that is cut short has whole comparisons."
-    named = named_recipes(study.dataset, study.questions)
-    found = [Cell(name, recipe, seed, change) for name, arm in study.arms.items() for recipe in arm.names
-             for seed in range((arm.named_seeds or arm.seeds) if recipe in named else arm.seeds) for change in arm.each]
+    found = [Cell(name, recipe, seed, change) for name, arm in study.arms.items() for recipe in arm.names for seed in range(arm.seeds) for change in arm.each]
     return sorted(found, key=lambda cell: cell.seed)
 
 def searches(study, table=None, data="data"):

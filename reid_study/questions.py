@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLANES', 'UNITS', 'ENDPOINTS', 'VERDICTS', 'StudyRuns', 'read_runs', 'Contrast', 'queries_table', 'identity_matrix',
-           'seed_interval', 'epochs_to', 'geometry_table', 'candidates', 'best_of', 'contrast_words', 'contrast',
-           'decide', 'answers', 'about', 'amount', 'sentence', 'findings', 'counts_in_words', 'headline', 'lead',
-           'asked', 'verdict_table', 'evidence', 'protocol_table', 'rule', 'provenance']
+           'seed_interval', 'epochs_to', 'collapsed', 'geometry_table', 'candidates', 'best_of', 'contrast_words',
+           'contrast', 'decide', 'answers', 'about', 'amount', 'sentence', 'findings', 'counts_in_words', 'headline',
+           'lead', 'asked', 'verdict_table', 'evidence', 'protocol_table', 'rule', 'provenance']
 
 # %% ../nbs/84_questions.ipynb #08b4d46e
 import html
@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .claims import MARGINS, claims, over
+from .claims import MARGINS, RATES, claims, eligible, lost, over
 from .core import InputError, digest, read_json
 from .evaluation.statistics import (
     MIN_SEEDS, Interval, crossed_interval, holm, identity_means, minimum_detectable, non_inferiority, p_value, paired_shares, sign_flip, verdict)
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
-from .report import DATASET_NAMES, JUDGED, _capital, _counted, _listed, _table, check_comparable, told
+from .report import DATASET_NAMES, JUDGED, _capital, _counted, _listed, _table, chance, check_comparable
 from .runs import read_run
 
 # %% ../nbs/84_questions.ipynb #89cbb9a7
@@ -54,7 +54,7 @@ class StudyRuns:
         return dict(zip(t.seed, t.run))
 
 def _cell(arm, recipe, seed=None, change=None):
-    return f"arm {arm}, {recipe}" + (f", seed {seed}" if seed is not None else "") + "".join(f", {k} {v:g}" for k, v in (change or {}).items())
+    return f"arm {arm}, {recipe}" + (f", seed {seed}" if seed is not None else "") + "".join(f", {k} {v}" for k, v in (change or {}).items())
 
 # %% ../nbs/84_questions.ipynb #8f69e987
 def read_runs(manifest, runs="runs"):
@@ -151,13 +151,25 @@ def _epochs(study, claim, words):
         found[seed] = weight*(epochs_to(pair[0], height) - epochs_to(pair[1], height))
     return Contrast(seed_interval([*found.values()]), pd.Series(found), words)
 
-# %% ../nbs/84_questions.ipynb #3f7afa8e
+# %% ../nbs/84_questions.ipynb #8d0e8d37
+def _loss(study, claim, words):
+    a, b = claim.recipes
+    mean = lambda recipe, rate: np.mean([run.metrics["mAP"] for run in study.runs(claim.arm, recipe, {"lr_times": rate}).values()])
+    best = {recipe: max(RATES, key=lambda rate: mean(recipe, rate)) for recipe in (a, b)}
+    words = f"loss of {a} from its best, × {best[a]}, − loss of {b} from its best, × {best[b]}, to the other learning rates"
+    return _crossed(study, replace(claim, endpoint="AP", terms=lost(a, 1, best[a]) + lost(b, -1, best[b])), words)
+
+# %% ../nbs/84_questions.ipynb #efb27f6b
+def collapsed(run):
+    "Does retrieval with a run end at chance: is its mAP at most 1.2 times that of random rankings?"
+    return run.metrics["mAP"] <= 1.2*chance(run)
+
 def _collapses(study, claim, words):
-    (a, b), rates = claim.recipes, list(dict.fromkeys(change["lr_times"] for _, _, change in claim.terms))
-    spoke = {r: pd.DataFrame({t: {seed: any(told(run)) for seed, run in study.runs(claim.arm, r, {"lr_times": t}).items()} for t in rates}).dropna().astype(bool) for r in (a, b)}
-    seeds = spoke[a].index.intersection(spoke[b].index)
+    a, b = claim.recipes
+    ended = {r: pd.DataFrame({t: {seed: collapsed(run) for seed, run in study.runs(claim.arm, r, {"lr_times": t}).items()} for t in RATES}).dropna().astype(bool) for r in (a, b)}
+    seeds = ended[a].index.intersection(ended[b].index)
     if not len(seeds): raise InputError(f"{claim.name}: the runs of {a} and {b} in the arm {claim.arm} have no seed in common; give them the same seeds")
-    first, second = (spoke[r].loc[seeds] for r in (a, b))
+    first, second = (ended[r].loc[seeds] for r in (a, b))
     by_seed = (first.astype(float) - second).mean(axis=1)
     return Contrast(paired_shares(first, second) if len(seeds) > 1 else seed_interval(by_seed), by_seed, words)
 
@@ -186,9 +198,8 @@ def _planes(study, claim, words):
 
 # %% ../nbs/84_questions.ipynb #592be45e
 def candidates(study, arm="main"):
-    "Family -> the recipes of an arm among which its best is chosen: combinations of both families, and single losses of either."
-    names = study.recipes(arm)
-    found = {family: [r for r in names if RECIPES[r].family == family and (family == "both" or len(RECIPES[r].terms) == 1)] for family in FAMILY_COLOURS}
+    "Family -> the recipes of an arm among which its best is chosen; `InputError` for a family that has none."
+    found = eligible(study.recipes(arm))
     for family, members in found.items():
         if not members: raise InputError(f"the arm {arm} has no candidate of the family {family}; add one, or leave out the question q8")
     return found
@@ -225,14 +236,14 @@ def contrast_words(claim):
     a, b = claim.recipes
     first = claim.terms[0][2]
     if len(claim.terms) == 2: return f"{a} − {b}"
-    if claim.endpoint == "collapses": return f"share of runs of {a} that collapse − share of {b}, over learning rates × {_listed(format(c['lr_times'], 'g') for _, r, c in claim.terms if r == a)}"
-    if "lr_times" in first: return f"loss of {a} − loss of {b}, over learning rates × {_listed(format(c['lr_times'], 'g') for _, r, c in claim.terms if r == a)}"
+    if claim.endpoint == "collapses": return f"share of runs of {a} that collapse − share of {b}, over learning rates × {_listed(RATES)}"
+    if claim.endpoint == "loss": return f"loss of {a} − loss of {b}, over learning rates × {_listed(RATES)}, each from its best"
     many, few = (c for _, r, c in claim.terms if r == a)
     return f"gain of {a} − gain of {b}, from {few['classes']} to {many['classes']} identities"
 
 def contrast(study, claim):
     "The `Contrast` of a claim in a study's runs."
-    own = {"epochs": _epochs, "collapses": _collapses} | dict.fromkeys(PLANES, _planes)
+    own = {"epochs": _epochs, "collapses": _collapses, "loss": _loss} | dict.fromkeys(PLANES, _planes)
     return own.get(claim.endpoint, _crossed if claim.terms else _best)(study, claim, contrast_words(claim))
 
 # %% ../nbs/84_questions.ipynb #c60fd0bb
@@ -253,7 +264,7 @@ def decide(claim, interval, p_adjusted, margin):
 def answers(study):
     """A table, a row a claim of the study's questions: name, question, text, kind, sign, endpoint, contrast (in words), seeds, identities,
     estimate, low, high (95 %), p, p_holm, p_flip (sign-flip test over seeds), margin, detectable (the smallest difference that
-    would have been found with 80 % power, before Holm), descriptive, verdict.
+    would have been found with 80 % power, before Holm; NaN for "no worse", which asks another), descriptive, verdict.
 
     Differences are as the contrast says, in the endpoint's unit; p and p_holm are NaN where nothing is tested.
     Raises `InputError` for runs that are missing or do not fit together.
@@ -267,7 +278,7 @@ def answers(study):
         i = c.interval
         rows.append(dict(name=claim.name, question=claim.question, text=claim.text, kind=claim.kind, sign=claim.sign, endpoint=claim.endpoint, contrast=c.words,
                          seeds=len(c.by_seed), identities=c.identities, estimate=i.estimate, low=i.low, high=i.high, p=tested.get(claim.name, math.nan), p_holm=p,
-                         p_flip=_flipped(claim, c.by_seed, margin), margin=margin, detectable=minimum_detectable(i) if i.df > 0 else math.nan,
+                         p_flip=_flipped(claim, c.by_seed, margin), margin=margin, detectable=minimum_detectable(i) if i.df > 0 and claim.kind != "no worse" else math.nan,
                          descriptive=i.descriptive, verdict=decide(claim, i, p, margin)))
     return pd.DataFrame(rows)
 
@@ -278,9 +289,10 @@ def about(found, question):
     return rows
 
 # %% ../nbs/84_questions.ipynb #82ae5fff
-UNITS = {"AP": (100, 1, "points of mAP"), "d_ap": (1, 3, "of distance to the matches"), "epochs": (1, 2, "epochs"), "collapses": (100, 0, "% of runs"),
+UNITS = {"AP": (100, 1, "points of mAP"), "d_ap": (1, 3, "of distance to the matches"), "epochs": (1, 2, "epochs"), "collapses": (100, 0, "% of runs"), "loss": (100, 1, "points of mAP lost"),
          "separability": (100, 1, "points of separability"), "compactness": (1, 3, "of distance ratio")}      # factor, digits, unit
-ENDPOINTS = {"AP": "mAP", "d_ap": "mean distance of a query to its matches", "epochs": "epochs to 90 % of the lower final mAP", "collapses": "share of runs that the collapse detector names",
+ENDPOINTS = {"AP": "mAP", "d_ap": "mean distance of a query to its matches", "epochs": "epochs to 90 % of the lower final mAP", "loss": "mAP lost at other learning rates than the best",
+             "collapses": "share of runs whose retrieval ends at chance (half a pair added to each kind)",
              "separability": "linear separability of unseen people", "compactness": "distance ratio of unseen people"}
 
 def amount(value, endpoint, sign=""):
@@ -300,7 +312,8 @@ def _why(a):
         return {"better": f"A benefit of {margin} or more is excluded{'; the opposite is the case' if other_way else ''}.",
                 "no worse": f"A loss of {margin} or more is certain.", "different": f"The two are equal to within {margin}."}[a.kind]
     if a.kind != "no worse" and a.p <= 0.05: return "Alone it would stand; after Holm's correction for all propositions it does not."
-    return f"The runs can neither show nor exclude it; a true difference of {amount(a.detectable, a.endpoint)} would have been found with a chance of 80 %, before Holm's correction."
+    power = "" if math.isnan(a.detectable) else f"; a true difference of {amount(a.detectable, a.endpoint)} would have been found with a chance of 80 %, before Holm's correction"
+    return f"The runs can neither show nor exclude it{power}."
 
 def sentence(answer):
     "Markdown: what was found for one claim, a row of `answers`."
@@ -360,17 +373,22 @@ def _scored_on(run):
     return (f"{'the official test split' if run.config['split'] == 'test' else 'held-out validation identities'} "
             f"({m['queries']:,} queries against {_counted(m['gallery'], 'gallery image')})")
 
+def _of_families(study, arm, question):
+    "The recipes that a question reads which names none: candidates for the best, or all that are of one family."
+    return [r for members in candidates(study, arm).values() for r in members] if question == "q8" else [r for r in study.recipes(arm) if RECIPES[r].family != "both"]
+
 def evidence(study, question):
     "Markdown: the runs that a question's contrasts read."
     parts = []
     asking = [c for c in study.claims if c.question == question]
     for arm in dict.fromkeys(c.arm for c in asking):
-        names = list(dict.fromkeys(r for c in asking if c.arm == arm for r in c.recipes)) or study.recipes(arm)
-        rows = study.table[(study.table.arm == arm) & study.table.recipe.isin(names)]
+        terms = [(r, change) for c in asking if c.arm == arm for _, r, change in c.terms] or [(r, {}) for r in _of_families(study, arm, question)]
+        names, conditions = list(dict.fromkeys(r for r, _ in terms)), [c for i, (_, c) in enumerate(terms) if c not in [other for _, other in terms[:i]]]
+        rows = study.table[(study.table.arm == arm) & study.table.recipe.isin(names) & study.table.change.map(lambda c: c in conditions)]
         seeds = rows.groupby("recipe").seed.nunique()
         each = f"{seeds.min()} seeds" if seeds.nunique() == 1 else f"{seeds.min()} to {seeds.max()} seeds"
         told = _listed(f"`{n}`" for n in names) if len(names) <= 6 else _counted(len(names), "recipe")
-        many = f", each under {len(study.changes(arm))} conditions" if len(study.changes(arm)) > 1 else ""
+        many = f", each under {len(conditions)} conditions" if len(conditions) > 1 else ""
         parts.append(f"{_counted(len(rows), 'run')} of the arm *{arm}*: {told}, {each}{many}, scored on {_scored_on(rows.run.iloc[0])}.")
     return "\n\n".join(parts)
 
@@ -392,7 +410,7 @@ def protocol_table(study):
 def rule(found):
     "Markdown: how a verdict is drawn."
     tests = int(found.p_holm.notna().sum())
-    return (f"Seeds and identities are crossed random factors of the intervals of mAP and distances; epochs, separability and compactness have one number a seed, so theirs are over seeds alone and hold the recipes fixed. Seeds are paired between recipes. One Holm family holds all {tests} tested propositions, at 5 %. "
+    return (f"Seeds and identities are crossed random factors of the intervals of mAP and distances; epochs, separability and compactness have one number a seed, so theirs are over seeds alone and hold the recipes fixed; a difference of shares of runs has Agresti and Min's interval for pairs, which draws it towards zero. Seeds are paired between recipes. One Holm family holds all {tests} tested propositions, at 5 %. "
             f"*Better* is supported by a two-sided test in the claimed direction, and refuted when the 95 % interval excludes every benefit of the margin or more; "
             f"*no worse* is supported when a loss of the margin is excluded, and refuted when one is certain; *different* is supported by a two-sided test, and refuted when the "
             f"interval lies within the margin on both sides. All else is undecided, and so is anything with fewer than {MIN_SEEDS} seeds. Refuting is not corrected for the number of propositions; what is refuted may have an effect on the claimed side, but none as large as the margin.")

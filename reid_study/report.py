@@ -9,7 +9,7 @@ __all__ = ['FREE', 'JUDGED', 'DATASET_NAMES', 'FEW', 'SCORES', 'WIDTH', 'STYLE',
            'picture', 'score_spread', 'identity_sentence', 'cmc_curves', 'validation_curves', 'overlap',
            'distance_histograms', 'embedding_views', 'hidden_people', 'ranked_galleries', 'galleries',
            'training_curves', 'retrievals', 'retrieval_markdown', 'retrieval_grid', 'attribute_table', 'terms_table',
-           'chance', 'told', 'collapse_sentence', 'cost_table', 'cost_sentence', 'provenance', 'to_html']
+           'chance', 'collapse_sentence', 'cost_table', 'cost_sentence', 'provenance', 'to_html']
 
 # %% ../nbs/82_report.ipynb #9dd59a18
 import base64
@@ -649,14 +649,14 @@ def chance(run):
     "The mAP that random rankings of the run's gallery have on average."
     return chance_mAP(run.per_query.matches, run.metrics["gallery"])
 
-def told(run):
+def _told(run):
     "What the collapse detector says of each term, an empty text where nothing speaks against it."
     history, settings = run.history, run.config["settings"]
     return [collapse(history, t, settings.get(f"{t}.margin") if f"{t}.active" in history else None, chance(run)) for t in get_recipe(run.config["recipe"]).terms]
 
 def collapse_sentence(runs):
     "Markdown: whether the collapse detector found anything, and what."
-    found = [f"**{run.config['recipe']}**, seed {run.config['seed']}: {text}" for run in runs for text in told(run) if text]
+    found = [f"**{run.config['recipe']}**, seed {run.config['seed']}: {text}" for run in runs for text in _told(run) if text]
     lowest = min(runs, key=lambda run: run.metrics["mAP"])
     ends = f"The lowest mAP is {100*lowest.metrics['mAP']:.1f}% ({_name(lowest.config)}); a random ranking has {100*chance(lowest):.1f}%."
     return (f"The collapse detector found nothing in {_counted(len(runs), 'run')}. {ends}" if not found

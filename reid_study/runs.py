@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'PROTOCOLS', 'CHOICES', 'TRAINS', 'TEMPLATES', 'STAGES', 'ENCODINGS', 'read_people', 'dataset_root',
-           'read_dataset', 'make_config', 'test_config', 'fingerprinted', 'code_fingerprint', 'code_of',
+           'read_dataset', 'make_config', 'test_config', 'score_code', 'fingerprinted', 'code_fingerprint', 'code_of',
            'code_of_functions', 'code_cells', 'run_id', 'open_data', 'stored_images', 'place', 'partial_folder',
            'prepare', 'train', 'make_run', 'disk_named', 'one_at_a_time', 'trained', 'finish_run', 'write_table',
            'seal', 'check_sums', 'environment', 'Run', 'read_run']
@@ -28,7 +28,7 @@ import torch
 
 from .core import InputError, choose, cores, digest, read_json, write_json
 from .data.images import fingerprint, image_store
-from .data.market1501 import FOLDERS, read_market, read_market1501
+from .data.market1501 import ATTRIBUTES, FOLDERS, read_market, read_market1501
 from .data.people import VERSION, make_people
 from .data.samplers import SAMPLERS
 from .data.splits import hold_out, thin
@@ -79,10 +79,12 @@ def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data",
     _check("seed", seed, 0)
     recipe.build(2, settings)   # refuses settings that no loss accepts
     changes = {name: type(protocol[name])(value) for name, value in changes.items()}
+    table, images = table or fingerprinted(dataset, data)
+    if any(LOSSES[t].target == "attributes" for t in recipe.terms) and (lacking := [a for a in ATTRIBUTES if a not in table]):
+        raise InputError(f"{recipe.name} learns attributes, and the images of {dataset} have none (no column {lacking[0]}); for Market-1501 they are a file of their own, see data/README.md")
     config = protocol | changes | {"dataset": dataset, "recipe": recipe.name, "seed": seed, "settings": recipe.settings(settings)}
     if config["sampler"] == "native": config["sampler"] = recipe.native
     for name, options in CHOICES.items(): choose(config[name], options, name)
-    table, images = table or fingerprinted(dataset, data)
     left = _identities(config, table)
     if config["p"] > left: raise InputError(f"p={config['p']} identities a batch cannot be drawn from the {left} that train; choose p up to {left}")
     return _scored(config | {"data": images} | code_of(recipe.name), "validation" if config["validation"] else None)
@@ -93,7 +95,11 @@ def test_config(config):
     return _scored(config, "test")
 
 def _scored(config, split):
-    return config | {"split": split, "score_code": digest([code_fingerprint("evaluation.scoring"), code_cells("test")]) if split else None}
+    return config | {"split": split, "score_code": score_code() if split else None}
+
+def score_code():
+    "The fingerprint of what scores a training."
+    return digest([code_fingerprint("evaluation.scoring"), code_cells("test")])
 
 def _training(config, table):
     "The table of what trains, with the validation identities as query and gallery."

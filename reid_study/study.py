@@ -26,9 +26,9 @@ from .core import InputError, cores, digest, read_json, whole, write_json
 from .figures import costs
 from .jobs import execute
 from .plan import cell_config, cells, check, jobs, manifest, read_study, searches
-from .runs import PROTOCOLS, STAGES, TEMPLATES, check_sums, code_cells, code_fingerprint, code_of, dataset_root, place, read_run, run_id, test_config
+from .runs import PROTOCOLS, STAGES, TEMPLATES, check_sums, code_cells, code_fingerprint, code_of, dataset_root, place, read_run, run_id, score_code, test_config
 from .report import to_html
-from .tuning import tuned
+from .tuning import tune_code, tuned
 
 # %% ../nbs/81_study.ipynb #a8e2e3ce
 class Workflow:
@@ -157,10 +157,12 @@ def write_page(template, parameters, html):
 # %% ../nbs/81_study.ipynb #db7f933d
 def adopt(results, workflow):
     "Copy published runs into `runs`, where they count as finished. Runs that another version of the code made are an `InputError`."
-    for folder in sorted(p for stage in ("tune", "run", "test") for p in (Path(results)/stage).glob("*")):
+    for folder in sorted(p for stage in ("tune", "run", "test") for p in (Path(results)/stage).glob("[!.]*")):
         config = read_run(folder).config
-        for key, now in code_of(config.get("first", config)["recipe"]).items():
-            if (then := config.get("first", config)[key]) != now:
+        made = config | config.get("first", {})
+        own = {"tune_code": tune_code()} if "search" in config else {"score_code": score_code()}
+        for key, now in (code_of(made["recipe"]) | own).items():
+            if (then := made[key]) != now:
                 raise InputError(f"{folder} was made by another version of the code ({key} {then}, now {now}): read it with reid-study report, "
                                  "or give another folder for results to begin anew")
         target = workflow.runs/folder.parent.name/folder.name
@@ -198,8 +200,8 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     workflow = Workflow(path, data, runs, out, device, side)
     print(_counts(workflow.study, workflow.table, data))
     with _alone(workflow):
-        if results and Path(results).is_dir(): adopt(results, workflow)
         put_aside_damaged(workflow)
+        if results and Path(results).is_dir(): adopt(results, workflow)
         (workflow.files/"events.jsonl").unlink(missing_ok=True)
         shutil.rmtree(workflow.runs/".snakemake"/"backups", ignore_errors=True)     # one that a kill has left there would be in the way
         config = {"study": str(Path(path).resolve()), "data": str(workflow.data), "out": str(workflow.out), "device": device, "side_by_side": side}
@@ -256,7 +258,7 @@ def _watch(workflow, process):
                 bar.update(state["done"] - bar.n)
                 bar.set_postfix_str(f"{state['running']} running, {state['failed']} failed")
                 if code is not None: return code
-                time.sleep(0.5)
+                time.sleep(1)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)      # the jobs too: they go on from their last epoch
@@ -299,7 +301,7 @@ def publish(workflow, results):
     for name in [*content["searches"].values(), *dict.fromkeys(row["run"] for row in content["runs"])]:
         if (target := Path(results)/name).exists(): continue
         with whole(target) as temporary:
-            shutil.copytree(workflow.runs/name, temporary, ignore=shutil.ignore_patterns("*.safetensors", ".snakemake_timestamp"))
+            shutil.copytree(workflow.runs/name, temporary, ignore=shutil.ignore_patterns("*.safetensors", "trial-*", ".snakemake_timestamp"))
     write_json(Path(results)/"study.json", content)
 
 # %% ../nbs/81_study.ipynb #1eee69f0
