@@ -158,6 +158,7 @@ def code_of(recipe):
 
 TRAINS = ("_training", "open_data", "stored_images", "prepare", "train")     # what of this module a training's numbers depend on
 
+@lru_cache
 def code_of_functions(module, *names):
     "Hash of the code of some functions of a module, without what they import; comments and docstrings do not count."
     found = {n.name: _plain(n) for n in _code(module).body if isinstance(n, ast.FunctionDef) and n.name in names}
