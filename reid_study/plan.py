@@ -28,6 +28,7 @@ class Arm:
     sampler: str = "pk"
     changes: dict = field(default_factory=dict)
     each: list = field(default_factory=lambda: [{}])
+    seeds_contrasted: int = 0
 
     def __post_init__(self):
         for name in ("settings", "score", "sampler"):
@@ -35,7 +36,9 @@ class Arm:
         choose(self.settings, dict.fromkeys(("default", "tuned")), "settings")
         choose(self.score, dict.fromkeys(("validation", "test")), "score")
         choose(self.sampler, dict.fromkeys(("pk", "native")), "sampler")
-        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1: raise InputError(f"seeds: {self.seeds!r} must be a whole number of at least 1")
+        for name, least in (("seeds", 1), ("seeds_contrasted", self.seeds_contrasted and self.seeds)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least: raise InputError(f"{name}: {value!r} must be a whole number of at least {least}")
         if not isinstance(self.each, list) or not self.each or not all(isinstance(c, dict) for c in [self.changes, *self.each]):
             raise InputError("each must be a list of changes such as [{lr_times: 0.1}, {lr_times: 10}], and changes one of them")
         if any(change in self.each[:i] for i, change in enumerate(self.each)): raise InputError("each lists the same changes twice")
@@ -116,7 +119,7 @@ def _study(name, content):
     if study.tuning and set(study.tuning) != {"trials", "epochs", "seed"}: raise InputError("tuning has the keys trials, epochs and seed")
     if study.tuning:
         for arm in arms.values():
-            if study.tuning["seed"] in range(arm.seeds):
+            if study.tuning["seed"] in range(max(arm.seeds, arm.seeds_contrasted)):
                 raise InputError(f"tuning: seed {study.tuning['seed']} is also a seed of an arm; confirming runs need others")
     return study
 
@@ -169,8 +172,14 @@ class Cell:
 
 def cells(study):
     "All cells of a study, seed by seed, so that a study that is cut short has whole comparisons."
-    found = [Cell(name, recipe, seed, change) for name, arm in study.arms.items() for recipe in arm.names for seed in range(arm.seeds) for change in arm.each]
+    found = [Cell(name, recipe, seed, change) for name, arm in study.arms.items() for recipe in arm.names
+             for seed in range(_seeds(study, name, recipe)) for change in arm.each]
     return sorted(found, key=lambda cell: cell.seed)
+
+def _seeds(study, arm, recipe):
+    "How many seeds a recipe has in an arm: more where a contrast names it, if the arm says so."
+    named = any(c.arm == arm and c.question in study.questions and recipe in c.recipes for c in claims(study.dataset))
+    return study.arms[arm].seeds_contrasted*named or study.arms[arm].seeds
 
 def searches(study, table=None, data="data"):
     "Recipe -> configuration of its search, for the recipes of arms with tuned settings."

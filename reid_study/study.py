@@ -124,7 +124,9 @@ def pages(questions):
 def page_jobs(file, runs, out, data="data"):
     "The jobs that make the pages of a study from its manifest and finished runs: page -> (template, parameters, HTML file)."
     content, found = read_json(file, "run the study first"), {}
-    main = dict.fromkeys(row["run"] for row in content["runs"] if row["arm"] == content["runs"][0]["arm"])
+    first = [row for row in content["runs"] if row["arm"] == content["runs"][0]["arm"]]
+    shared = set.intersection(*({row["seed"] for row in first if row["recipe"] == recipe} for recipe in {row["recipe"] for row in first}))
+    main = dict.fromkeys(row["run"] for row in first if row["seed"] in shared)
     for page, template in pages(content["questions"]).items():
         own = {"manifest": str(file), "runs": str(runs)} if template != "compare" else {
             "runs": [f"{runs}/{run}" for run in main], "title": f"{content['title']}: all recipes", "data": str(dataset_root(content["dataset"], data))}
@@ -156,7 +158,9 @@ def write_page(template, parameters, html):
 
 # %% ../nbs/81_study.ipynb #db7f933d
 def adopt(results, workflow):
-    "Copy published runs into `runs`, where they count as finished. Runs that another version of the code made are an `InputError`."
+    "Copy published runs into `runs`, where they count as finished. Runs that another version of the code made, or another study, are an `InputError`."
+    if (there := Path(results)/"study.json").exists() and (other := read_json(there, "remove it")["study"]) != workflow.study.name:
+        raise InputError(f"{results} holds the results of the study {other}; give another folder")
     for folder in sorted(p for stage in ("tune", "run", "test") for p in (Path(results)/stage).glob("[!.]*")):
         config = read_run(folder).config
         made = config | config.get("first", {})
@@ -188,7 +192,7 @@ PROFILES = TEMPLATES.parents[1]/"workflow"/"profiles"
 def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=None, device=None, profile="default"):
     """Make every run and page of a study file that is not there yet; returns the folder of its pages.
 
-    `results`: a folder of published runs; what is there counts as finished, and finished runs are added, without their weights.
+    `results`: a folder of published runs; what is there counts as finished, and each run is added when it is finished, without its weights.
     `jobs`: how many at a time (default: the cores, or the GPUs). `profile`: a folder under workflow/profiles, or a path.
     Raises `InputError` for what cannot be run, and `RuntimeError` at the end if jobs failed, naming each with its error.
     """
@@ -209,9 +213,9 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
                    "--config", *(f"{k}={v}" for k, v in config.items())]
         if settings.name == "default": command += ["--cores", str(side), "--resources", f"gpu={_gpus()}"]
         with warm(workflow, settings.name == "default") as environment, open(workflow.files/"snakemake.log", "w") as log:
-            code = _watch(workflow, subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent))
+            code = _watch(workflow, subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent), results)
     _raise_failures(workflow, code)
-    if results: publish(workflow, results)
+    if results: write_json(Path(results)/"study.json", read_json(workflow.out/workflow.study.name/"study.json", "run the study again"))
     return workflow.out/workflow.study.name
 
 def _gpus():
@@ -249,12 +253,13 @@ def warm(workflow, local):
         server.terminate(); server.wait()
         path.unlink(missing_ok=True)
 
-def _watch(workflow, process):
-    "Draw the line of progress until Snakemake has ended; its exit code."
+def _watch(workflow, process, results=None):
+    "Draw the line of progress, and publish what is finished, until Snakemake has ended; its exit code."
     try:
         with tqdm(total=len(workflow.folders()), initial=progress(workflow)["done"], unit="job", desc=workflow.study.name, dynamic_ncols=True, smoothing=0.05) as bar:
             while True:
                 code, state = process.poll(), progress(workflow)
+                if results and (state["done"] > bar.n or code is not None): publish(workflow, results)
                 bar.update(state["done"] - bar.n)
                 bar.set_postfix_str(f"{state['running']} running, {state['failed']} failed")
                 if code is not None: return code
@@ -293,16 +298,12 @@ def _named(workflow, job):
 
 # %% ../nbs/81_study.ipynb #35737129
 def publish(workflow, results):
-    "Copy a study's manifest, searches and scored runs under `results`, from where reports, and the study itself, read them as finished."
-    file = workflow.out/workflow.study.name/"study.json"
-    content, there = read_json(file, "run the study first"), Path(results)/"study.json"
-    if there.exists() and (other := read_json(there, "remove it")["study"]) != workflow.study.name:
-        raise InputError(f"{results} holds the results of the study {other}; give another folder")
-    for name in [*content["searches"].values(), *dict.fromkeys(row["run"] for row in content["runs"])]:
-        if (target := Path(results)/name).exists(): continue
+    "Copy the searches and scored runs of a study that are finished under `results`, from where reports, and the study itself, read them as finished."
+    for folder in filter(None, workflow.folders()):
+        target = Path(results)/folder.relative_to(workflow.runs)
+        if target.exists() or not folder.exists() or folder.parent.name == STAGES[None]: continue
         with whole(target) as temporary:
-            shutil.copytree(workflow.runs/name, temporary, ignore=shutil.ignore_patterns("*.safetensors", "trial-*", ".snakemake_timestamp"))
-    write_json(Path(results)/"study.json", content)
+            shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns("*.safetensors", "trial-*", ".snakemake_timestamp"))
 
 # %% ../nbs/81_study.ipynb #1eee69f0
 def plan_sentence(path, data="data"):
