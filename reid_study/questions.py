@@ -419,7 +419,7 @@ def rule(found):
 def provenance(study):
     "Markdown: which study, runs, code and data a page was computed from."
     runs = {run.id: run for run in study.table.run}
-    values = lambda key: _listed(sorted({str(run.env.get(key)) for run in runs.values()}))
+    values = lambda key: _listed(sorted({str(run.env.get(key) or 'unknown') for run in runs.values()}))
     c = next(iter(runs.values())).config
     return (f"Study `{study.manifest['study']}` (manifest `{digest(study.manifest)}`): {_counted(len(runs), 'run')} in {_counted(len(study.table), 'cell')}, {_counted(len(study.searches), 'search', 'searches')}; "
-            f"code `{c['code']}`, data `{c['data']}`; made with Python {values('python')}, PyTorch {values('torch')}, on {values('device')} ({values('cpu')}).")
+            f"code `{c['code']}`, data `{c['data']}`; made by commit {values('commit')}, with Python {values('python')}, PyTorch {values('torch')}, on {values('device')} ({values('cpu')}).")

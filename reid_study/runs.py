@@ -7,7 +7,7 @@ __all__ = ['DATASETS', 'PROTOCOLS', 'CHOICES', 'TRAINS', 'TEMPLATES', 'STAGES', 
            'read_dataset', 'make_config', 'test_config', 'score_code', 'fingerprinted', 'code_fingerprint', 'code_of',
            'code_of_functions', 'code_cells', 'run_id', 'open_data', 'stored_images', 'place', 'partial_folder',
            'prepare', 'train', 'make_run', 'disk_named', 'one_at_a_time', 'trained', 'finish_run', 'write_table',
-           'seal', 'check_sums', 'environment', 'Run', 'read_run']
+           'seal', 'check_sums', 'environment', 'commit', 'Run', 'read_run']
 
 # %% ../nbs/80_runs.ipynb #89638126
 import ast
@@ -18,6 +18,8 @@ import json
 import math
 import os
 import platform
+import shutil
+import subprocess
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -335,14 +337,20 @@ def check_sums(folder, names=None):
 
 # %% ../nbs/80_runs.ipynb #aa3fd3a2
 def environment(threads, device):
-    "What the run ran on: versions, processor, cores, threads, device."
+    "What the run ran on: versions, commit, processor, cores, threads, device."
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         cpu = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), cpu)
     on_gpu = torch.device(device).type == "cuda"
     packages = ("torch", "torchvision", "fastai", "numpy", "pandas", "scipy", "reid_study")
     return {"python": platform.python_version(), "system": platform.system(), "cpu": cpu, "cores": cores(), "threads": threads,
-            "device": torch.cuda.get_device_name(device) if on_gpu else "cpu", **{p: version(p) for p in packages}}
+            "device": torch.cuda.get_device_name(device) if on_gpu else "cpu", "commit": commit(), **{p: version(p) for p in packages}}
+
+@lru_cache
+def commit():
+    "The commit of the clone that runs, with -dirty for one that was changed since; None outside a clone."
+    if not (TEMPLATES.parents[1]/".git").exists() or not shutil.which("git"): return None
+    return subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=TEMPLATES.parents[1], capture_output=True, text=True).stdout.strip() or None
 
 # %% ../nbs/80_runs.ipynb #5a7259a9
 @dataclass(frozen=True)
