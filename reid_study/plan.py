@@ -68,7 +68,7 @@ class Arm:
 # %% ../nbs/81_plan.ipynb #52e3340b
 @dataclass(frozen=True)
 class Study:
-    "What a study file says. `tuning`: trials, epochs and seed of the searches, or None. `questions`: the names of those it answers."
+    "What a study file says. `tuning`: trials, epochs and seed of the searches, and the split_seed that holds out their identities, or None. `questions`: the names of those it answers."
     name: str
     title: str
     dataset: str
@@ -116,7 +116,7 @@ def _study(name, content):
     needs = [arm for arm, a in arms.items() if a.settings == "tuned"]
     if needs and not study.tuning: raise InputError(f"the arm {needs[0]} has settings: tuned, but there is no key tuning")
     if study.tuning and not needs: raise InputError("there is a key tuning, but no arm has settings: tuned")
-    if study.tuning and set(study.tuning) != {"trials", "epochs", "seed"}: raise InputError("tuning has the keys trials, epochs and seed")
+    if study.tuning and set(study.tuning) - {"split_seed"} != {"trials", "epochs", "seed"}: raise InputError("tuning has the keys trials, epochs and seed, and may have split_seed")
     if study.tuning:
         for arm in arms.values():
             if study.tuning["seed"] in range(max(arm.seeds, arm.seeds_contrasted)):
@@ -185,7 +185,7 @@ def searches(study, table=None, data="data"):
     "Recipe -> configuration of its search, for the recipes of arms with tuned settings."
     if not study.tuning: return {}
     wanted = {recipe for arm in study.arms.values() if arm.settings == "tuned" for recipe in arm.names}
-    changes = study.protocol | {"epochs": study.tuning["epochs"]}
+    changes = study.protocol | {name: study.tuning[name] for name in ("epochs", "split_seed") if name in study.tuning}
     return {recipe: tuning_config(study.dataset, recipe, study.tuning["trials"], study.tuning["seed"], table, data, **changes)
             for recipe in RECIPES if recipe in wanted}
 
