@@ -116,9 +116,14 @@ def _identities(config, table):
 CHOICES = {"backbone": BACKBONES, "sampler": SAMPLERS, "precision": dict.fromkeys(("float32", "bfloat16", "float16"))}
 
 def fingerprinted(dataset, data="data"):
-    "(table of images, fingerprint of their bytes) of a dataset under the data folder."
-    table = read_dataset(dataset, data)
-    return table, fingerprint(table.path)[:12]
+    """(table of images, its fingerprint) of a dataset under the data folder: that of the images' bytes; or, of people that were drawn, that of
+    their settings and of the code that draws, since processors round differently. Drawn images that were changed since are an `InputError`."""
+    table, drawn = read_dataset(dataset, data), dataset_root(dataset, data)/"people.json"
+    if not drawn.exists(): return table, fingerprint(table.path)[:12]
+    remedy = f"remove the folder {drawn.parent}, and the people are drawn again"
+    made = read_json(drawn, remedy)
+    if made.get("images") != fingerprint(sorted(map(Path, table.path))): raise InputError(f"{drawn.parent}: its images are not as they were drawn; {remedy}")
+    return table, digest([made["settings"], code_fingerprint("data.people")])
 
 # %% ../nbs/80_runs.ipynb #f8098485
 @lru_cache   # what is imported does not change, and a study asks for it often

@@ -23,6 +23,7 @@ from scipy.ndimage import gaussian_filter, zoom
 from tqdm import tqdm
 
 from ..core import InputError, cores, whole
+from .images import fingerprint
 
 # %% ../../nbs/10_data.people.ipynb #335bdf53
 HEIGHT, WIDTH = 128, 64     # pixels of an image, as in Market-1501
@@ -881,7 +882,7 @@ def make_people(root, seed=0, n_train=240, n_test=120, n_distractors=350, n_junk
     """Write a data set of drawn pedestrians at `root` in the layout of Market-1501, and return `root` as a `Path`.
 
     JPEG images of 128 x 64 pixels in `bounding_box_train`, `query` and `bounding_box_test`, the attributes in
-    `market_attribute.mat`, settings and counts in `people.json`. About 15 images an identity; the default is about 6,000 images.
+    `market_attribute.mat`; settings, counts and the images' fingerprint in `people.json`. About 15 images an identity; the default is about 6,000 images.
     `difficulty` is from 0 to 1, or easy, medium or hard. `workers` processes draw (default: one for each core); their number
     does not change a byte. The folder appears when it is complete and not before. A folder that already holds the same
     settings is left as it is; any other folder at `root` raises `InputError`, as do bad arguments.
@@ -903,7 +904,8 @@ def make_people(root, seed=0, n_train=240, n_test=120, n_distractors=350, n_junk
         for done in _run(jobs, workers, seed, d, progress):
             for folder, n in done.items(): counts[folder] += n
         _write_attributes(tmp/'market_attribute.mat', people)
-        (tmp/'people.json').write_text(json.dumps(dict(settings=settings, counts=counts), indent=1, sort_keys=True) + "\n")
+        content = dict(settings=settings, counts=counts, images=fingerprint(sorted(tmp.rglob('*.jpg'))))
+        (tmp/'people.json').write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     return root
 
 # %% ../../nbs/10_data.people.ipynb #0c3715c8
