@@ -102,43 +102,36 @@ def _measure(name, path, folder, threads):
     run = contestant(name, path)
     few = embeddings(60, 400, 32, 1.0, people=20)
     run(*few)                                            # imports, thread pools
+    cost, metrics = peak(lambda: run(*data))
+    mAP, rank1, AP = metrics or (None, None, None)
+    if AP is not None: np.save(Path(folder)/f"AP {name}.npy", AP)
+    return cost | dict(mAP=None if mAP is None else float(mAP), rank1=None if rank1 is None else float(rank1))
+
+
+def peak(call):
+    "(what a call costs, what it returns): seconds, seconds of the processor, and the peak megabytes beyond what was resident before."
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")        # forget the peak so far
     start, cpu = time.perf_counter(), time.process_time()
-    metrics = run(*data)
+    result = call()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = _memory("VmHWM") - before
-    mAP, rank1, AP = metrics or (None, None, None)
-    if AP is not None: np.save(Path(folder)/f"AP {name}.npy", AP)
-    return dict(seconds=seconds, cpu=cpu, megabytes=peak/2**20, mAP=None if mAP is None else float(mAP), rank1=None if rank1 is None else float(rank1))
+    return dict(seconds=seconds, cpu=cpu, megabytes=(_memory("VmHWM") - before)/2**20), result
 
 
-def _fresh(name, path, folder, threads):
-    "`_measure` in a fresh process."
+def fresh(module, call, threads):
+    "What a call of a benchmark's function returns, as JSON values, in a fresh process; {\"missing\": why} where it does not end well."
     env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads))
-    code = f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import evaluation as e\n" \
-           f"try: r = e._measure({name!r}, {path!r}, {folder!r}, {threads})\n" \
+    code = f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import {module} as b\n" \
+           f"try: r = b.{call}\n" \
            f"except ImportError as x: r = dict(missing=str(x))\n" \
            f"print('\\n' + json.dumps(r))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    if done.returncode and name == OURS: raise SystemExit(done.stderr)
-    if done.returncode: return dict(missing=done.stderr.strip().splitlines()[-1])
+    if done.returncode: return dict(missing=(done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}; out of memory?"])[-1], error=done.stderr)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@call_parse
-def main(
-    torchreid: str = None,   # checkout of torchreid, its evaluator built
-    fastreid: str = None,    # checkout of fast-reid, its evaluator built
-    out: str = None,         # write the table here as JSON
-    queries: int = 3368,     # query images
-    gallery: int = 15913,    # gallery images
-    width: int = 512,        # embedding width
-    noise: float = 2.5,      # spread of an identity; 2.5: mAP about 0.44, 20: chance
-    threads: int = 2,        # threads for everybody
-    rounds: int = 5,         # processes per contestant; the table gives medians
-):
-    "Measure the evaluators in turns and print a table of medians and ratios."
+def compare(torchreid, fastreid, queries, gallery, width, noise, threads, rounds):
+    "Measure the evaluators in turns, print a table of medians and ratios, and return it with its setting."
     names = {OURS: None, "torchreid": torchreid, "fast-reid": fastreid, WHOLE: None, BLOCKS: None}
     for peer, path in list(names.items()):
         if peer in ("torchreid", "fast-reid") and not path: print(f"{peer}: left out, no path given"); names.pop(peer)
@@ -147,7 +140,8 @@ def main(
         for i, array in enumerate(embeddings(queries, gallery, width, noise)): np.save(Path(folder)/f"{i}.npy", array)
         for turn in range(rounds):
             for name, path in list(names.items()):
-                r = _fresh(name, path, folder, threads)
+                r = fresh("evaluation", f"_measure({name!r}, {path!r}, {folder!r}, {threads})", threads)
+                if "missing" in r and name == OURS: raise SystemExit(r.get("error") or r["missing"])
                 if "missing" in r: print(f"{name}: left out, {r['missing']}"); names.pop(name); rows.pop(name); continue
                 rows[name].append(r)
         AP = {name: np.load(f) for name in names if (f := Path(folder)/f"AP {name}.npy").exists()}
@@ -166,7 +160,23 @@ def main(
         if r["mAP"] is not None and abs(r["mAP"] - ours["mAP"]) > 1e-6: raise SystemExit(f"{r['name']} finds another mAP, {r['mAP']}, than {ours['mAP']}")
     agreement = {name: float(np.abs(a - AP[OURS]).max()) for name, a in AP.items() if name != OURS}
     for name, gap in agreement.items(): print(f"largest difference of a query's AP between {OURS} and {name}: {gap:.1e}")
-    if out:
-        setting = dict(queries=queries, gallery=gallery, width=width, noise=noise, threads=threads, rounds=rounds,
-                       torch=torch.__version__, numpy=np.__version__)
-        Path(out).write_text(json.dumps(dict(setting=setting, table=table, AP_difference=agreement), indent=1) + "\n")
+    setting = dict(queries=queries, gallery=gallery, width=width, noise=noise, threads=threads, rounds=rounds,
+                   torch=torch.__version__, numpy=np.__version__)
+    return dict(setting=setting, table=table, AP_difference=agreement)
+
+
+@call_parse
+def main(
+    torchreid: str = None,   # checkout of torchreid, its evaluator built
+    fastreid: str = None,    # checkout of fast-reid, its evaluator built
+    out: str = None,         # write the table here as JSON
+    queries: int = 3368,     # query images
+    gallery: int = 15913,    # gallery images
+    width: int = 512,        # embedding width
+    noise: float = 2.5,      # spread of an identity; 2.5: mAP about 0.44, 20: chance
+    threads: int = 2,        # threads for everybody
+    rounds: int = 5,         # processes per contestant; the table gives medians
+):
+    "Measure the evaluators in turns and print a table of medians and ratios."
+    found = compare(torchreid, fastreid, queries, gallery, width, noise, threads, rounds)
+    if out: Path(out).write_text(json.dumps(found, indent=1) + "\n")

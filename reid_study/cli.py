@@ -29,10 +29,10 @@ def _changes(text):
 _SET = Param("Changes, as epochs=5 or triplet.margin=0.5", str, nargs="*", default=None)
 
 # %% ../nbs/83_cli.ipynb #49c35ee4
-def data(name: str,           # people or market1501
+def data(name: str,           # people, market1501, msmt17, msmt17_v2, cuhk03_detected, cuhk03_labeled or dukemtmc
          data: str = "data",  # Folder that holds the datasets
          ):
-    "Make (people) or check (market1501) a dataset: its layout, its counts, and that every image can be decoded."
+    "Make (people) or check (all others) a dataset: its layout, its counts, and that every image can be decoded."
     from tqdm import tqdm
 
     from reid_study.data.images import read_image
@@ -47,7 +47,7 @@ def data(name: str,           # people or market1501
 
 # %% ../nbs/83_cli.ipynb #0fad410a
 def run(recipe: str,              # Name of the recipe, such as identity+triplet
-        dataset: str = "people",  # people or market1501
+        dataset: str = "people",  # A dataset that reid-study data knows
         seed: int = 0,            # Seed of weights, batches and augmentation
         set: _SET = None,
         data: str = "data",       # Folder that holds the datasets

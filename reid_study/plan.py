@@ -125,8 +125,12 @@ def _study(name, content):
 
 # %% ../nbs/81_plan.ipynb #b77f327f
 def _answerable(study):
-    "Are there the runs that the contrasts of the study's questions read?"
-    for claim in claims(study.dataset):
+    "Are there propositions on the dataset for the study's questions, and the runs that their contrasts read?"
+    found = claims(study.dataset)
+    if missing := [question for question in study.questions if question not in {claim.question for claim in found}]:
+        raise InputError(f"question {missing[0]} has no propositions on {study.dataset}, for which few and many identities are not fixed "
+                         "(FEW_MANY in reid_study.claims); leave the question out")
+    for claim in found:
         if claim.question not in study.questions: continue
         arm = choose(claim.arm, study.arms, f"arm, which question {claim.question} needs:")
         if claim.endpoint == "epochs" and arm.score != "validation": raise InputError(f"question {claim.question} ({claim.name}) needs the arm {claim.arm} scored on validation, epoch by epoch")

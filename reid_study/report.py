@@ -99,7 +99,8 @@ def _comparable(runs):
 def _name(config): return f"{config['recipe']}, seed {config['seed']}"
 
 # %% ../nbs/82_report.ipynb #915a29ac
-DATASET_NAMES = {"people": "drawn pedestrians", "market1501": "Market-1501"}
+DATASET_NAMES = {"people": "drawn pedestrians", "market1501": "Market-1501", "msmt17": "MSMT17", "msmt17_v2": "MSMT17 (V2)",
+                 "cuhk03_detected": "CUHK03 (detected)", "cuhk03_labeled": "CUHK03 (labeled)", "dukemtmc": "DukeMTMC-reID"}
 
 def _listed(words):
     "a, b and c."

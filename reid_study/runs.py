@@ -21,7 +21,7 @@ import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +31,7 @@ import torch
 from .core import InputError, choose, cores, digest, read_json, write_json
 from .data.images import fingerprint, image_store
 from .data.market1501 import ATTRIBUTES, FOLDERS, read_market, read_market1501
+from .data.others import read_cuhk03, read_duke, read_msmt17
 from .data.people import VERSION, make_people
 from .data.samplers import SAMPLERS
 from .data.splits import hold_out, thin
@@ -46,7 +47,10 @@ def read_people(root):
     identities = {"train": made["settings"]["n_train"], "query": made["settings"]["n_test"], "gallery": made["settings"]["n_test"]}
     return read_market(root, {split: (made["counts"][folder], identities[split]) for split, folder in FOLDERS.items()})
 
-DATASETS = {"people": ("people", read_people), "market1501": ("Market-1501-v15.09.15", read_market1501)}
+DATASETS = {     # name -> folder under the data folder, reader
+    "people": ("people", read_people), "market1501": ("Market-1501-v15.09.15", read_market1501), "dukemtmc": ("DukeMTMC-reID", read_duke),
+    "msmt17": ("MSMT17_V1", read_msmt17), "msmt17_v2": ("MSMT17_V2", partial(read_msmt17, version="v2")),
+    "cuhk03_detected": ("cuhk03", read_cuhk03), "cuhk03_labeled": ("cuhk03", partial(read_cuhk03, boxes="labeled"))}
 
 def dataset_root(dataset, data="data"):
     "The folder of a dataset under the data folder. Unknown datasets raise `InputError`."
@@ -63,7 +67,7 @@ _COMMON = dict(
 
 PROTOCOLS = {
     "people": _COMMON | dict(validation=80, epochs=12),
-    "market1501": _COMMON | dict(validation=150, epochs=8)}
+    **dict.fromkeys([name for name in DATASETS if name != "people"], _COMMON | dict(validation=150, epochs=8))}
 
 def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data", **changes):
     """The full configuration of a run as a flat dictionary of JSON values; `changes` replace values of the dataset's protocol,
