@@ -343,7 +343,7 @@ def tuning_sentence(study):
     lost = sum(s.metrics["diverged"] for s in study.searches.values())
     return (f"{_capital(_counted(len(gain), 'recipe'))}, {_listed(sorted({s.config['trials'] for s in study.searches.values()}))} trials each. The best trial has, on the validation identities, a mAP "
             f"{gain.median():.1f} points (median) above that of the defaults, at most {gain.max():.1f} ({gain.idxmax()}); the defaults stay the best for {(gain == 0).sum()}. "
-            f"{_counted(lost, 'trial') if lost else 'No trial'} diverged. These gains are the highest of several draws and too high; runs with other seeds confirm them below.")
+            f"{_counted(lost, 'trial') if lost else 'No trial'} diverged. These gains are the highest of several draws and too high; the study's own runs have other seeds.")
 
 # %% ../nbs/85_figures.ipynb #93414b19
 ARM_COLOURS = ("#26262c", "#d9742b", "#2b6fb3", "#8c54a1")
