@@ -42,6 +42,9 @@ benchmark: $(READY)  ## what must be fast; peers are optional
 	$(BIN)/python benchmarks/batch_all.py
 	$(BIN)/python benchmarks/identities.py
 	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/reranking.py
+	$(BIN)/python benchmarks/gallery.py
+	$(BIN)/python benchmarks/embedding.py
 
 clean:
 	rm -rf .venv

@@ -7,6 +7,7 @@ __all__ = ['COMMANDS', 'data', 'run', 'study', 'report', 'export', 'embed', 'sea
 
 # %% ../nbs/83_cli.ipynb #fd08f9b0
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -152,6 +153,7 @@ def main(argv=None):
         print("usage: reid-study COMMAND ...   (reid-study COMMAND --help tells more)\n")
         for name, command in COMMANDS.items(): print(f"  {name:8} {command.__doc__}")
         return 0
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)      # who is asked to end stops as by Ctrl-C, jobs and all
     try:
         command = choose(argv[0], COMMANDS, "command")
         arguments = vars(anno_parser(command, f"reid-study {argv[0]}").parse_args(argv[1:]))
@@ -162,4 +164,5 @@ def main(argv=None):
     except (InputError, RuntimeError, OSError) as e:
         print(f"reid-study: {e}", file=sys.stderr)
         return 2
+    finally: signal.signal(signal.SIGTERM, before)
     return 0
