@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .core import InputError, choose, cores, read_json, whole, write_json
 from .data.augment import MEAN, STD
 from .data.images import read_image
-from .distances import check_embeddings, get_distance
+from .distances import get_distance
 from .networks.embedder import make_embedder
 
 # %% ../nbs/90_export.ipynb #a5ec485d

@@ -10,7 +10,6 @@ import base64
 import html
 import io
 import json
-import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
