@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DATASETS', 'PROTOCOLS', 'CHOICES', 'TRAINS', 'TEMPLATES', 'STAGES', 'ENCODINGS', 'read_people', 'dataset_root',
            'read_dataset', 'make_config', 'test_config', 'score_code', 'fingerprinted', 'code_fingerprint', 'code_of',
-           'code_of_functions', 'code_cells', 'run_id', 'open_data', 'stored_images', 'place', 'partial_folder',
-           'prepare', 'train', 'make_run', 'disk_named', 'one_at_a_time', 'trained', 'finish_run', 'write_table',
-           'seal', 'check_sums', 'environment', 'commit', 'Run', 'read_run']
+           'backbone_code', 'code_of_functions', 'code_cells', 'run_id', 'open_data', 'stored_images', 'place',
+           'partial_folder', 'prepare', 'train', 'make_run', 'disk_named', 'one_at_a_time', 'trained', 'finish_run',
+           'write_table', 'seal', 'check_sums', 'environment', 'commit', 'Run', 'read_run']
 
 # %% ../nbs/80_runs.ipynb #89638126
 import ast
@@ -35,7 +35,7 @@ from .data.others import read_cuhk03, read_duke, read_msmt17
 from .data.people import VERSION, make_people
 from .data.samplers import SAMPLERS
 from .data.splits import hold_out, thin
-from .networks.backbones import BACKBONES
+from .networks.zoo import BACKBONES
 from .recipes import LOSSES, get_recipe
 
 # %% ../nbs/80_runs.ipynb #7451ad65
@@ -93,7 +93,7 @@ def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data",
     for name, options in CHOICES.items(): choose(config[name], options, name)
     left = _identities(config, table)
     if config["p"] > left: raise InputError(f"p={config['p']} identities a batch cannot be drawn from the {left} that train; choose p up to {left}")
-    return _scored(config | {"data": images} | code_of(recipe.name), "validation" if config["validation"] else None)
+    return _scored(config | {"data": images} | code_of(recipe.name) | backbone_code(config["backbone"]), "validation" if config["validation"] else None)
 
 def test_config(config):
     "The configuration that scores a training on all identities on the official test split. Identities held out are an `InputError`."
@@ -166,6 +166,12 @@ def code_of(recipe):
     own = code_fingerprint(*dict.fromkeys(loss.make.__module__.removeprefix("reid_study.") for loss in losses))
     return {"code": digest([code_fingerprint("training.learner", "data.splits", "data.images"), code_of_functions("runs", *TRAINS), code_cells("run")]),
             "loss_code": digest([own, *map(repr, losses)])}
+
+def backbone_code(name):
+    """The fingerprint of the module that a backbone's factory lives in, {"backbone_code": ...}: an edit to one network renames its runs and no others.
+    Nothing for those of networks.backbones, which is in "code", and for what somebody has added from outside the library."""
+    module = getattr(choose(name, BACKBONES, "backbone"), "__module__", "").removeprefix("reid_study.")
+    return {"backbone_code": code_fingerprint(module)} if module.startswith("networks.") and module != "networks.backbones" else {}
 
 TRAINS = ("_training", "open_data", "stored_images", "prepare", "train")     # what of this module a training's numbers depend on
 

@@ -26,7 +26,7 @@ from .core import InputError, cores, digest, read_json, whole, write_json
 from .figures import costs
 from .jobs import execute
 from .plan import cell_config, cells, check, jobs, manifest, read_study, searches
-from .runs import PROTOCOLS, STAGES, TEMPLATES, check_sums, code_cells, code_fingerprint, code_of, dataset_root, place, read_run, run_id, score_code, test_config
+from .runs import PROTOCOLS, STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, place, read_run, run_id, score_code, test_config
 from .report import to_html
 from .tuning import tune_code, tuned
 
@@ -83,7 +83,7 @@ class Workflow:
 def _job(self:Workflow, config, template, **more):
     "Write the job of a configuration; its folder, relative to `runs`. Changes are the whole configuration, so that nothing depends on defaults."
     name = run_id(config)
-    made = ("dataset", "recipe", "seed", "settings", "data", "code", "loss_code", "split", "score_code")
+    made = ("dataset", "recipe", "seed", "settings", "data", "code", "loss_code", "backbone_code", "split", "score_code")
     first = config["first"] if template == "tune" else config
     parameters = {"dataset": first["dataset"], "recipe": first["recipe"], "seed": first["seed"], "data": str(self.data), "runs": str(self.runs),
                   "device": self.device, "expected": name, "changes": {k: v for k, v in first.items() if k not in made}}
@@ -165,7 +165,7 @@ def adopt(results, workflow):
         config = read_run(folder).config
         made = config | config.get("first", {})
         own = {"tune_code": tune_code()} if "search" in config else {"score_code": score_code()}
-        for key, now in (code_of(made["recipe"]) | own).items():
+        for key, now in (code_of(made["recipe"]) | backbone_code(made["backbone"]) | own).items():
             if (then := made[key]) != now:
                 raise InputError(f"{folder} was made by another version of the code ({key} {then}, now {now}): read it with reid-study report, "
                                  "or give another folder for results to begin anew")
