@@ -27,6 +27,7 @@ from .core import InputError, choose, cores, read_json, whole, write_json
 from .data.augment import MEAN, STD
 from .data.images import read_image
 from .distances import get_distance
+import reid_study.networks.zoo     # noqa: so that every backbone has its name
 from .networks.embedder import make_embedder
 
 # %% ../nbs/90_export.ipynb #a5ec485d
