@@ -269,6 +269,7 @@ def _watch(workflow, process, results=None):
             while True:
                 code, state = process.poll(), progress(workflow)
                 if results and (state["done"] > bar.n or code is not None): publish(workflow, results)
+                bar.total = len(workflow.folders())      # fewer when searches have ended: arms share runs
                 bar.update(state["done"] - bar.n)
                 bar.set_postfix_str(f"{state['running']} running, {state['failed']} failed")
                 if code is not None: return code
