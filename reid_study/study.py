@@ -157,6 +157,12 @@ def write_page(template, parameters, html):
     executed.unlink()
 
 # %% ../nbs/81_study.ipynb #db7f933d
+def _copy(folder, target):
+    "Copy a finished folder, whole or not at all, without weights and what was only needed to make it; nothing if `target` is there."
+    if target.exists(): return
+    with whole(target) as temporary:
+        shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns("*.safetensors", "trial-*", ".snakemake_timestamp"))
+
 def adopt(results, workflow):
     "Copy published runs into `runs`, where they count as finished. Runs that another version of the code made, or another study, are an `InputError`."
     if (there := Path(results)/"study.json").exists() and (other := read_json(there, "remove it")["study"]) != workflow.study.name:
@@ -169,17 +175,15 @@ def adopt(results, workflow):
             if (then := made[key]) != now:
                 raise InputError(f"{folder} was made by another version of the code ({key} {then}, now {now}): read it with reid-study report, "
                                  "or give another folder for results to begin anew")
-        target = workflow.runs/folder.parent.name/folder.name
-        if not target.exists():
-            with whole(target) as temporary: shutil.copytree(folder, temporary)
+        _copy(folder, workflow.runs/folder.parent.name/folder.name)
 
 def adopt_searches(workflow, published=None):
     "Copy the published searches of a study, under whatever study's name they are, into `runs`: what a search is named by decides its result, so one of that name is this one."
     for folder in workflow.searches.values():
-        there, target = next(Path(published or PUBLISHED).glob(f"*/{folder}"), None), workflow.runs/folder
-        if there and not target.exists():
+        target = workflow.runs/folder
+        if not target.exists() and (there := next(Path(published or PUBLISHED).glob(f"*/{folder}"), None)):
             read_run(there)
-            with whole(target) as temporary: shutil.copytree(there, temporary)
+            _copy(there, target)
 
 def put_aside_damaged(workflow, say=print):
     "Read every finished folder of the study; move what is damaged to runs/.damaged, and say so."
@@ -310,10 +314,7 @@ def _named(workflow, job):
 def publish(workflow, results):
     "Copy the searches and scored runs of a study that are finished under `results`, from where reports, and the study itself, read them as finished."
     for folder in filter(None, workflow.folders()):
-        target = Path(results)/folder.relative_to(workflow.runs)
-        if target.exists() or not folder.exists() or folder.parent.name == STAGES[None]: continue
-        with whole(target) as temporary:
-            shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns("*.safetensors", "trial-*", ".snakemake_timestamp"))
+        if folder.exists() and folder.parent.name != STAGES[None]: _copy(folder, Path(results)/folder.relative_to(workflow.runs))
 
 # %% ../nbs/81_study.ipynb #1eee69f0
 def plan_sentence(path, data="data"):
