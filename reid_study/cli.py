@@ -86,13 +86,13 @@ def report(runs: Param("Folders of finished runs, or one folder that holds them;
            ):
     "Write the pages of a study from its published results, or one page over finished runs."
     from reid_study.report import find_runs
-    from reid_study.runs import dataset_root
+    from reid_study.runs import dataset_root, searched
     from reid_study.study import write_page, write_pages
     if len(runs) == 1 and (Path(runs[0])/"study.json").exists(): page = write_pages(runs[0], out, data)/"index.html"
     else:
         found, page = find_runs(runs), Path(out).resolve()/"index.html"
         write_page("compare", {"runs": [str(Path(r.folder).resolve()) for r in found], "show_people": photographs or None,
-                               "data": str(dataset_root(found[0].config["dataset"], data).resolve())}, page)
+                               "data": str(dataset_root(searched(found[0].config), data).resolve())}, page)
     print(f"open {page}")
 
 # %% ../nbs/83_cli.ipynb #1390e824

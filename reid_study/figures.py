@@ -27,6 +27,7 @@ from .evaluation.statistics import MIN_SEEDS, aa_control, crossed_interval, leas
 from .questions import UNITS, VERDICTS, amount, best_of, collapsed, geometry_table, identity_matrix, queries_table, seed_interval
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
 from .report import DATASET_NAMES, WIDTH, _band, _capital, _counted, _direct, _lines, _listed, _table, picture, recipe_styles, styled
+from .runs import searched
 from .tuning import trials_of
 
 # %% ../nbs/85_figures.ipynb #299e6baa
@@ -350,7 +351,7 @@ ARM_COLOURS = ("#26262c", "#d9742b", "#2b6fb3", "#8c54a1")
 
 def comparable_arms(study, arm="main"):
     "The arms without conditions that are scored on the same split as `arm`, itself first."
-    split = lambda a: study.table.run[study.table.arm == a].iloc[0].config["split"]
+    def split(a): return (config := study.table.run[study.table.arm == a].iloc[0].config)["split"], searched(config)
     return [arm] + [a for a in dict.fromkeys(study.table.arm) if a != arm and study.changes(a) == [{}] and split(a) == split(arm)]
 
 @styled

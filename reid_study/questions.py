@@ -19,11 +19,12 @@ import pandas as pd
 
 from .claims import MARGINS, RATES, claims, eligible, lost, over
 from .core import InputError, digest, read_json
+from .plan import compared_arms
 from .evaluation.statistics import (
     MIN_SEEDS, Interval, crossed_interval, holm, identity_means, minimum_detectable, non_inferiority, p_value, paired_shares, sign_flip, verdict)
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
 from .report import DATASET_NAMES, JUDGED, _capital, _counted, _listed, _table, chance, check_comparable
-from .runs import read_run
+from .runs import read_run, searched
 
 # %% ../nbs/84_questions.ipynb #89cbb9a7
 @dataclass(frozen=True, eq=False)
@@ -370,7 +371,8 @@ def verdict_table(found, pages=False):
 # %% ../nbs/84_questions.ipynb #2df95525
 def _scored_on(run):
     m = run.metrics
-    return (f"{'the official test split' if run.config['split'] == 'test' else 'held-out validation identities'} "
+    other = "" if searched(run.config) == run.config["dataset"] else f" of {DATASET_NAMES.get(searched(run.config), searched(run.config))}"
+    return (f"{f'the official test split{other}' if run.config['split'] == 'test' else 'held-out validation identities'} "
             f"({m['queries']:,} queries against {_counted(m['gallery'], 'gallery image')})")
 
 def _of_families(study, arm, question):
@@ -397,13 +399,15 @@ def _condition(change):
     words = {"lr_times": "learning rate × {:g}", "classes": "{} identities", "per_class": "{} images of each"}
     return ", ".join(words.get(k, k.replace("_", " ") + " {}").format(v) for k, v in change.items())
 
-def protocol_table(study):
-    "HTML: the study's arms: recipes, seeds, runs, epochs, training images, what differs among them, what they are scored on."
-    rows = []
+def protocol_table(study, pages=False):
+    "HTML: the study's arms: recipes, seeds, runs, epochs, training images, what differs among them, what they are scored on. `pages`: link those that have a page."
+    arms, rows = dict.fromkeys(study.table.arm), []
+    page = {arm: page for page, arm in compared_arms(study.manifest["questions"], [arm for arm in arms if len(study.changes(arm)) == 1]).items()} if pages else {}
     for arm, t in study.table.groupby("arm", sort=False):
         seeds, c, images = t.groupby("recipe").seed.nunique(), t.run.iloc[0].config, [run.metrics["train_classes"] for run in t.run]
         changes = [_condition(change) for change in study.changes(arm) if change]
-        rows.append([f"<b>{html.escape(arm)}</b>", str(t.recipe.nunique()), f"{seeds.min()}" if seeds.nunique() == 1 else f"{seeds.min()}–{seeds.max()}", str(len(t)), str(c["epochs"]),
+        name = f'<a href="{page[arm]}.html">{arm}</a>' if arm in page else html.escape(arm)
+        rows.append([f"<b>{name}</b>", str(t.recipe.nunique()), f"{seeds.min()}" if seeds.nunique() == 1 else f"{seeds.min()}–{seeds.max()}", str(len(t)), str(c["epochs"]),
                      f"{min(images)}" if min(images) == max(images) else f"{min(images)}–{max(images)}", html.escape("; ".join(changes)) or "–", html.escape(_scored_on(t.run.iloc[0]))])
     return _table(["arm", "recipes", "seeds", "runs", "epochs", "training identities", "conditions", "scored on"], rows, numbers=range(1, 6))
 

@@ -33,7 +33,7 @@ from .core import InputError, digest, whole
 from .evaluation.retrieval import chance_mAP
 from .losses.diagnostics import collapse
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
-from .runs import read_run
+from .runs import read_run, searched
 
 # %% ../nbs/82_report.ipynb #e418473d
 FREE = ("recipe", "seed", "settings", "lr", "sampler", "loss_code")   # what may differ between the runs of one report
@@ -112,6 +112,7 @@ def _capital(text): return text[:1].upper() + text[1:]
 def _seeds(runs): return sorted({run.config["seed"] for run in runs})
 def _unique(values): return list(dict.fromkeys(values))
 def _data(run): return DATASET_NAMES.get(run.config["dataset"], run.config["dataset"])
+def _searched(run): return DATASET_NAMES.get(searched(run.config), searched(run.config))
 
 def _machine(run):
     "The kind of machine that a run was made on."
@@ -142,7 +143,7 @@ def protocol_sentence(runs):
     dropped = f"; {_counted(m['dropped'], 'query', 'queries')} without a match left out" if m["dropped"] else ""
     distance = {"Euclidean(normalize=True)": "Euclidean distance between embeddings scaled to length one"}.get(m["distance"], f"`{m['distance']}`")
     what = f"{_counted(m['queries'], 'query', 'queries')} against a gallery of {_counted(m['gallery'], 'image')}{dropped}"
-    scored = (f"All {m['train_classes']} identities of the training split train. Scores are of the official test split, once for each configuration: {what}."
+    scored = (f"All {m['train_classes']} identities of the training split train. Scores are of the official test split{'' if searched(c) == c['dataset'] else f' of another dataset, {_searched(runs[0])},'}, once for each configuration: {what}."
               if c.get("split") == "test" else
               f"{_counted(c['validation'], 'identity', 'identities')} of the training split are held out for validation, and all scores are theirs: {what}. "
               "The other training identities train. The official test split is not looked at.")
@@ -221,15 +222,16 @@ def spread_sentence(runs):
     return (f"Mean ± sample standard deviation over the {len(seeds)} seeds {_listed(seeds)}; scores in per cent, seconds of training for each run; "
             f"the best mean of each score is bold. {few}")
 
-def heading(runs, title=None):
-    "Markdown: the first-level heading of a report; a title of its own, or what was compared on what."
-    return f"# {title or ('Losses compared on ' + _data(runs[0]) if len(by_recipe(runs)) > 1 else f'One recipe on {_data(runs[0])}')}"
+def heading(runs, title=None, links={}):
+    "Markdown: the first-level heading of a report; a title of its own, or what was compared on what. `links`: what is written below it -> page."
+    others = "\n\nOther pages of this study: " + ", ".join(f"[{name}]({page})" for name, page in links.items()) if links else ""
+    return f"# {title or ('Losses compared on ' + _data(runs[0]) if len(by_recipe(runs)) > 1 else f'One recipe on {_data(runs[0])}')}{others}"
 
 def headline(runs):
     "Markdown: what was compared, the highest mean mAP, and how far the next is behind."
     mean, groups = _summary(runs)["mAP", "mean"].droplevel("family").sort_values(ascending=False, kind="stable"), by_recipe(runs)
     n = len(_seeds(runs))
-    start = f"{_capital(_counted(len(groups), 'recipe'))}, {_counted(n, 'seed')} each, on {_data(runs[0])}. "
+    start = f"{_capital(_counted(len(groups), 'recipe'))}, {_counted(n, 'seed')} each, on {_data(runs[0])}{'' if _data(runs[0]) == _searched(runs[0]) else f', tested on {_searched(runs[0])}'}. "
     best = f"**{mean.index[0]}** has {'the highest' if len(mean) > 1 else 'a'} {'mean ' if n > 1 else ''}mAP of **{mean.iloc[0]:.1f}%**"
     if len(mean) == 1: return start + best + "."
     points = [100*r.metrics["mAP"] for r in groups[mean.index[0]]], [100*r.metrics["mAP"] for r in groups[mean.index[1]]]
@@ -470,8 +472,8 @@ def hidden_people(runs, data=None, show_people=None):
     `data`: the root of the dataset. `show_people`: None shows drawn people only; True photographs of real people too; False nobody.
     """
     if show_people is False: return "The ranked images are left out: the report was made without them."
-    if show_people is None and runs[0].config["dataset"] not in DRAWN:
-        return f"The ranked images are left out: {_data(runs[0])} has photographs of real people, which are shown only on request (`show_people`)."
+    if show_people is None and searched(runs[0].config) not in DRAWN:
+        return f"The ranked images are left out: {_searched(runs[0])} has photographs of real people, which are shown only on request (`show_people`)."
     if data is None: return "The ranked images are left out: the folder of the dataset is not given (`data`)."
     paths = sorted({p for run in runs for p in (*run.ranking.query_path, *run.ranking.path)})
     missing = [p for p in paths if not (Path(data)/p).is_file()]

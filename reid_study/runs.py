@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'PROTOCOLS', 'CHOICES', 'TRAINS', 'TEMPLATES', 'STAGES', 'ENCODINGS', 'read_people', 'dataset_root',
-           'read_dataset', 'make_config', 'test_config', 'score_code', 'fingerprinted', 'code_fingerprint', 'code_of',
-           'backbone_code', 'code_of_functions', 'code_cells', 'run_id', 'open_data', 'stored_images', 'place',
-           'partial_folder', 'prepare', 'train', 'make_run', 'disk_named', 'one_at_a_time', 'trained', 'finish_run',
-           'write_table', 'seal', 'check_sums', 'environment', 'commit', 'Run', 'read_run']
+           'read_dataset', 'make_config', 'test_config', 'elsewhere', 'searched', 'score_code', 'fingerprinted',
+           'code_fingerprint', 'code_of', 'backbone_code', 'code_of_functions', 'code_cells', 'run_id', 'open_data',
+           'stored_images', 'place', 'partial_folder', 'prepare', 'train', 'make_run', 'disk_named', 'one_at_a_time',
+           'trained', 'finish_run', 'write_table', 'seal', 'check_sums', 'environment', 'commit', 'Run', 'read_run']
 
 # %% ../nbs/80_runs.ipynb #89638126
 import ast
@@ -95,13 +95,24 @@ def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data",
     if config["p"] > left: raise InputError(f"p={config['p']} identities a batch cannot be drawn from the {left} that train; choose p up to {left}")
     return _scored(config | {"data": images} | code_of(recipe.name) | backbone_code(config["backbone"]), "validation" if config["validation"] else None)
 
-def test_config(config):
-    "The configuration that scores a training on all identities on the official test split. Identities held out are an `InputError`."
+def test_config(config, on=None, data="data"):
+    """The configuration that scores a training on all identities on the official test split of its dataset, or of another one, `on`.
+    Identities held out are an `InputError`."""
     if config["validation"]: raise InputError(f"validation={config['validation']}: a run is scored on the test split if it trained on all identities; set validation=0")
-    return _scored(config, "test")
+    return _scored(config | (elsewhere(on, data) if on else {}), "test")
+
+@lru_cache
+def elsewhere(dataset, data="data"):
+    "What a test on another dataset adds to a configuration: its name, the fingerprints of its images and of the notebook that tests."
+    return {"test_dataset": dataset, "test_data": fingerprinted(dataset, data)[1], "transfer_code": code_cells("transfer")}
 
 def _scored(config, split):
-    return config | {"split": split, "score_code": score_code() if split else None}
+    kept = config if split == "test" else {name: value for name, value in config.items() if name not in ("test_dataset", "test_data", "transfer_code")}
+    return kept | {"split": split, "score_code": score_code() if split else None}
+
+def searched(config):
+    "The name of the dataset whose people a run is scored on."
+    return config.get("test_dataset", config["dataset"])
 
 def score_code():
     "The fingerprint of what scores a training."
@@ -283,6 +294,17 @@ class one_at_a_time:
         fcntl.flock(self.file, fcntl.LOCK_EX)
     def __exit__(self, *_): self.file.close()
 
+def _to_test(config, data, device):
+    "The untrained learner of a training, with the people that it is tested on in the place of validation."
+    if searched(config) == config["dataset"]: return prepare(config, data, device)
+    from reid_study.data.loaders import make_loaders
+    learn, table = prepare(_scored(config, None), data, device), read_dataset(searched(config), data)
+    _, images = stored_images(table, (config["height"], config["width"]), True, data)
+    people = table.assign(image=range(len(table)))[table.split != "train"]
+    if not set(ATTRIBUTES) <= set(people): people = people.assign(**dict.fromkeys(ATTRIBUTES, -1))      # nothing is known of them
+    learn.dls.loaders[1] = make_loaders(people, images, [], device=learn.dls.device).valid
+    return learn
+
 def trained(config, data="data", runs="runs", device=None):
     "The learner of a `test_config`, with the weights and the history of the training that it tests."
     from safetensors.torch import load_file
@@ -290,7 +312,7 @@ def trained(config, data="data", runs="runs", device=None):
     if not (model := run.folder/"model.safetensors").exists():
         raise InputError(f"{model} is missing: published runs have no weights; remove {run.folder} to train it again")
     check_sums(run.folder, [model.name])
-    learn, weights = prepare(config, data, device), load_file(model)
+    learn, weights = _to_test(config, data, device), load_file(model)
     objective = learn.loss_func.state_dict()
     learn.model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("objective.")})
     learn.loss_func.load_state_dict(objective | {k.removeprefix("objective."): v for k, v in weights.items() if k.startswith("objective.")})

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from .core import InputError, cores, digest, read_json, whole, write_json
 from .figures import costs
 from .jobs import execute
-from .plan import cell_config, cells, check, jobs, manifest, read_study, searches
-from .runs import PROTOCOLS, STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, place, read_run, run_id, score_code, test_config
+from .plan import cell_config, cells, check, compared_arms, jobs, manifest, read_study, searches
+from .runs import PROTOCOLS, STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, elsewhere, place, read_run, run_id, score_code, test_config
 from .report import to_html
 from .tuning import tune_code, tuned
 
@@ -43,7 +43,7 @@ class Workflow:
         self.files = self.runs/".jobs"/self.study.name
         self.table = check(self.study, self.data)
         self.searches = {recipe: self._job(config, "tune") for recipe, config in searches(self.study, self.table, self.data).items()}
-        self.dataset = self._data()
+        self.datasets = {name: self._data(name) for name in dict.fromkeys([self.study.dataset, *filter(None, (arm.elsewhere for arm in self.study.arms.values()))])}
         self.known = self._follow(lambda cell: self.study.arms[cell.arm].settings == "default")
 
     def follow(self, recipe):
@@ -54,17 +54,17 @@ class Workflow:
         found = []
         for cell in filter(wanted, cells(self.study)):
             config = cell_config(self.study, cell, best, self.table, self.data)
-            folder = self._job(config, "run")
-            if self.study.arms[cell.arm].score == "test":
-                folder = self._job(test_config(config), "test", needs=folder)
+            folder, arm = self._job(config, "run"), self.study.arms[cell.arm]
+            if arm.tests: folder = self._job(test_config(config, arm.elsewhere, self.data), "transfer" if arm.elsewhere else "test",
+                                             needs=[folder, self.datasets[arm.elsewhere or self.study.dataset]])
             found.append(folder)
         return list(dict.fromkeys(found))
 
     @property
-    def pages(self): return pages(self.study.questions)
+    def pages(self): return pages(self.study.questions, [name for name, arm in self.study.arms.items() if len(arm.each) == 1])
 
     @property
-    def tests(self): return any(arm.score == "test" for arm in self.study.arms.values())
+    def dataset(self): return self.datasets[self.study.dataset]
 
     def folders(self):
         "Every folder that the study makes, stage by stage; None for one whose name a search decides that has not ended."
@@ -74,8 +74,8 @@ class Workflow:
             self._folders = [config and place(config, self.runs) for stage in jobs(self.study, self.table, self.data, self.runs) for config in stage]
         return self._folders
 
-    def training(self, test):
-        "The folder of the training that a test, given by its name, needs."
+    def needs(self, test):
+        "What a test, given by its name, needs: the folder of its training, and the dataset's manifest."
         return read_json(self.files/f"{test}.json", "run the study again")["needs"]
 
 # %% ../nbs/81_study.ipynb #3b868699
@@ -83,23 +83,25 @@ class Workflow:
 def _job(self:Workflow, config, template, **more):
     "Write the job of a configuration; its folder, relative to `runs`. Changes are the whole configuration, so that nothing depends on defaults."
     name = run_id(config)
-    made = ("dataset", "recipe", "seed", "settings", "data", "code", "loss_code", "backbone_code", "split", "score_code")
+    made = ("dataset", "recipe", "seed", "settings", "data", "code", "loss_code", "backbone_code", "split", "score_code", "test_dataset", "test_data", "transfer_code")
     first = config["first"] if template == "tune" else config
     parameters = {"dataset": first["dataset"], "recipe": first["recipe"], "seed": first["seed"], "data": str(self.data), "runs": str(self.runs),
                   "device": self.device, "expected": name, "changes": {k: v for k, v in first.items() if k not in made}}
     parameters |= {"trials": config["trials"]} if template == "tune" else {"settings": config["settings"]}
     if template == "run": parameters["side_by_side"] = self.side_by_side
+    if template == "transfer": parameters["on"] = config["test_dataset"]
     if template == "tune": parameters["changes"] = {k: v for k, v in parameters["changes"].items() if k not in ("lr", "validate_every")}
     self._write(name, template, self.runs/"logs"/f"{name}.ipynb", parameters, gpu=bool(self.gpu), **more)
     return place(config, "").as_posix()
 
 @patch
-def _data(self:Workflow):
-    "Write the job that prepares the dataset; its manifest, relative to `runs`."
-    protocol = PROTOCOLS[self.study.dataset] | self.study.protocol
+def _data(self:Workflow, dataset):
+    "Write the job that prepares a dataset, the study's own or one that is only tested on; its manifest, relative to `runs`."
+    protocol, home = PROTOCOLS[self.study.dataset] | self.study.protocol, dataset == self.study.dataset
     changed = [protocol | arm.changes | change for arm in self.study.arms.values() for change in arm.each]
-    own = {"dataset": self.study.dataset, "sizes": sorted({(c["height"], c["width"]) for c in changed}), "tests": self.tests, "expected": self.table[1]}
-    name = f"{self.study.dataset}-{digest(own)}"
+    own = {"dataset": dataset, "sizes": sorted({(c["height"], c["width"]) for c in changed}), "expected": self.table[1] if home else elsewhere(dataset, self.data)["test_data"],
+           "tests": not home or any(arm.score == "test" for arm in self.study.arms.values())}
+    name = f"{dataset}-{digest(own)}"
     self._write(name, "data", self.runs/"logs"/f"{name}.ipynb", own | {"data": str(self.data), "output": str(self.runs/"data"/f"{name}.json")})
     return f"data/{name}.json"
 
@@ -115,23 +117,34 @@ def _device():
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
 
-def pages(questions):
-    "Page -> template: the overview, a page a question, and all recipes of the first arm side by side, which is all there is without questions."
-    if not questions: return {"index": "compare"}
+def pages(questions, arms):
+    """Page -> template: the overview, a page a question, and all recipes side by side for each of `arms`, whose runs differ in recipe and seed alone.
+    Without questions, the first arm's page is all there is to be seen first."""
+    compared = {page: "compare" for page in compared_arms(questions, arms)}
+    if not questions: return compared
     templates = {path.stem.split("_")[0]: path.stem for path in TEMPLATES.glob("q*_*.ipynb")}
-    return {"index": "overview", "recipes": "compare"} | {question: templates[question] for question in questions}
+    return {"index": "overview"} | compared | {question: templates[question] for question in questions}
 
 def page_jobs(file, runs, out, data="data"):
     "The jobs that make the pages of a study from its manifest and finished runs: page -> (template, parameters, HTML file)."
     content, found = read_json(file, "run the study first"), {}
-    first = [row for row in content["runs"] if row["arm"] == content["runs"][0]["arm"]]
-    shared = set.intersection(*({row["seed"] for row in first if row["recipe"] == recipe} for recipe in {row["recipe"] for row in first}))
-    main = dict.fromkeys(row["run"] for row in first if row["seed"] in shared)
-    for page, template in pages(content["questions"]).items():
-        own = {"manifest": str(file), "runs": str(runs)} if template != "compare" else {
-            "runs": [f"{runs}/{run}" for run in main], "title": f"{content['title']}: all recipes", "data": str(dataset_root(content["dataset"], data))}
+    rows, questions = content["runs"], content["questions"]
+    arms = [arm for arm in dict.fromkeys(row["arm"] for row in rows) if len({str(row["change"]) for row in rows if row["arm"] == arm}) == 1]
+    compared = compared_arms(questions, arms)
+    for page, template in pages(questions, arms).items():
+        if template == "compare":
+            links = ({"overview": "index.html"} if questions else {}) | {arm: f"{other}.html" for other, arm in compared.items() if other != page}
+            own = _compare(content, compared[page], runs, data) | {"links": links}
+        else: own = {"manifest": str(file), "runs": str(runs)}
         found[page] = template, own, Path(out)/f"{page}.html"
     return found
+
+def _compare(content, arm, runs, data):
+    "What the page of an arm is told: its runs with the seeds that all its recipes have."
+    rows = [row for row in content["runs"] if row["arm"] == arm]
+    shared = set.intersection(*({row["seed"] for row in rows if row["recipe"] == recipe} for recipe in {row["recipe"] for row in rows}))
+    return {"runs": [f"{runs}/{run}" for run in dict.fromkeys(row["run"] for row in rows if row["seed"] in shared)],
+            "title": f"{content['title']}: {arm}, all recipes", "data": str(dataset_root(content.get("elsewhere", {}).get(arm, content["dataset"]), data))}
 
 def report_jobs(workflow):
     "Write the manifest of a study whose searches have ended, and the job of each page; returns page -> job file."
@@ -171,6 +184,7 @@ def adopt(results, workflow):
         config = read_run(folder).config
         made = config | config.get("first", {})
         own = {"tune_code": tune_code()} if "search" in config else {"score_code": score_code()}
+        if "test_dataset" in made: own["transfer_code"] = code_cells("transfer")
         for key, now in (code_of(made["recipe"]) | backbone_code(made["backbone"]) | own).items():
             if (then := made[key]) != now:
                 raise InputError(f"{folder} was made by another version of the code ({key} {then}, now {now}): read it with reid-study report, "

@@ -21,3 +21,14 @@ def test_validation_identities():
     table = hold_out(read_market1501(MARKET), 150)
     parts = table.groupby("split").pid.agg(["size", "nunique"])
     assert parts.loc["query", "nunique"] == parts.loc["gallery", "nunique"] == 150 and parts.loc["train", "nunique"] == 601
+
+
+def test_drawn_people_train_and_photographs_are_searched(tmp_path):
+    from reid_study.data.people import make_people
+    from reid_study.runs import make_config, make_run, read_run, test_config as tested
+    make_people(tmp_path/"people", n_train=14, n_test=4, n_distractors=2, n_junk=2, progress=False)
+    (tmp_path/MARKET.name).symlink_to(MARKET)
+    training = make_config("people", "identity+attributes", data=tmp_path, validation=0, epochs=1, steps=2, p=4, k=2, height=32, width=16)
+    make_run(training, tmp_path, tmp_path/"runs", "cpu")
+    run = read_run(make_run(tested(training, "market1501", tmp_path), tmp_path, tmp_path/"runs", "cpu"))
+    assert run.metrics["queries"] == 3368 and run.metrics["gallery"] == 19732 - 3819 and run.metrics["train_classes"] == 14
