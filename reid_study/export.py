@@ -115,11 +115,11 @@ def save_embedder(run_folder, out, onnx=False):
     """
     from safetensors.torch import save
 
-    from reid_study.runs import check_sums, read_run, run_id
+    from reid_study.runs import check_sums, read_run, run_id, training_config
     if not (Path(run_folder)/"config.json").is_file(): raise InputError(f"{run_folder} is no finished run: it has no config.json; give one, as runs/run/ID or runs/confirm/ID")
     run, out = read_run(run_folder), Path(out)
     if run.config["split"] == "test":
-        trained = run_id(run.config | {"split": None, "score_code": None})
+        trained = run_id(training_config(run.config))
         raise InputError(f"{run.folder} scored the weights of another run on the test split; export that one, confirm/{trained}")
     if not (model := run.folder/"model.safetensors").exists(): raise InputError(f"{model} is missing: published runs have no weights; train the run again to export it")
     if out.exists(): raise InputError(f"{out} is there already; remove it or choose another place")

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'PROTOCOLS', 'CHOICES', 'TRAINS', 'TEMPLATES', 'STAGES', 'ENCODINGS', 'read_people', 'dataset_root',
-           'read_dataset', 'make_config', 'test_config', 'elsewhere', 'searched', 'score_code', 'fingerprinted',
-           'code_fingerprint', 'code_of', 'backbone_code', 'code_of_functions', 'code_cells', 'run_id', 'open_data',
-           'stored_images', 'place', 'partial_folder', 'prepare', 'train', 'make_run', 'disk_named', 'one_at_a_time',
-           'trained', 'finish_run', 'write_table', 'seal', 'check_sums', 'environment', 'commit', 'Run', 'read_run']
+           'read_dataset', 'make_config', 'test_config', 'elsewhere', 'training_config', 'searched', 'score_code',
+           'fingerprinted', 'code_fingerprint', 'code_of', 'backbone_code', 'code_of_functions', 'code_cells', 'run_id',
+           'open_data', 'stored_images', 'place', 'partial_folder', 'prepare', 'train', 'make_run', 'disk_named',
+           'one_at_a_time', 'trained', 'finish_run', 'write_table', 'seal', 'check_sums', 'environment', 'commit',
+           'Run', 'read_run']
 
 # %% ../nbs/80_runs.ipynb #89638126
 import ast
@@ -109,6 +110,10 @@ def elsewhere(dataset, data="data"):
 def _scored(config, split):
     kept = config if split == "test" else {name: value for name, value in config.items() if name not in ("test_dataset", "test_data", "transfer_code")}
     return kept | {"split": split, "score_code": score_code() if split else None}
+
+def training_config(config):
+    "The configuration of the training whose network a test scores."
+    return _scored(config, None)
 
 def searched(config):
     "The name of the dataset whose people a run is scored on."
@@ -298,7 +303,7 @@ def _to_test(config, data, device):
     "The untrained learner of a training, with the people that it is tested on in the place of validation."
     if searched(config) == config["dataset"]: return prepare(config, data, device)
     from reid_study.data.loaders import make_loaders
-    learn, table = prepare(_scored(config, None), data, device), read_dataset(searched(config), data)
+    learn, table = prepare(training_config(config), data, device), read_dataset(searched(config), data)
     _, images = stored_images(table, (config["height"], config["width"]), True, data)
     people = table.assign(image=range(len(table)))[table.split != "train"]
     if not set(ATTRIBUTES) <= set(people): people = people.assign(**dict.fromkeys(ATTRIBUTES, -1))      # nothing is known of them
@@ -308,7 +313,7 @@ def _to_test(config, data, device):
 def trained(config, data="data", runs="runs", device=None):
     "The learner of a `test_config`, with the weights and the history of the training that it tests."
     from safetensors.torch import load_file
-    run = read_run(place(_scored(config, None), runs))
+    run = read_run(place(training_config(config), runs))
     if not (model := run.folder/"model.safetensors").exists():
         raise InputError(f"{model} is missing: published runs have no weights; remove {run.folder} to train it again")
     check_sums(run.folder, [model.name])
