@@ -36,7 +36,7 @@ readme: $(READY)  ## README.md and docs/results.md from their notebooks
 	$(BIN)/python tools/pages.py
 
 benchmark: $(READY)  ## what must be fast; peers are optional
-	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/batch_all.py

@@ -126,9 +126,9 @@ def main(
     backbone: str = "small",       # the network of all contestants
     height: int = 64,              # pixels
     width: int = 32,               # the same
-    people: int = 160,             # drawn identities, of about 15 images each
-    steps: int = 60,               # steps of a round
-    rounds: int = 5,               # turns
+    people: int = 120,             # drawn identities, of about 15 images each
+    steps: int = 40,               # steps of a round
+    rounds: int = 4,               # turns
     threads: int = cores(),        # torch's threads, for everybody
     device: str = "cpu",           # cpu or cuda
     precision: str = "float32",    # of our own steps: float32, or bfloat16 on a GPU
