@@ -1,4 +1,7 @@
-"""What needs a GPU: mixed precision, resumed, with the dataset in device memory."""
+"""What needs a GPU: mixed precision, resumed, with the dataset in device memory; and training over two of them."""
+import contextlib
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,13 +12,17 @@ from reid_study.training.learner import fit, make_learner
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_training_goes_on_from_its_checkpoint(precision, tmp_path):
+def learner_of(recipe="identity+triplet", device="cuda", **settings):
     table = pd.DataFrame([(f"{p:04}_c{c}_{i}.jpg", p, c) for p in range(1, 13) for c in range(1, 4) for i in range(4)], columns=["path", "pid", "camid"])
     table["split"] = np.where(table.pid <= 8, "train", np.where(~table.duplicated(["pid", "camid"]), "query", "gallery"))
     images = np.random.default_rng(0).integers(0, 256, (len(table), 32, 16, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    return make_learner(recipe, table, images, p=4, k=4, steps=5, device=device, **settings)
 
-    def learner(folder): return make_learner("identity+triplet", table, images, p=4, k=4, steps=5, precision=precision, device="cuda", folder=folder)
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_training_goes_on_from_its_checkpoint(precision, tmp_path):
+    def learner(folder): return learner_of(precision=precision, folder=folder)
 
     whole, first = learner(tmp_path/"whole"), learner(tmp_path/"cut")
     with whole.no_logging(), whole.no_bar(): history = fit(whole, 4, 1e-3)
@@ -28,3 +35,42 @@ def test_training_goes_on_from_its_checkpoint(precision, tmp_path):
     with second.no_logging(), second.no_bar(): resumed = fit(second, 4, 1e-3)
     assert second.dls.train.images.is_cuda and len(resumed) == 4 and np.isfinite(resumed.loss).all()
     assert np.allclose(history.loss[:2], resumed.loss[:2], rtol=0.05)
+
+
+def _state(learn): return {name: v.cpu() for part in (learn.model, learn.loss_func) for name, v in part.state_dict().items() if torch.is_tensor(v)}
+
+
+def _trained(context, device, recipe):
+    "(losses of each epoch, all weights and statistics) of a training whose augmentation does nothing, since a GPU draws other numbers for parts of a batch."
+    torch.backends.cudnn.allow_tf32 = False
+    learn = learner_of(recipe, device, flip=0., shift=0., erase=0.)
+    with learn.no_logging(), learn.no_bar(), context(learn): losses = fit(learn, 2, 1e-4).loss.tolist()
+    return losses, _state(learn)
+
+
+def _rank(rank, folder, kind, recipe, shard):
+    from reid_study.training.distributed import over_ranks, sharded_identity
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    if kind == "cuda": torch.cuda.set_device(rank)
+    torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+
+    @contextlib.contextmanager
+    def context(learn):
+        with over_ranks(learn), sharded_identity(learn) if shard else contextlib.nullcontext(): yield
+    torch.save(_trained(context, f"cuda:{rank}" if kind == "cuda" else "cpu", recipe), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs")
+@pytest.mark.parametrize("recipe,shard", [("identity+triplet", False), ("identity+triplet", True), ("contrastive_memory", False), ("verification", False)])
+def test_two_gpus_train_as_one(recipe, shard, tmp_path, kind="cuda"):
+    torch.multiprocessing.spawn(_rank, (str(tmp_path), kind, recipe, shard), nprocs=2)
+    (losses, state), (other_losses, other_state) = (torch.load(tmp_path/f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert losses == other_losses and state.keys() == other_state.keys() and all(torch.equal(state[name], other_state[name]) for name in state)
+    start, (alone_losses, alone) = _state(learner_of(recipe, kind)), _trained(contextlib.nullcontext, kind, recipe)
+    assert np.allclose(losses, alone_losses, rtol=1e-3) and state.keys() == alone.keys()
+    running = [name for name in state if "running" in name]
+    assert running and all(torch.allclose(state[name], alone[name], rtol=1e-2, atol=1e-3) for name in running)
+
+    def weights(tensors): return torch.cat([v.double().flatten() for name, v in tensors.items() if name not in running and v.is_floating_point()])
+    assert (weights(state) - weights(alone)).norm() < 0.1*(weights(alone) - weights(start)).norm()
