@@ -56,12 +56,17 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
         device: str = None,       # cuda, cpu, ... (default: a GPU where there is one)
         ):
     "Train one recipe and score it on identities held out; print the folder of the finished run and its numbers."
-    from reid_study.runs import make_config, make_run, read_run
+    from reid_study.runs import make_config, make_run
     changes, settings = _changes(set)
     folder = make_run(make_config(dataset, recipe, seed, settings, data=data, **changes), data, runs, device)
+    print(_told(folder))
+
+def _told(folder):
+    "A finished run in a line: its folder and its numbers."
+    from reid_study.runs import read_run
     m = read_run(folder).metrics
-    print(f"{folder}: " + (f"mAP {m['mAP']:.1%}, rank-1 {m['cmc'][0]:.1%}, mINP {m['mINP']:.1%} on {m['queries'] - m['dropped']} queries"
-                           if "mAP" in m else f"trained on all {m['train_classes']} identities"))
+    return f"{folder}: " + (f"mAP {m['mAP']:.1%}, rank-1 {m['cmc'][0]:.1%}, mINP {m['mINP']:.1%} on {m['queries'] - m['dropped']} queries"
+                            if "mAP" in m else f"trained on all {m['train_classes']} identities")
 
 # %% ../nbs/83_cli.ipynb #fc5bfc09
 def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/embedded.yaml",

@@ -25,11 +25,11 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, loss_parallel, parallelize_module
 from torch.nn import functional as F
 
-from ..cli import _SET, _changes
+from ..cli import _SET, _changes, _told
 from ..core import InputError, digest
 from ..losses.identity import check_smoothing
 from ..recipes import Objective
-from ..runs import _code, _plain, finish_run, make_config, one_at_a_time, partial_folder, place, prepare, read_run
+from ..runs import _code, _plain, finish_run, make_config, one_at_a_time, partial_folder, place, prepare
 from .callbacks import Checkpoint
 from .learner import Clip, fit
 
@@ -252,7 +252,7 @@ def train(recipe: str,              # Name of the recipe, such as identity+tripl
     _ranks()
     config = _rank0_first(lambda: make_config(dataset, recipe, seed, settings, data=data, **changes))
     folder = run_over_ranks(config, data, runs, shard)
-    if dist.get_rank() == 0: print(f"{folder}: " + (f"mAP {m['mAP']:.1%}" if "mAP" in (m := read_run(folder).metrics) else f"trained on all {m['train_classes']} identities"))
+    if dist.get_rank() == 0: print(_told(folder))
 
 def main(argv=None):
     "Entry point of `torchrun ... -m reid_study.training.distributed`: train a recipe over all ranks and return the exit code."
