@@ -147,7 +147,8 @@ class Index:
         if x.shape[1] != self.width: raise InputError(f"queries are {x.shape[1]} wide and the index {self.width}; use one network for both")
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= len(self): raise InputError(f"k={k!r} must be from 1 to the {len(self)} images of the gallery")
         settings = _settings(self.kind, settings, {name: self.settings[name] for name in SEARCHING.get(self.kind, ())})
-        parts = [self.index.search(_encode(part, self.kind, self.normalize), int(k), **self._parameters(settings)) for _, part in x]
+        search = getattr(self.index, "search_numpy", self.index.search)     # faiss.contrib.torch_utils, where anything loads it, puts one without params in its place
+        parts = [search(_encode(part, self.kind, self.normalize), int(k), **self._parameters(settings)) for _, part in x]
         found, rows = (np.concatenate(p) for p in zip(*parts))
         found = np.where(rows < 0, 0, found).astype("float32")
         if self.kind == "binary": distances = found/np.float32(self.width)
