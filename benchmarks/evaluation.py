@@ -1,4 +1,4 @@
-"""Time and memory of the retrieval evaluation, from embeddings to metrics, beside other projects' compiled evaluators.
+"""Time and memory of the retrieval evaluation beside other projects' compiled evaluators: from embeddings to metrics, and from distances to metrics.
 
     python benchmarks/evaluation.py --torchreid PATH --fastreid PATH --out evaluation.json
 
@@ -25,7 +25,7 @@ OURS, BLOCKS, WHOLE = "reid_study", "matrix product in blocks", "matrix product 
 
 
 def embeddings(queries, gallery, width, noise, seed=0, people=750, cameras=6, distractors=0.18):
-    "Identity centres plus noise, with Market-1501's proportions; a gallery share of distractors (pid 0)."
+    "Identity centres plus noise, as default with Market-1501's proportions; a gallery share of distractors (pid 0)."
     g = torch.Generator().manual_seed(seed)
     strangers = int(gallery*distractors)
     popularity = torch.rand(people, generator=g) + 0.2
@@ -54,26 +54,28 @@ def _stub(name, *attributes):
 
 
 def contestant(name, path=None):
-    "A function of the six arrays giving mAP, rank-1 and, where it has them, the APs of the queries."
+    """Two functions. One of the six arrays gives mAP, rank-1 and, where it has them, the APs of the queries. The other does so from
+    the distances [Q, G], a tensor, and the labels, for the contestant's evaluator alone; None for a matrix product."""
+    if name == BLOCKS:
+        def run(q, g, *ids):
+            for start in range(0, len(q), 256): torch.from_numpy(q[start:start + 256]) @ torch.from_numpy(g).T
+        return run, None
+    if name == WHOLE: return lambda q, g, *ids: torch.from_numpy(q) @ torch.from_numpy(g).T, None
     if name == OURS:
         from reid_study.evaluation.retrieval import evaluate_retrieval
         def run(*data):
             result = evaluate_retrieval(*data)
             return result.mAP, result.rank(1), result.AP[result.valid]
-    elif name == BLOCKS:
-        def run(q, g, *ids):
-            for start in range(0, len(q), 256): torch.from_numpy(q[start:start + 256]) @ torch.from_numpy(g).T
-    elif name == WHOLE:
-        def run(q, g, *ids): torch.from_numpy(q) @ torch.from_numpy(g).T
-    elif name == "torchreid":
+        return run, lambda distances, *ids: run(lambda start, stop: distances[start:stop], None, *ids)
+    if name == "torchreid":
         _package("torchreid", Path(path)/"torchreid")
         _package("torchreid.metrics", Path(path)/"torchreid/metrics")
         distance, rank = (importlib.import_module(f"torchreid.metrics.{m}") for m in ("distance", "rank"))
-        if not rank.IS_CYTHON_AVAI: raise ImportError("its Cython evaluator is not built")
-        def run(q, g, *ids):       # as in its engine, with normalize_feature=True
+        def measure(q, g):         # as in its engine, with normalize_feature=True
             q, g = (F.normalize(torch.from_numpy(x), p=2, dim=1) for x in (q, g))
-            distances = distance.compute_distance_matrix(q, g, "euclidean").numpy()
-            cmc, mAP = rank.evaluate_rank(distances, *ids)
+            return distance.compute_distance_matrix(q, g, "euclidean")
+        def evaluate(distances, *ids):
+            cmc, mAP = rank.evaluate_rank(distances.numpy(), *ids)
             return mAP, cmc[0], None
     elif name == "fast-reid":
         for package in ("fastreid", "fastreid/utils", "fastreid/evaluation"):
@@ -81,12 +83,12 @@ def contestant(name, path=None):
         _stub("faiss")
         _stub("fastreid.utils.faiss_utils", "index_init_cpu", "index_init_gpu", "search_index_pytorch", "search_raw_array_pytorch")
         distance, rank = (importlib.import_module(f"fastreid.{m}") for m in ("utils.compute_dist", "evaluation.rank"))
-        if not rank.IS_CYTHON_AVAI: raise ImportError("its Cython evaluator is not built")
-        def run(q, g, *ids):       # as in its evaluator, with its default metric
-            distances = distance.build_dist(torch.from_numpy(q), torch.from_numpy(g), "cosine")
-            cmc, AP, INP = rank.evaluate_rank(distances, *ids)
+        def measure(q, g): return torch.as_tensor(distance.build_dist(torch.from_numpy(q), torch.from_numpy(g), "cosine"))   # as in its evaluator, with its default metric
+        def evaluate(distances, *ids):
+            cmc, AP, INP = rank.evaluate_rank(distances.numpy(), *ids)
             return np.mean(AP), cmc[0], AP
-    return run
+    if not rank.IS_CYTHON_AVAI: raise ImportError("its Cython evaluator is not built")
+    return lambda q, g, *ids: evaluate(measure(q, g), *ids), evaluate
 
 
 def _memory(key):
@@ -96,16 +98,20 @@ def _memory(key):
 
 
 def _measure(name, path, folder, threads):
-    "One contestant, once, in this process: seconds, peak bytes beyond the loaded embeddings, and its metrics."
+    "One contestant, once, in this process: seconds, peak bytes beyond the loaded embeddings, its metrics, and the seconds of its evaluator alone."
     torch.set_num_threads(threads)
     data = [np.load(Path(folder)/f"{i}.npy") for i in range(6)]
-    run = contestant(name, path)
+    run, evaluate = contestant(name, path)
     few = embeddings(60, 400, 32, 1.0, people=20)
     run(*few)                                            # imports, thread pools
     cost, metrics = peak(lambda: run(*data))
-    mAP, rank1, AP = metrics or (None, None, None)
+    if not evaluate: return cost
+    mAP, rank1, AP = metrics
     if AP is not None: np.save(Path(folder)/f"AP {name}.npy", AP)
-    return cost | dict(mAP=None if mAP is None else float(mAP), rank1=None if rank1 is None else float(rank1))
+    q, g = (F.normalize(torch.from_numpy(x), dim=1) for x in data[:2])
+    distances = (q @ g.T).mul_(-2).add_(2).clamp_(min=0).sqrt_()
+    alone, metrics = peak(lambda: evaluate(distances, *data[2:]))
+    return cost | dict(mAP=float(mAP), rank1=float(rank1), alone=alone["seconds"], alone_mAP=float(metrics[0]))
 
 
 def peak(call):
@@ -130,14 +136,14 @@ def fresh(module, call, threads):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def compare(torchreid, fastreid, queries, gallery, width, noise, threads, rounds):
+def compare(torchreid, fastreid, queries, gallery, width, noise, people, cameras, distractors, threads, rounds):
     "Measure the evaluators in turns, print a table of medians and ratios, and return it with its setting."
     names = {OURS: None, "torchreid": torchreid, "fast-reid": fastreid, WHOLE: None, BLOCKS: None}
     for peer, path in list(names.items()):
         if peer in ("torchreid", "fast-reid") and not path: print(f"{peer}: left out, no path given"); names.pop(peer)
     rows = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        for i, array in enumerate(embeddings(queries, gallery, width, noise)): np.save(Path(folder)/f"{i}.npy", array)
+        for i, array in enumerate(embeddings(queries, gallery, width, noise, 0, people, cameras, distractors)): np.save(Path(folder)/f"{i}.npy", array)
         for turn in range(rounds):
             for name, path in list(names.items()):
                 r = fresh("evaluation", f"_measure({name!r}, {path!r}, {folder!r}, {threads})", threads)
@@ -145,23 +151,24 @@ def compare(torchreid, fastreid, queries, gallery, width, noise, threads, rounds
                 if "missing" in r: print(f"{name}: left out, {r['missing']}"); names.pop(name); rows.pop(name); continue
                 rows[name].append(r)
         AP = {name: np.load(f) for name in names if (f := Path(folder)/f"AP {name}.npy").exists()}
-    table = [dict(name=name, seconds=float(np.median([r["seconds"] for r in rs])), fastest=min(r["seconds"] for r in rs),
-                  slowest=max(r["seconds"] for r in rs), cpu=float(np.median([r["cpu"] for r in rs])),
-                  megabytes=float(np.median([r["megabytes"] for r in rs])),
-                  mAP=rs[0]["mAP"], rank1=rs[0]["rank1"]) for name, rs in rows.items()]
+    middle = lambda rs, key: float(np.median([r[key] for r in rs])) if key in rs[0] else None
+    table = [dict(name=name, fastest=min(r["seconds"] for r in rs), slowest=max(r["seconds"] for r in rs), mAP=rs[0].get("mAP"), rank1=rs[0].get("rank1"))
+             | {key: middle(rs, key) for key in ("seconds", "cpu", "megabytes", "alone")} for name, rs in rows.items()]
     ours = table[0]
-    print(f"\n{queries} queries, {gallery} in the gallery, {width} wide, {threads} threads, {rounds} rounds; median, fastest run, median CPU time, median peak memory")
-    print(f"{'':26}{'median s':>9}{'ratio':>7}{'min s':>9}{'ratio':>7}{'CPU s':>8}{'ratio':>7}{'MB':>8}{'ratio':>7}{'mAP':>11}{'rank-1':>11}")
+    print(f"\n{queries} queries, {gallery} in the gallery, {width} wide, {threads} threads, {rounds} rounds; median, fastest run, median CPU time, median of the evaluator alone, median peak memory")
+    print(f"{'':26}{'median s':>9}{'ratio':>7}{'min s':>9}{'ratio':>7}{'CPU s':>8}{'ratio':>7}{'alone s':>9}{'ratio':>7}{'MB':>8}{'ratio':>7}{'mAP':>11}{'rank-1':>11}")
     for r in table:
-        for key in ("seconds", "fastest", "cpu", "megabytes"): r[f"{key}_ratio"] = r[key]/ours[key]
-        metrics = "" if r["mAP"] is None else f"{r['mAP']:11.7f}{r['rank1']:11.7f}"
-        print(f"{r['name']:26}{r['seconds']:9.3f}{r['seconds_ratio']:7.2f}{r['fastest']:9.3f}{r['fastest_ratio']:7.2f}{r['cpu']:8.2f}{r['cpu_ratio']:7.2f}{r['megabytes']:8.0f}{r['megabytes_ratio']:7.2f}{metrics}")
-    for r in table:
-        if r["mAP"] is not None and abs(r["mAP"] - ours["mAP"]) > 1e-6: raise SystemExit(f"{r['name']} finds another mAP, {r['mAP']}, than {ours['mAP']}")
+        for key in ("seconds", "fastest", "cpu", "alone", "megabytes"): r[f"{key}_ratio"] = None if r[key] is None else r[key]/ours[key]
+        cells = [f"{r[key]:{w}.{d}f}{r[f'{key}_ratio']:7.2f}" if r[key] is not None else " "*(w + 7)
+                 for key, w, d in (("seconds", 9, 3), ("fastest", 9, 3), ("cpu", 8, 2), ("alone", 9, 3), ("megabytes", 8, 0))]
+        print(f"{r['name']:26}{''.join(cells)}" + ("" if r["mAP"] is None else f"{r['mAP']:11.7f}{r['rank1']:11.7f}"))
+    for name, rs in rows.items():
+        for mAP in {m for r in rs for m in (r.get("mAP"), r.get("alone_mAP")) if m is not None}:
+            if abs(mAP - ours["mAP"]) > 1e-6: raise SystemExit(f"{name} finds another mAP, {mAP}, than {ours['mAP']}")
     agreement = {name: float(np.abs(a - AP[OURS]).max()) for name, a in AP.items() if name != OURS}
     for name, gap in agreement.items(): print(f"largest difference of a query's AP between {OURS} and {name}: {gap:.1e}")
-    setting = dict(queries=queries, gallery=gallery, width=width, noise=noise, threads=threads, rounds=rounds,
-                   torch=torch.__version__, numpy=np.__version__)
+    setting = dict(queries=queries, gallery=gallery, width=width, noise=noise, people=people, cameras=cameras, distractors=distractors,
+                   threads=threads, rounds=rounds, torch=torch.__version__, numpy=np.__version__)
     return dict(setting=setting, table=table, AP_difference=agreement)
 
 
@@ -174,9 +181,12 @@ def main(
     gallery: int = 15913,    # gallery images
     width: int = 512,        # embedding width
     noise: float = 2.5,      # spread of an identity; 2.5: mAP about 0.44, 20: chance
+    people: int = 750,       # identities of the queries
+    cameras: int = 6,        # cameras
+    distractors: float = 0.18,    # share of the gallery that is nobody's match
     threads: int = 2,        # threads for everybody
     rounds: int = 5,         # processes per contestant; the table gives medians
 ):
     "Measure the evaluators in turns and print a table of medians and ratios."
-    found = compare(torchreid, fastreid, queries, gallery, width, noise, threads, rounds)
+    found = compare(torchreid, fastreid, queries, gallery, width, noise, people, cameras, distractors, threads, rounds)
     if out: Path(out).write_text(json.dumps(found, indent=1) + "\n")
