@@ -76,12 +76,13 @@ def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/em
           results: str = None,        # Published runs: read what is there, and add what is made
           jobs: int = None,           # Jobs at a time (default: the cores, or the GPUs)
           device: str = None,         # cuda, cpu, ... (default: a GPU where there is one)
+          share: int = 1,             # Jobs that may have a GPU together; more is faster where one leaves it idle
           profile: str = "default",   # default (this machine), slurm, or a folder with a Snakemake profile
           check: bool = False,        # Only check the file against the data, and say what it would make
           ):
     "Make what a study file asks for and is not there yet, and its pages; killed, it goes on where it was."
     from reid_study.study import plan_sentence, run_study
-    print(plan_sentence(file, data) if check else f"open {run_study(file, data, runs, out, results, jobs, device, profile)/'index.html'}")
+    print(plan_sentence(file, data) if check else f"open {run_study(file, data, runs, out, results, jobs, device, profile, share)/'index.html'}")
 
 # %% ../nbs/83_cli.ipynb #68fa103f
 def report(runs: Param("Folders of finished runs, or one folder that holds them; or published results of a study", str, nargs="+"),

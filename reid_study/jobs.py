@@ -8,6 +8,7 @@ __all__ = ['execute', 'work', 'gpu', 'Forked', 'Server', 'serve', 'ask', 'main']
 # %% ../nbs/81_jobs.ipynb #c4fff3aa
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -51,7 +52,7 @@ def work(file):
     tell = lambda **what: _append(Path(file).with_name("events.jsonl"), {"job": Path(file).stem, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()} | what)
     tell(event="started")
     try:
-        with gpu() if job.get("gpu") else contextlib.nullcontext() as device:
+        with gpu(job["gpu"]) if job.get("gpu") else contextlib.nullcontext() as device:
             execute(job["template"], job["output"], job["parameters"] | ({"device": device} if device else {}))
         if page := job.get("page"):
             from reid_study.report import to_html
@@ -68,15 +69,15 @@ def _append(path, value):
     with open(path, "a") as f: f.write(json.dumps(value) + "\n")     # one write of a short line is not torn
 
 @contextlib.contextmanager
-def gpu(devices=None, folder="/tmp", every=1.0):
-    "Wait for a GPU that no other job of this user on this machine has, hold it, and give its name: \"cuda:0\". `devices`: their unique names."
+def gpu(share=1, devices=None, folder="/tmp", every=1.0):
+    "Wait for a GPU that fewer than `share` jobs of this user on this machine have, hold a share of it, and give its name: \"cuda:0\". `devices`: their unique names."
     if devices is None:
         import torch
         devices = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
     if not devices: raise RuntimeError("this job needs a GPU, and there is none; run the study with --device cpu")
     while True:
-        for i, name in enumerate(devices):
-            with open(Path(folder)/f"reid_study-{os.getuid()}-{name}.lock", "a") as lock:
+        for number, (i, name) in itertools.product(range(share), enumerate(devices)):
+            with open(Path(folder)/f"reid_study-{os.getuid()}-{name}-{number}.lock", "a") as lock:
                 try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError: continue
                 yield f"cuda:{i}"

@@ -33,13 +33,14 @@ from .tuning import tune_code, tuned
 
 # %% ../nbs/81_study.ipynb #a8e2e3ce
 class Workflow:
-    """The jobs of a study. `device`: where runs train. `side_by_side`: how many jobs share the machine.
+    """The jobs of a study. `device`: where runs train. `side_by_side`: how many jobs share the machine; `share`: how many may share a GPU.
 
     Folders are under `runs`, pages under `out`, both absolute.
     """
-    def __init__(self, study, data, runs, out, device=None, side_by_side=1):
+    def __init__(self, study, data, runs, out, device=None, side_by_side=1, share=1):
         self.study, self.data, self.runs, self.out = read_study(study), Path(data).resolve(), Path(runs).resolve(), Path(out).resolve()
         self.device, self.side_by_side = device or _device(), side_by_side
+        self.share = share
         self.gpu = int(self.device != "cpu")
         self.files = self.runs/".jobs"/self.study.name
         self.table = check(self.study, self.data)
@@ -92,7 +93,7 @@ def _job(self:Workflow, config, template, **more):
     if template == "run": parameters["side_by_side"] = self.side_by_side
     if template == "transfer": parameters["on"] = config["test_dataset"]
     if template == "tune": parameters["changes"] = {k: v for k, v in parameters["changes"].items() if k not in ("lr", "validate_every")}
-    self._write(name, template, self.runs/"logs"/f"{name}.ipynb", parameters, gpu=bool(self.gpu), **more)
+    self._write(name, template, self.runs/"logs"/f"{name}.ipynb", parameters, gpu=self.gpu and self.share, **more)
     return place(config, "").as_posix()
 
 @patch
@@ -216,19 +217,20 @@ def put_aside_damaged(workflow, say=print):
 # %% ../nbs/81_study.ipynb #4dd25254
 PROFILES, PUBLISHED = TEMPLATES.parents[1]/"workflow"/"profiles", TEMPLATES.parents[1]/"results"
 
-def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=None, device=None, profile="default"):
+def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=None, device=None, profile="default", share=1):
     """Make every run and page of a study file that is not there yet; returns the folder of its pages.
 
     Searches that are published under results/ are not made again. `results`: a folder of published runs; what is there counts as finished, and each run is added when it is finished, without its weights.
-    `jobs`: how many at a time (default: the cores, or the GPUs). `profile`: a folder under workflow/profiles, or a path.
+    `jobs`: how many at a time (default: the cores, or the GPUs). `profile`: a folder under workflow/profiles, or a path. `share`: how many jobs may have a GPU together.
     Raises `InputError` for what cannot be run, and `RuntimeError` at the end if jobs failed, naming each with its error.
     """
     if not (snakefile := PROFILES.parent/"Snakefile").exists(): raise InputError(f"{snakefile} is missing: the study runs from a clone of the project, not from an installed wheel")
-    if jobs is not None and jobs < 1: raise InputError(f"jobs={jobs} must be at least 1")
+    for name, value in (("jobs", jobs), ("share", share)):
+        if value is not None and value < 1: raise InputError(f"{name}={value} must be at least 1")
     if not (settings := (PROFILES/profile if (PROFILES/profile).is_dir() else Path(profile)).resolve()).joinpath("config.yaml").exists():
         raise InputError(f"{settings} is no Snakemake profile; choose default or slurm, or give a folder with a config.yaml")
     device, side = device or _device(), jobs or cores()
-    workflow = Workflow(path, data, runs, out, device, side)
+    workflow = Workflow(path, data, runs, out, device, side, share)
     print(_counts(workflow.study, workflow.table, data))
     with _alone(workflow):
         put_aside_damaged(workflow)
@@ -236,10 +238,10 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
         adopt_searches(workflow)
         (workflow.files/"events.jsonl").unlink(missing_ok=True)
         shutil.rmtree(workflow.runs/".snakemake"/"backups", ignore_errors=True)     # one that a kill has left there would be in the way
-        config = {"study": str(Path(path).resolve()), "data": str(workflow.data), "out": str(workflow.out), "device": device, "side_by_side": side}
+        config = {"study": str(Path(path).resolve()), "data": str(workflow.data), "out": str(workflow.out), "device": device, "side_by_side": side, "share": share}
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(workflow.runs), "--workflow-profile", str(settings),
                    "--config", *(f"{k}={v}" for k, v in config.items())]
-        if settings.name == "default": command += ["--cores", str(side), "--resources", f"gpu={_gpus()}"]
+        if settings.name == "default": command += ["--cores", str(side), "--resources", f"gpu={_gpus()*share}"]
         with warm(workflow, settings.name == "default") as environment, open(workflow.files/"snakemake.log", "w") as log:
             code = _watch(workflow, subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent), results)
     _raise_failures(workflow, code)
