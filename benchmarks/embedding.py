@@ -8,20 +8,16 @@ a batch at a time. Beside them: decoding alone, by one thread and by threads, an
 take turns, round by round in one process, so each figure is a median over rounds, and each ratio a median of the ratios within a round.
 Without --images the files are drawn pedestrians of 128 × 64 pixels, in the layout and with the JPEG quality of Market-1501.
 """
-import contextlib
 import importlib
-import io
 import json
 import sys
 import tempfile
-import time
 import types
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastcore.script import call_parse
-from scipy.stats import bootstrap
 
 from reid_study.core import cores
 from reid_study.data.augment import MEAN, STD
@@ -29,6 +25,8 @@ from reid_study.data.images import read_image
 from reid_study.data.people import make_people
 from reid_study.export import ImageEmbedder, decoded, embed_folder, find_images
 from reid_study.networks.embedder import make_embedder
+
+from turns import in_turns, ratio
 
 OURS, TORCHREID, ONE, THREADS, NETWORK = "reid_study, embed_folder", "torchreid, FeatureExtractor", "decoding alone, one thread", "decoding alone, threads", "network alone"
 
@@ -77,18 +75,6 @@ def contestants(embedder, folder, files, batch, device, torchreid=None):
     return result | {NETWORK: network, THREADS: threads, ONE: one}
 
 
-def measure(runs, rounds):
-    "Seconds {name: [rounds]} in turns, after a round that warms up; and what each gave."
-    seconds, given = {name: [] for name in runs}, {}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            with contextlib.redirect_stderr(io.StringIO()):     # progress bars
-                started = time.perf_counter()
-                given[name] = run()
-                if turn: seconds[name].append(time.perf_counter() - started)
-    return {name: np.array(s) for name, s in seconds.items()}, given
-
-
 @call_parse
 def main(
     torchreid: str = None,     # checkout of torchreid
@@ -115,12 +101,11 @@ def main(
         except ImportError as e:
             print(f"torchreid: left out, {e}")
             runs = contestants(embedder, folder, files, batch, device)
-        seconds, given = measure(runs, rounds)
+        seconds, given = in_turns(runs, rounds)
     table = []
     for name, s in seconds.items():
-        ratio = s/seconds[OURS]
-        low, high = bootstrap((ratio,), np.median, random_state=0, method="percentile").confidence_interval if rounds > 1 else (ratio[0], ratio[0])
-        table.append(dict(name=name, seconds=float(np.median(s)), images_per_second=float(len(files)/np.median(s)), ratio=float(np.median(ratio)), low=float(low), high=float(high)))
+        middle, low, high = ratio(s, seconds[OURS])
+        table.append(dict(name=name, seconds=float(np.median(s)), images_per_second=float(len(files)/np.median(s)), ratio=middle, low=low, high=high))
     print(f"\n{len(files)} images, {backbone} at {height}×{width}, batches of {batch}, {threads} threads of torch, {cores()} cores, {device}, {rounds} rounds")
     print(f"{'':30}{'seconds':>9}{'images/s':>10}{'ratio':>8}   95%")
     for r in table: print(f"{r['name']:30}{r['seconds']:9.3f}{r['images_per_second']:10.0f}{r['ratio']:8.2f}   {r['low']:.2f} to {r['high']:.2f}")

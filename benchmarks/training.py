@@ -14,7 +14,6 @@ import io
 import json
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 from fastai.callback.core import CancelValidException
 from fastcore.script import call_parse
-from scipy.stats import bootstrap
 
 from reid_study.core import cores
 from reid_study.data.images import image_store
@@ -32,6 +30,8 @@ from reid_study.networks.embedder import make_embedder
 from reid_study.networks.heads import Classifier
 from reid_study.runs import read_people
 from reid_study.training.learner import fit, make_learner
+
+from turns import in_turns, ratio
 
 BARE, LOADING, LEARNER = "bare step, one batch", "with loading and augmentation", "the whole Learner"
 
@@ -106,20 +106,6 @@ def epoch(made):
     return made.num_batches
 
 
-def measure(runs, rounds, device):
-    "Seconds a step {name: [rounds]}, in turns, after a round that warms up."
-    seconds = {name: [] for name in runs}
-    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            wait()
-            started = time.perf_counter()
-            steps = run()
-            wait()
-            if turn: seconds[name].append((time.perf_counter() - started)/steps)
-    return {name: np.array(s) for name, s in seconds.items()}
-
-
 @call_parse
 def main(
     torchreid: str = None,         # checkout of torchreid
@@ -152,14 +138,13 @@ def main(
                     try: made = engine(torchreid, folder, network, (height, width), 64, workers, device)
                     except ImportError as e: print(f"torchreid: left out, {e}"); break
                     runs[f"torchreid, {f'{workers} processes decode' if workers else 'one process'}, network {layout}"] = lambda made=made: epoch(made)
-        seconds = measure(runs, rounds, device)
+        wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+        seconds, done = in_turns(runs, rounds, wait)
+        seconds = {name: s/done[name] for name, s in seconds.items()}
     rows = []
     for name, s in seconds.items():
         row = {"name": name, "ms": float(np.median(s)*1e3), "images_per_second": float(64/np.median(s))}
-        for against, base in (("bare", BARE), ("learner", LEARNER)):
-            ratio = s/seconds[base]
-            low, high = bootstrap((ratio,), np.median, random_state=0, method="percentile").confidence_interval if np.ptp(ratio) else (ratio[0], ratio[0])
-            row[against] = [float(np.median(ratio)), float(low), float(high)]
+        for against, base in (("bare", BARE), ("learner", LEARNER)): row[against] = list(ratio(s, seconds[base]))
         rows.append(row)
     print(f"{backbone} at {height}×{width}, 64 images a step, {threads} threads, {device}, {precision}, {rounds} rounds\n{'':58}{'ms':>8}{'images/s':>10}   to the bare step          to our Learner")
     for r in rows: print(f"{r['name']:58}{r['ms']:8.1f}{r['images_per_second']:10.0f}   " + "   ".join("{:.3f} ({:.3f} to {:.3f})".format(*r[k]) for k in ("bare", "learner")))
