@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CONTRASTED', 'COST', 'ARM_COLOURS', 'forest_plot', 'forest_caption', 'shown', 'attribute_picture', 'seeds_picture',
            'distance_picture', 'mining_picture', 'collapses', 'geometry_picture', 'growth_picture', 'costs',
-           'cost_growth', 'cost_sentence', 'cost_table', 'recipe_scores', 'ranking_picture', 'distance_grid',
-           'tuning_picture', 'tuning_sentence', 'comparable_arms', 'arms_picture', 'arms_sentence', 'agreement_picture',
-           'agreement_sentence', 'transfer_picture', 'transfer_sentence', 'controls', 'control_sentence',
-           'power_picture']
+           'cost_growth', 'cost_sentence', 'cost_table', 'recipe_scores', 'ranking_picture', 'ranking_caption',
+           'distance_grid', 'tuning_picture', 'tuning_sentence', 'comparable_arms', 'arms_picture', 'arms_sentence',
+           'agreement_picture', 'agreement_sentence', 'transfer_picture', 'transfer_sentence', 'controls',
+           'control_sentence', 'power_picture']
 
 # %% ../nbs/85_figures.ipynb #e679b096
 import html
@@ -304,6 +304,12 @@ def ranking_picture(study, arm="main"):
     key = [mpl.lines.Line2D([], [], lw=4, color=colour, label=family) for family, colour in FAMILY_COLOURS.items()]
     ax.legend(handles=key, loc="lower right")
     return figure
+
+def ranking_caption(study):
+    "What `ranking_picture` shows, in a sentence or three."
+    bold = " Bold: chosen as the best combination and the best single losses of question 8." if "q8" in study.manifest["questions"] else ""
+    return ("All recipes by their mean mAP. Dots are seeds, the pale bars are 95 % intervals over seeds and identities of a recipe on its own; intervals of "
+            f"differences between recipes are narrower, because they share people and seeds.{bold}")
 
 # %% ../nbs/85_figures.ipynb #da44a27f
 @styled
