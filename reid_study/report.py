@@ -124,10 +124,11 @@ def _machine(run):
 FEW = 6      # recipes that one panel, or one sentence, can hold
 
 def _own(runs, key, text):
-    "What all recipes share for `key`, or what each has: `0.003`, `0.003 for identity and 0.001 for triplet`; of many recipes, how many have it."
+    "What all recipes share for `key`, or what each has: `0.003`, `0.003 for identity and 0.001 for triplet`; of many recipes, how many have it; of many numbers, the ends."
     groups, who = by_recipe(runs), {}
     for recipe, group in groups.items(): who.setdefault(text(group[0].config[key]), []).append(recipe)
     if len(who) == 1: return next(iter(who))
+    if len(who) > 5: return "a value of the recipe's own, from {} to {}".format(*(text(end(run.config[key] for run in runs)) for end in (min, max)))
     if len(groups) > FEW: return _listed(f"{value} for {_counted(len(names), 'recipe')}" for value, names in who.items())
     return _listed(f"{value} for {_listed(names)}" for value, names in who.items())
 
