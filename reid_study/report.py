@@ -656,6 +656,7 @@ def chance(run):
 def _told(run):
     "What the collapse detector says of each term, an empty text where nothing speaks against it."
     history, settings = run.history, run.config["settings"]
+    if "mAP" not in history: history = history.assign(mAP=[*[np.nan]*(len(history) - 1), run.metrics["mAP"]])      # nobody was held out: the test's is the last epoch's
     return [collapse(history, t, settings.get(f"{t}.margin") if f"{t}.active" in history else None, chance(run)) for t in get_recipe(run.config["recipe"]).terms]
 
 def collapse_sentence(runs):
