@@ -34,6 +34,8 @@ def main(check: bool = False):  # Only compare the texts with the committed page
             if not page.exists() or text != page.read_text():
                 raise SystemExit(f"{page.relative_to(ROOT)} is not what nbs/{name}.ipynb makes: run make readme")
             continue
+        for old in (ROOT/"docs"/"pictures").glob(f"{name}_*.png"):
+            if str(old.relative_to(ROOT)) not in pictures: old.unlink()
         for path, content in ({page: text.encode()} | {ROOT/p: c for p, c in pictures.items()}).items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
