@@ -74,7 +74,7 @@ def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/em
           runs: str = "runs",         # Folder for finished runs
           out: str = "reports",       # Folder for the pages
           results: str = None,        # Published runs: read what is there, and add what is made
-          jobs: int = None,           # Jobs at a time (default: the cores, or the GPUs)
+          jobs: int = None,           # Jobs at a time (default: the cores); those that need a GPU wait for one
           device: str = None,         # cuda, cpu, ... (default: a GPU where there is one)
           share: int = 1,             # Jobs that may have a GPU together; more is faster where one leaves it idle
           profile: str = "default",   # default (this machine), slurm, or a folder with a Snakemake profile

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .core import InputError, cores, digest, read_json, whole, write_json
 from .figures import costs
-from .jobs import execute
+from .jobs import MOST, execute
 from .plan import cell_config, cells, check, compared_arms, jobs, manifest, read_study, searches
 from .runs import PROTOCOLS, STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, elsewhere, place, read_run, run_id, score_code, test_config
 from .report import to_html
@@ -221,7 +221,7 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     """Make every run and page of a study file that is not there yet; returns the folder of its pages.
 
     Searches that are published under results/ are not made again. `results`: a folder of published runs; what is there counts as finished, and each run is added when it is finished, without its weights.
-    `jobs`: how many at a time (default: the cores, or the GPUs). `profile`: a folder under workflow/profiles, or a path. `share`: how many jobs may have a GPU together.
+    `jobs`: how many at a time (default: the cores); those that need a GPU wait for one. `profile`: a folder under workflow/profiles, or a path. `share`: how many jobs may have a GPU together.
     Raises `InputError` for what cannot be run, and `RuntimeError` at the end if jobs failed, naming each with its error.
     """
     if not (snakefile := PROFILES.parent/"Snakefile").exists(): raise InputError(f"{snakefile} is missing: the study runs from a clone of the project, not from an installed wheel")
@@ -230,6 +230,8 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     if not (settings := (PROFILES/profile if (PROFILES/profile).is_dir() else Path(profile)).resolve()).joinpath("config.yaml").exists():
         raise InputError(f"{settings} is no Snakemake profile; choose default or slurm, or give a folder with a config.yaml")
     device, side = device or _device(), jobs or cores()
+    if share > MOST: raise InputError(f"share={share} must be at most {MOST}")
+    if share > 1 and device == "cpu": raise InputError(f"share={share} jobs cannot have a GPU together where none is used; leave it out, or give device")
     workflow = Workflow(path, data, runs, out, device, side, share)
     print(_counts(workflow.study, workflow.table, data))
     with _alone(workflow):
@@ -278,6 +280,7 @@ def warm(workflow, local):
         yield environment
         return
     path = Path("/tmp")/f"reid_study-{os.getpid()}.socket"      # such a name may have 107 characters
+    path.unlink(missing_ok=True)                                # of a process that had our number before
     server = subprocess.Popen([sys.executable, "-c", "import sys; from reid_study.jobs import serve; serve(sys.argv[1])", str(path)],
                               env=environment, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
     try: yield environment | {"REID_STUDY_SERVER": str(path)}

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def launch(*arguments):
     "`torchrun --nproc-per-node 2 -m reid_study.training.distributed` on this machine's CPUs."
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "reid_study.training.distributed", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
 
 
 def test_torchrun_makes_an_ordinary_run(tmp_path):
@@ -32,5 +32,5 @@ def test_torchrun_makes_an_ordinary_run(tmp_path):
 
 
 def test_one_process_is_told_what_to_do():
-    done = subprocess.run([sys.executable, "-m", "reid_study.training.distributed", "identity"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "reid_study.training.distributed", "identity"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "torchrun --nproc-per-node 2" in done.stderr and "Traceback" not in done.stderr

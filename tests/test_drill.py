@@ -104,7 +104,7 @@ def test_twenty_kills_change_no_number(place, undisturbed):
     random.shuffle(kinds)
     started, engine = time.time(), None
     while kinds:
-        assert time.time() - started < 1200, f"only {len(log)} kills in 20 minutes: {log}"
+        assert time.time() - started < 1800, f"only {len(log)} kills in 30 minutes: {log}"
         if engine is None or engine.poll() is not None:
             engine = subprocess.Popen(command(place, "cut"), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if kinds[0] == "job":
@@ -164,10 +164,10 @@ def test_damage_is_named_and_made_again(place, undisturbed):
 
 def test_the_same_artefacts_give_the_same_pages(place, undisturbed):
     def pages(name):
-        done = subprocess.run([REID, "report", place/"results", "--out", place/name, "--data", place/"data"], capture_output=True, text=True, env=ENV)
+        done = subprocess.run([REID, "report", place/"results", "--out", place/name, "--data", place/"data"], capture_output=True, text=True, env=ENV, timeout=900)
         assert done.returncode == 0, done.stderr
         return {page.name: page.read_bytes() for page in sorted((place/name).glob("*.html"))}
-    said = subprocess.run([*command(place, "whole"), "--results", place/"results"], capture_output=True, text=True, env=ENV)
+    said = subprocess.run([*command(place, "whole"), "--results", place/"results"], capture_output=True, text=True, env=ENV, timeout=900)
     assert said.returncode == 0, said.stderr
     first, second = pages("first"), pages("second")
     assert first == second and {"index.html", "q1.html", "recipes.html"} <= first.keys()
@@ -175,7 +175,7 @@ def test_the_same_artefacts_give_the_same_pages(place, undisturbed):
 
     # published results count as finished: another folder of runs trains nothing
     again = subprocess.run([REID, "study", place/"drill.yaml", "--data", place/"data", "--runs", place/"adopted", "--out", place/"adopted-pages",
-                            "--results", place/"results", "--device", "cpu"], capture_output=True, text=True, env=ENV)
+                            "--results", place/"results", "--device", "cpu"], capture_output=True, text=True, env=ENV, timeout=900)
     assert again.returncode == 0, again.stderr
     assert not list((place/"adopted"/"confirm").glob("[0-9a-f]*")) and (place/"adopted-pages"/"drill"/"index.html").exists()
     # results of another version of the code are refused before anything trains
@@ -185,5 +185,5 @@ def test_the_same_artefacts_give_the_same_pages(place, undisturbed):
     from reid_study.runs import run_id, seal
     (victim/"SHA256SUMS").unlink(); write_json(victim/"config.json", config); seal(victim, victim.with_name(run_id(config)))
     refused = subprocess.run([REID, "study", place/"drill.yaml", "--data", place/"data", "--runs", place/"adopted", "--out", place/"adopted-pages",
-                              "--results", place/"results", "--device", "cpu"], capture_output=True, text=True, env=ENV)
+                              "--results", place/"results", "--device", "cpu"], capture_output=True, text=True, env=ENV, timeout=900)
     assert refused.returncode == 2 and "another version of the code" in refused.stderr and run_id(config) in refused.stderr
