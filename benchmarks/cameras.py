@@ -39,5 +39,5 @@ def main(run: str,             # Folder of a finished run, with its model
     within, across = mAP.diagonal().mean(), mAP[~np.eye(len(cameras), dtype=bool)].mean()
     print(np.round(mAP, 3))
     print(f"mAP within a camera {within:.3f}, across cameras {across:.3f} ({run.config['recipe']}, seed {run.config['seed']}, {run.id})")
-    if out: Path(out).write_text(json.dumps({"run": run.id, "recipe": run.config["recipe"], "seed": run.config["seed"], "within": within,
-                                             "across": across, "mAP": mAP.tolist()}, indent=1) + "\n")
+    if out: Path(out).write_text(json.dumps({"run": run.id} | {k: run.config[k] for k in ("recipe", "seed", "dataset", "height", "width", "epochs", "steps")}
+                                            | {"identities": len(np.unique(pid[split == "query"])), "within": within, "across": across, "mAP": mAP.tolist()}, indent=1) + "\n")
