@@ -22,7 +22,7 @@ def in_turns(runs, rounds, wait=lambda: None):
 
 
 def ratio(seconds, to):
-    "(median, low, high) of the ratio within a round; the ends of the bootstrap's 95% interval, which one round does not have."
+    "(median, low, high) of the ratio within a round; the ends of the bootstrap's 95% interval, which is short for few rounds and a point for one."
     ratios = seconds/to
     ends = bootstrap((ratios,), np.median, random_state=0, method="percentile").confidence_interval if np.ptp(ratios) else (ratios[0], ratios[0])
     return float(np.median(ratios)), *map(float, ends)
