@@ -123,8 +123,9 @@ def serve(path):
 
     import reid_study.evaluation.scoring, reid_study.figures, reid_study.training.learner, reid_study.tuning     # noqa
     from reid_study.recipes import RECIPES
-    from reid_study.runs import code_of
+    from reid_study.runs import code_fingerprint, code_of, score_code
     for recipe in RECIPES: code_of(recipe)
+    score_code(), code_fingerprint("data.people")
     Server(path).serve_forever(0.2)
 
 def ask(path, file):

@@ -149,20 +149,21 @@ def fingerprinted(dataset, data="data"):
 @lru_cache   # what is imported does not change, and a study asks for it often
 def code_fingerprint(*roots):
     "Hash of the code of modules, such as losses.triplet, and of all that they import from this library, directly or not; comments and docstrings do not count."
-    seen, waiting = {}, list(roots)
+    seen, waiting = set(), list(roots)
     while waiting:
         if (name := waiting.pop()) in seen: continue
-        tree = seen[name] = _code(name)
+        seen.add(name)
         here = ["reid_study", *name.split(".")]
-        for n in ast.walk(tree):   # nbdev writes imports within the package relative to the module
+        for n in ast.walk(_code(name)):   # nbdev writes imports within the package relative to the module
             if isinstance(n, ast.ImportFrom) and n.level: waiting.append(".".join([*here[1:len(here) - n.level], n.module]))
-    return digest([[name, _plain(tree)] for name, tree in sorted(seen.items())])
+    return digest([[name, _listed(name)] for name in sorted(seen)])
 
 def _plain(node):
     "A syntax tree as lists, the same whatever the version of Python: fields that are empty are left out."
     if isinstance(node, ast.AST): return [type(node).__name__, *([name, _plain(v)] for name, v in ast.iter_fields(node) if v is not None and v != [])]
     return [_plain(n) for n in node] if isinstance(node, list) else repr(node)
 
+@lru_cache
 def _code(module):
     "The syntax tree of a module without docstrings, without nbdev's list of names, and of `recipes` without its tables and their imports."
     package = Path(__file__).parent if "__file__" in globals() else Path("../reid_study").resolve()
@@ -190,6 +191,9 @@ def backbone_code(name):
     return {"backbone_code": code_fingerprint(module)} if module.startswith("networks.") and module != "networks.backbones" else {}
 
 TRAINS = ("_training", "open_data", "stored_images", "prepare", "train")     # what of this module a training's numbers depend on
+
+@lru_cache
+def _listed(module): return _plain(_code(module))
 
 @lru_cache
 def code_of_functions(module, *names):
