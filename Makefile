@@ -32,7 +32,7 @@ book: $(READY)  ## execute every chapter anew, keeping its pictures
 	export PYTHONWARNINGS=ignore TQDM_DISABLE=1; for n in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$n || exit; done
 	$(BIN)/nbdev_clean
 
-readme: $(READY)  ## README.md and docs/results.md from their notebooks
+readme: $(READY)  ## README.md and the pages under docs/ from their notebooks
 	$(BIN)/python tools/pages.py
 
 benchmark: $(READY)  ## what must be fast; peers are optional

@@ -66,7 +66,7 @@ def forest_caption(found):
     "What the forest of these answers shows, in a sentence or three."
     turned = " Claims of a difference without a direction are drawn as they are, first minus second." if (found.kind == "different").any() else ""
     hollow = f" Hollow: fewer than {MIN_SEEDS} seeds, no verdict." if found.descriptive.any() else ""
-    return f"Estimates and 95 % intervals, both turned, the numbers too, so that the claimed direction is to the right and positive. The grey band is the margin on both sides of zero.{turned}{hollow}"
+    return f"In the picture, estimates, 95 % intervals and numbers are turned so that the claimed direction is to the right and positive. The grey band is the margin on both sides of zero.{turned}{hollow}"
 
 # %% ../nbs/85_figures.ipynb #d46d7a95
 def shown(figure, caption, kind="svg"):

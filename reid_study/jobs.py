@@ -67,6 +67,7 @@ def work(file):
 def _append(path, value):
     with open(path, "a") as f: f.write(json.dumps(value) + "\n")     # one write of a short line is not torn
 
+# %% ../nbs/81_jobs.ipynb #c844001d
 @contextlib.contextmanager
 def gpu(share=1, devices=None, folder="/tmp", every=1.0):
     """Wait for a GPU that fewer than `share` jobs of this user on this machine have, hold a share of it, and give its name: "cuda:0"; the one that

@@ -201,6 +201,7 @@ def _seeds(study, arm, recipe):
     named = any(c.arm == arm and c.question in study.questions and recipe in c.recipes for c in claims(study.dataset))
     return study.arms[arm].seeds_contrasted*named or study.arms[arm].seeds
 
+# %% ../nbs/81_plan.ipynb #903751e8
 def searches(study, table=None, data="data"):
     "Recipe -> configuration of its search, for the recipes of arms with tuned settings."
     if not study.tuning: return {}

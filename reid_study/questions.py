@@ -6,7 +6,7 @@
 __all__ = ['PLANES', 'UNITS', 'ENDPOINTS', 'VERDICTS', 'StudyRuns', 'read_runs', 'Contrast', 'queries_table', 'identity_matrix',
            'seed_interval', 'epochs_to', 'collapsed', 'geometry_table', 'candidates', 'best_of', 'contrast_words',
            'contrast', 'decide', 'answers', 'about', 'amount', 'sentence', 'findings', 'counts_in_words', 'headline',
-           'lead', 'asked', 'verdict_table', 'evidence', 'protocol_table', 'rule', 'provenance']
+           'lead', 'claimed', 'asked', 'verdict_table', 'evidence', 'protocol_table', 'rule', 'provenance']
 
 # %% ../nbs/84_questions.ipynb #08b4d46e
 import html
@@ -349,24 +349,28 @@ def lead(found):
     "Markdown: a line for each of the given answers, the verdict first."
     return "\n".join(f"- **{_capital(a.verdict)}** ({a.name}): {a.text[0].lower()}{a.text[1:]}." for a in found.itertuples())
 
+def claimed(a):
+    "What a claim, a row of `answers`, says of its difference: its side of zero, and the margin."
+    margin, unit = amount(a.margin, a.endpoint), UNITS[a.endpoint][2]
+    above, below = ("above", "−") if a.sign > 0 else ("below", "")
+    return {"better": f"{above} 0; margin {margin} {unit}", "no worse": f"{above} {below}{margin} {unit}", "different": f"not 0; margin {margin} {unit}"}[a.kind]
+
 def asked(found):
     "Markdown: a table of what was named beforehand: proposition, contrast, endpoint, what decides."
     lines = ["| | proposition | contrast | endpoint | claimed |", "|:--|:--|:--|:--|:--|"]
     for a in found.itertuples():
-        margin = f"{amount(a.margin, a.endpoint)} {UNITS[a.endpoint][2]}"
-        claimed = {"better": f"{'above' if a.sign > 0 else 'below'} zero; margin {margin}", "no worse": f"no loss of {margin}", "different": f"not zero; margin {margin}"}[a.kind]
-        lines.append(f"| {a.name} | {a.text} | {a.contrast} | {ENDPOINTS[a.endpoint]} | {claimed} |")
+        lines.append(f"| {a.name} | {a.text} | {a.contrast} | {ENDPOINTS[a.endpoint]} | {claimed(a)} |")
     return "\n".join(lines)
 
 def verdict_table(found, pages=False):
-    "HTML: a row a claim: question (`pages`: linked to its page), proposition, difference with interval, p after Holm, seeds, verdict."
+    "HTML: a row a claim: question (`pages`: linked to its page), proposition, what it claims of the difference, that with its interval, p after Holm, seeds, verdict."
     rows = []
     for a in found.itertuples():
         name = f'<a href="{a.question}.html">{a.name}</a>' if pages else a.name
         bounds = "–" if math.isnan(a.low) else f"{amount(a.low, a.endpoint)} to {amount(a.high, a.endpoint)}"
-        rows.append([name, html.escape(a.text), f"<b>{amount(a.estimate, a.endpoint, '+')}</b>", bounds, UNITS[a.endpoint][2], "–" if math.isnan(a.p_holm) else html.escape(_p(a.p_holm)[2:].removeprefix("= ")),
+        rows.append([name, html.escape(a.text), claimed(a), f"<b>{amount(a.estimate, a.endpoint, '+')}</b>", bounds, "–" if math.isnan(a.p_holm) else html.escape(_p(a.p_holm)[2:].removeprefix("= ")),
                      str(a.seeds), f'<b style="color:{VERDICTS[a.verdict]}">{a.verdict}</b>'])
-    return _table(["", "proposition", "difference", "95 % interval", "unit", "p (Holm)", "seeds", "verdict"], rows, numbers=(2, 3, 5, 6))
+    return _table(["", "proposition", "claimed of the difference", "difference", "95 % interval", "p (Holm)", "seeds", "verdict"], rows, numbers=(3, 4, 5, 6))
 
 # %% ../nbs/84_questions.ipynb #2df95525
 def _scored_on(run):

@@ -96,6 +96,7 @@ def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data",
     if config["p"] > left: raise InputError(f"p={config['p']} identities a batch cannot be drawn from the {left} that train; choose p up to {left}")
     return _scored(config | {"data": images} | code_of(recipe.name) | backbone_code(config["backbone"]), "validation" if config["validation"] else None)
 
+# %% ../nbs/80_runs.ipynb #215f5d36
 def test_config(config, on=None, data="data"):
     """The configuration that scores a training on all identities on the official test split of its dataset, or of another one, `on`.
     Identities held out are an `InputError`."""
@@ -175,6 +176,7 @@ def _code(module):
     tree.body = [n for n in tree.body if not isinstance(n, left_out) and not (isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__")]
     return tree
 
+# %% ../nbs/80_runs.ipynb #252e5a8a
 def code_of(recipe):
     """The two fingerprints of a training: "code", which all recipes share (what the learner imports, the functions here that call it, and the
     code cells of the notebook that runs them), and "loss_code", which is of the recipe's own losses; the tables of all losses and recipes are in
@@ -303,6 +305,7 @@ class one_at_a_time:
         fcntl.flock(self.file, fcntl.LOCK_EX)
     def __exit__(self, *_): self.file.close()
 
+# %% ../nbs/80_runs.ipynb #67803a10
 def _to_test(config, data, device):
     "The untrained learner of a training, with the people that it is tested on in the place of validation."
     if searched(config) == config["dataset"]: return prepare(config, data, device)
@@ -352,6 +355,7 @@ def finish_run(config, learn, runs="runs", side_by_side=1):
         (folder/"checkpoint.pt").unlink(missing_ok=True)
     return seal(folder, place(config, runs))
 
+# %% ../nbs/80_runs.ipynb #1e1084f6
 ENCODINGS = {"f": "BYTE_STREAM_SPLIT", "i": "DELTA_BINARY_PACKED"}
 
 def write_table(table, path):

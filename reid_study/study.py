@@ -33,7 +33,7 @@ from .tuning import tune_code, tuned
 
 # %% ../nbs/81_study.ipynb #a8e2e3ce
 class Workflow:
-    """The jobs of a study. `device`: where runs train. `side_by_side`: how many jobs share the machine; `share`: how many may share a GPU.
+    """The jobs of a study. `device`: where runs train. `side_by_side`: how many jobs train at a time; `share`: how many may share a GPU.
 
     Folders are under `runs`, pages under `out`, both absolute.
     """
@@ -148,6 +148,7 @@ def _compare(content, arm, runs, data):
     return {"runs": [f"{runs}/{run}" for run in dict.fromkeys(row["run"] for row in rows if row["seed"] in shared)],
             "title": f"{content['title']}: {arm}, all recipes", "data": str(dataset_root(content.get("elsewhere", {}).get(arm, content["dataset"]), data))}
 
+# %% ../nbs/81_study.ipynb #35091c7e
 def report_jobs(workflow):
     "Write the manifest of a study whose searches have ended, and the job of each page; returns page -> job file."
     study, out = workflow.study, workflow.out/workflow.study.name
@@ -232,7 +233,9 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     device, side = device or _device(), jobs or cores()
     if share > MOST: raise InputError(f"share={share} must be at most {MOST}")
     if share > 1 and device == "cpu": raise InputError(f"share={share} jobs cannot have a GPU together where none is used; leave it out, or give device")
-    workflow = Workflow(path, data, runs, out, device, side, share)
+    if share > 1 and settings.name != "default": raise InputError(f"share={share}: under the profile {profile} it is the cluster that gives out GPUs; leave share out")
+    together = side if device == "cpu" else max(1, min(side, _gpus()*share))
+    workflow = Workflow(path, data, runs, out, device, together, share)
     print(_counts(workflow.study, workflow.table, data))
     with _alone(workflow):
         put_aside_damaged(workflow)
@@ -240,7 +243,7 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
         adopt_searches(workflow)
         (workflow.files/"events.jsonl").unlink(missing_ok=True)
         shutil.rmtree(workflow.runs/".snakemake"/"backups", ignore_errors=True)     # one that a kill has left there would be in the way
-        config = {"study": str(Path(path).resolve()), "data": str(workflow.data), "out": str(workflow.out), "device": device, "side_by_side": side, "share": share}
+        config = {"study": str(Path(path).resolve()), "data": str(workflow.data), "out": str(workflow.out), "device": device, "side_by_side": together, "share": share}
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(workflow.runs), "--workflow-profile", str(settings),
                    "--config", *(f"{k}={v}" for k, v in config.items())]
         if settings.name == "default": command += ["--cores", str(side), "--resources", f"gpu={_gpus()*share}"]
@@ -250,6 +253,7 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     if results: write_json(Path(results)/"study.json", read_json(workflow.out/workflow.study.name/"study.json", "run the study again"))
     return workflow.out/workflow.study.name
 
+# %% ../nbs/81_study.ipynb #123dafae
 def _gpus():
     import torch
     return torch.cuda.device_count()
@@ -305,6 +309,7 @@ def _watch(workflow, process, results=None):
             os.killpg(process.pid, signal.SIGTERM)      # the jobs too: they go on from their last epoch
             process.wait()
 
+# %% ../nbs/81_study.ipynb #20baea7b
 def events(workflow):
     "Job -> the last thing that is known of it, as its own process told: started, finished or failed."
     file, last = workflow.files/"events.jsonl", {}

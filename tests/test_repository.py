@@ -75,7 +75,7 @@ def test_no_photographs_are_committed():
 
 
 def test_pages_are_in_step():
-    "README.md and docs/results.md are what their notebooks make."
+    "README.md and the pages under docs/ are what their notebooks make."
     done = subprocess.run([sys.executable, ROOT/"tools"/"pages.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 

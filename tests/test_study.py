@@ -88,8 +88,8 @@ def test_the_command_line_from_data_to_report(data, tmp_path):
     assert sorted(f.name for f in (tmp_path/"results"/"run").iterdir()) == sorted(r.id for r in runs)
 
     before = {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
-    code, out, err = call(*argv)   # again: nothing is trained, the same page is there
-    assert code == 0 and before == {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
+    code, out, err = call(*argv)   # again: no job begins, the same page is there
+    assert code == 0 and not (tmp_path/"runs"/".jobs"/"two"/"events.jsonl").exists() and before == {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
     assert page == (tmp_path/"reports"/"two"/"index.html").read_text()
     code, out, err = call("report", "results", "--out", "again", "--data", str(data))
     assert code == 0 and (tmp_path/"again"/"index.html").read_text() == page, err   # published artefacts make the same page

@@ -1,4 +1,4 @@
-"""Make README.md and docs/results.md, with their pictures, from the notebooks nbs/index.ipynb and nbs/results.ipynb."""
+"""Make README.md and the pages under docs/, with their pictures, from their notebooks."""
 import os
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {"index": ROOT/"README.md", "results": ROOT/"docs"/"results.md"}
+PAGES = {"index": ROOT/"README.md", "results": ROOT/"docs"/"results.md", "benchmarks": ROOT/"docs"/"benchmarks.md"}
 
 
 def build(name):
@@ -27,7 +27,7 @@ def build(name):
 
 @call_parse
 def main(check: bool = False):  # Only compare the texts with the committed pages, and fail if they differ
-    "Write README.md and docs/results.md from their notebooks."
+    "Write README.md and the pages under docs/ from their notebooks."
     for name, page in PAGES.items():
         text, pictures = build(name)
         if check:
