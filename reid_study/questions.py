@@ -370,7 +370,7 @@ def verdict_table(found, pages=False):
         bounds = "–" if math.isnan(a.low) else f"{amount(a.low, a.endpoint)} to {amount(a.high, a.endpoint)}"
         rows.append([name, html.escape(a.text), claimed(a), f"<b>{amount(a.estimate, a.endpoint, '+')}</b>", bounds, "–" if math.isnan(a.p_holm) else html.escape(_p(a.p_holm)[2:].removeprefix("= ")),
                      str(a.seeds), f'<b style="color:{VERDICTS[a.verdict]}">{a.verdict}</b>'])
-    return _table(["", "proposition", "claimed of the difference", "difference", "95 % interval", "p (Holm)", "seeds", "verdict"], rows, numbers=(3, 4, 5, 6))
+    return _table(["", "proposition", "claimed", "difference", "95 % interval", "p (Holm)", "seeds", "verdict"], rows, numbers=(3, 4, 5, 6))
 
 # %% ../nbs/84_questions.ipynb #2df95525
 def _scored_on(run):

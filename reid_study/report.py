@@ -617,7 +617,7 @@ def retrieval_grid(runs):
     def cell(value):
         if np.isnan(value): return "–"
         share = (value - low)/(high - low) if high > low else 0
-        return f'<span style="display:block;margin:-6px -10px;padding:6px 10px;background:rgba(120,120,130,{.35*share:.2f})">{value:.1f}</span>'
+        return f'<span style="display:block;margin:-6px -8px;padding:6px 8px;background:rgba(120,120,130,{.35*share:.2f})">{value:.1f}</span>'
     body = [[_dot(get_recipe(recipe).family) + html.escape(recipe), *map(cell, row)] for recipe, row in zip(table.index, table.to_numpy())]
     return "<h2>Retrieval distances</h2>" + RETRIEVALS + _table(["recipe", *table.columns], body, numbers=range(1, 1 + table.shape[1]))
 
@@ -735,8 +735,8 @@ figure { margin: 18px 0 8px } figure img { display: block; max-width: 100%; heig
 figcaption { color: #66666e; font-size: 14px; line-height: 1.5; margin-top: 6px; max-width: 84ch }
 .wide { overflow-x: auto } td:first-child { white-space: nowrap }
 table { border-collapse: collapse; width: 100%; margin: 14px 0; font-size: 14px; line-height: 1.45; font-variant-numeric: tabular-nums }
-th { font-weight: 600; color: #55555d; border-bottom: 2px solid #55555d; white-space: nowrap; padding: 6px 10px }
-td { border-bottom: 1px solid #ececee; padding: 6px 10px; vertical-align: top } tbody tr:last-child td { border-bottom: 1px solid #b8b8be }
+th { font-weight: 600; color: #55555d; border-bottom: 2px solid #55555d; white-space: nowrap; padding: 6px 8px }
+td { border-bottom: 1px solid #ececee; padding: 6px 8px; vertical-align: top } tbody tr:last-child td { border-bottom: 1px solid #b8b8be }
 td[style*=right] { white-space: nowrap }
 pre { font-size: 13px; overflow-x: auto } .query { break-inside: avoid }
 footer { color: #66666e; font-size: 13px; margin-top: 64px; padding-bottom: 40px }
