@@ -1,6 +1,6 @@
 """What does a run cost beside its training? From the log of a study that has just ended.
 
-    python benchmarks/overhead.py embedded --out results/benchmarks/overhead.json
+    python benchmarks/overhead.py embedded-all --out results/benchmarks/overhead.json
 
 A run's own overhead is the time of its job, and of the job that searches the test split with it if there is one, less that of the training
 steps: checking the images, building network and loaders, validation, scoring, pictures, writing. The engine's is the time between jobs: what
@@ -22,16 +22,17 @@ def main(study: str,           # Name of the study
          runs: str = "runs",   # Folder of its runs
          out: str = None):     # Write the figures to this JSON file
     "Seconds of a run's job beside its training, and of the engine, a run."
-    events = [json.loads(line) for line in (Path(runs)/".jobs"/study/"events.jsonl").read_text().splitlines()]
+    log = Path(runs)/".jobs"/study/"events.jsonl"
+    events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     took = {kind: {e["job"]: e["time"] for e in events if e["event"] == kind} for kind in ("started", "finished")}
     folders = {job: folder for job in took["finished"] for stage in ("run", "confirm", "test") if (folder := Path(runs)/stage/job).exists()}
-    if not folders: raise SystemExit(f"no run of the study {study} was made the last time that it ran; remove its runs and run it again")
     beside, training = defaultdict(float), {}
     for job, run in {job: read_run(folder) for job, folder in folders.items()}.items():
         tests = run.config["split"] == "test"
         name = run_id(training_config(run.config)) if tests else job
         beside[name] += took["finished"][job] - took["started"][job]
         if not tests: training[name] = run
+    if not training: raise SystemExit(f"no run of the study {study} was trained the last time that it ran; remove its runs and run it again")
     beside = np.array([seconds - training[name].metrics["train_seconds"] for name, seconds in beside.items() if name in training])
     first, last = min(took["started"][job] for job in folders), max(took["finished"][job] for job in folders)
     places = next(iter(training.values())).env["side_by_side"]

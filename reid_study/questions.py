@@ -290,7 +290,7 @@ def about(found, question):
     return rows
 
 # %% ../nbs/84_questions.ipynb #82ae5fff
-UNITS = {"AP": (100, 1, "points of mAP"), "d_ap": (1, 3, "of distance to the matches"), "epochs": (1, 2, "epochs"), "collapses": (100, 0, "% of runs"), "loss": (100, 1, "points of mAP lost"),
+UNITS = {"AP": (100, 1, "points of mAP"), "d_ap": (1, 3, "of distance to the matches"), "epochs": (1, 2, "epochs"), "collapses": (100, 0, "points of the share of runs"), "loss": (100, 1, "points of mAP lost"),
          "separability": (100, 1, "points of separability"), "compactness": (1, 3, "of distance ratio")}      # factor, digits, unit
 ENDPOINTS = {"AP": "mAP", "d_ap": "mean distance of a query to its matches", "epochs": "epochs to 90 % of the lower final mAP", "loss": "mAP lost at other learning rates than the best",
              "collapses": "share of runs whose retrieval ends at chance (half a pair added to each kind)",
@@ -363,12 +363,12 @@ def asked(found):
     return "\n".join(lines)
 
 def verdict_table(found, pages=False):
-    "HTML: a row a claim: question (`pages`: linked to its page), proposition, what it claims of the difference, that with its interval, p after Holm, seeds, verdict."
+    "HTML: a row a claim: question (`pages`: linked to its page), proposition, which difference it is about and what it claims of it, that with its interval, p after Holm, seeds, verdict."
     rows = []
     for a in found.itertuples():
         name = f'<a href="{a.question}.html">{a.name}</a>' if pages else a.name
         bounds = "–" if math.isnan(a.low) else f"{amount(a.low, a.endpoint)} to {amount(a.high, a.endpoint)}"
-        rows.append([name, html.escape(a.text), claimed(a), f"<b>{amount(a.estimate, a.endpoint, '+')}</b>", bounds, "–" if math.isnan(a.p_holm) else html.escape(_p(a.p_holm)[2:].removeprefix("= ")),
+        rows.append([name, html.escape(a.text), f"{html.escape(a.contrast)}: {claimed(a)}", f"<b>{amount(a.estimate, a.endpoint, '+')}</b>", bounds, "–" if math.isnan(a.p_holm) else html.escape(_p(a.p_holm)[2:].removeprefix("= ")),
                      str(a.seeds), f'<b style="color:{VERDICTS[a.verdict]}">{a.verdict}</b>'])
     return _table(["", "proposition", "claimed", "difference", "95 % interval", "p (Holm)", "seeds", "verdict"], rows, numbers=(3, 4, 5, 6))
 
@@ -418,7 +418,7 @@ def protocol_table(study, pages=False):
 def rule(found):
     "Markdown: how a verdict is drawn."
     tests = int(found.p_holm.notna().sum())
-    return (f"Seeds and identities are crossed random factors of the intervals of mAP and distances; epochs, separability and compactness have one number a seed, so theirs are over seeds alone and hold the recipes fixed; a difference of shares of runs has Agresti and Min's interval for pairs, which draws it towards zero. Seeds are paired between recipes. One Holm family holds all {tests} tested propositions, at 5 %. "
+    return (f"Seeds and identities are crossed random factors of the intervals of mAP and distances; epochs, separability and compactness have one number a seed, so theirs are over seeds alone and hold the recipes fixed; a difference of shares of runs has Agresti and Min's interval for pairs, which draws it towards zero. Seeds are paired between recipes. Settings are those that one search found for each recipe, and are held fixed: a verdict is about recipes at these settings. One Holm family holds all {tests} tested propositions, at 5 %. "
             f"*Better* is supported by a two-sided test in the claimed direction, and refuted when the 95 % interval excludes every benefit of the margin or more; "
             f"*no worse* is supported when a loss of the margin is excluded, and refuted when one is certain; *different* is supported by a two-sided test, and refuted when the "
             f"interval lies within the margin on both sides. All else is undecided, and so is anything with fewer than {MIN_SEEDS} seeds. Refuting is not corrected for the number of propositions; what is refuted may have an effect on the claimed side, but none as large as the margin.")

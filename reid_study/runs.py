@@ -157,7 +157,7 @@ def code_fingerprint(*roots):
         here = ["reid_study", *name.split(".")]
         for n in ast.walk(_code(name)):   # nbdev writes imports within the package relative to the module
             if isinstance(n, ast.ImportFrom) and n.level: waiting.append(".".join([*here[1:len(here) - n.level], n.module]))
-    return digest([[name, _listed(name)] for name in sorted(seen)])
+    return digest([[name, _syntax(name)] for name in sorted(seen)])
 
 def _plain(node):
     "A syntax tree as lists, the same whatever the version of Python: fields that are empty are left out."
@@ -195,7 +195,7 @@ def backbone_code(name):
 TRAINS = ("_training", "open_data", "stored_images", "prepare", "train")     # what of this module a training's numbers depend on
 
 @lru_cache
-def _listed(module): return _plain(_code(module))
+def _syntax(module): return _plain(_code(module))
 
 @lru_cache
 def code_of_functions(module, *names):
@@ -346,6 +346,7 @@ def finish_run(config, learn, runs="runs", side_by_side=1):
         "train_seconds": round(history.seconds.sum(), 2), "images_per_second": round(seen/history.seconds.sum(), 1),
         "train_images": int((learn.dls.train.dataset.split == "train").sum()), "train_classes": learn.dls.c,
         "parameters": sum(p.numel() for part in (learn.model, learn.loss_func) for p in part.parameters())})
+    if test: side_by_side = read_run(place(training_config(config), runs)).env["side_by_side"]      # the seconds are those of the training
     write_json(folder/"env.json", environment(config["threads"], learn.dls.device) | {"side_by_side": side_by_side})
     for name, t in tables.items(): write_table(t, folder/f"{name}.parquet")
     if test: history.to_csv(folder/"history.csv", index=False)

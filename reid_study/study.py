@@ -28,6 +28,7 @@ from .figures import costs
 from .jobs import MOST, execute
 from .plan import cell_config, cells, check, compared_arms, jobs, manifest, read_study, searches
 from .runs import PROTOCOLS, STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, elsewhere, place, read_run, run_id, score_code, test_config
+from .recipes import FAMILY_COLOURS, RECIPES
 from .report import to_html
 from .tuning import tune_code, tuned
 
@@ -154,8 +155,9 @@ def report_jobs(workflow):
     study, out = workflow.study, workflow.out/workflow.study.name
     content, file = manifest(study, workflow.table, workflow.data, workflow.runs), out/"study.json"
     if not file.exists() or read_json(file, "") != content: write_json(file, content)
+    families = [[recipe.name, recipe.family, FAMILY_COLOURS[recipe.family]] for recipe in RECIPES.values()]      # their table is not in a fingerprint of code
     for page, (template, parameters, html) in page_jobs(file, workflow.runs, out, workflow.data).items():
-        code = digest([code_cells(template), code_fingerprint("figures", "losses.many_identities", "report", "evaluation.geometry"), costs(), content])
+        code = digest([code_cells(template), code_fingerprint("figures", "losses.many_identities", "report", "evaluation.geometry"), families, costs(), content])
         workflow._write(f"page-{page}", template, workflow.runs/"logs"/f"{study.name}-{page}.ipynb", parameters, page=str(html), code=code)
     return {page: str(workflow.files/f"page-{page}.json") for page in workflow.pages}
 
@@ -233,7 +235,7 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     device, side = device or _device(), jobs or cores()
     if share > MOST: raise InputError(f"share={share} must be at most {MOST}")
     if share > 1 and device == "cpu": raise InputError(f"share={share} jobs cannot have a GPU together where none is used; leave it out, or give device")
-    if share > 1 and settings.name != "default": raise InputError(f"share={share}: under the profile {profile} it is the cluster that gives out GPUs; leave share out")
+    if share > 1 and settings.name != "default": raise InputError(f"share={share}: only the profile default gives out GPUs; leave share out with {profile}")
     together = side if device == "cpu" else max(1, min(side, _gpus()*share))
     workflow = Workflow(path, data, runs, out, device, together, share)
     print(_counts(workflow.study, workflow.table, data))
