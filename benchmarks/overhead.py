@@ -26,17 +26,18 @@ def main(study: str,           # Name of the study
     events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     took = {kind: {e["job"]: e["time"] for e in events if e["event"] == kind} for kind in ("started", "finished")}
     folders = {job: folder for job in took["finished"] for stage in ("run", "confirm", "test") if (folder := Path(runs)/stage/job).exists()}
+    busy = {job: took["finished"][job] - took["started"][job] for job in folders}
     beside, training = defaultdict(float), {}
-    for job, run in {job: read_run(folder) for job, folder in folders.items()}.items():
+    for job, folder in folders.items():
+        run = read_run(folder)
         tests = run.config["split"] == "test"
-        name = run_id(training_config(run.config)) if tests else job
-        beside[name] += took["finished"][job] - took["started"][job]
-        if not tests: training[name] = run
+        beside[run_id(training_config(run.config)) if tests else job] += busy[job]
+        if not tests: training[job] = run
     if not training: raise SystemExit(f"no run of the study {study} was trained the last time that it ran; remove its runs and run it again")
     beside = np.array([seconds - training[name].metrics["train_seconds"] for name, seconds in beside.items() if name in training])
     first, last = min(took["started"][job] for job in folders), max(took["finished"][job] for job in folders)
     places = next(iter(training.values())).env["side_by_side"]
-    empty = places*(last - first) - sum(took["finished"][job] - took["started"][job] for job in folders)
+    empty = places*(last - first) - sum(busy.values())
     result = {"study": study, "runs": len(training), "tests": len(folders) - len(training), "side_by_side": places,
               "training": float(np.median([run.metrics["train_seconds"] for run in training.values()])),
               "job": float(np.median(beside)), "job_most": float(beside.max()), "engine": float(empty/len(training)), "minutes": (last - first)/60}

@@ -126,7 +126,8 @@ def serve(path):
     from reid_study.recipes import RECIPES
     from reid_study.runs import code_fingerprint, code_of, score_code
     for recipe in RECIPES: code_of(recipe)
-    score_code(), code_fingerprint("data.people")
+    score_code()
+    code_fingerprint("data.people")
     Server(path).serve_forever(0.2)
 
 def ask(path, file):

@@ -352,8 +352,8 @@ def lead(found):
 def claimed(a):
     "What a claim, a row of `answers`, says of its difference: its side of zero, and the margin."
     margin, unit = amount(a.margin, a.endpoint), UNITS[a.endpoint][2]
-    above, below = ("above", "−") if a.sign > 0 else ("below", "")
-    return {"better": f"{above} 0; margin {margin} {unit}", "no worse": f"{above} {below}{margin} {unit}", "different": f"not 0; margin {margin} {unit}"}[a.kind]
+    side, least = "above" if a.sign > 0 else "below", amount(-a.sign*a.margin, a.endpoint)
+    return {"better": f"{side} 0; margin {margin} {unit}", "no worse": f"{side} {least} {unit}", "different": f"not 0; margin {margin} {unit}"}[a.kind]
 
 def asked(found):
     "Markdown: a table of what was named beforehand: proposition, contrast, endpoint, what decides."

@@ -176,6 +176,9 @@ def _code(module):
     tree.body = [n for n in tree.body if not isinstance(n, left_out) and not (isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__")]
     return tree
 
+@lru_cache
+def _syntax(module): return _plain(_code(module))
+
 # %% ../nbs/80_runs.ipynb #252e5a8a
 def code_of(recipe):
     """The two fingerprints of a training: "code", which all recipes share (what the learner imports, the functions here that call it, and the
@@ -193,9 +196,6 @@ def backbone_code(name):
     return {"backbone_code": code_fingerprint(module)} if module.startswith("networks.") and module != "networks.backbones" else {}
 
 TRAINS = ("_training", "open_data", "stored_images", "prepare", "train")     # what of this module a training's numbers depend on
-
-@lru_cache
-def _syntax(module): return _plain(_code(module))
 
 @lru_cache
 def code_of_functions(module, *names):
