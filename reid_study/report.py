@@ -163,10 +163,10 @@ def protocol_sentence(runs):
 def _rank(k): return lambda m: 100*m["cmc"][k - 1] if k <= len(m["cmc"]) else np.nan
 
 SCORES = {"mAP": lambda m: 100*m["mAP"], "rank-1": _rank(1), "rank-5": _rank(5), "rank-10": _rank(10),
-          "mINP": lambda m: 100*m["mINP"], "seconds": lambda m: m["train_seconds"]}
+          "mINP": lambda m: 100*m["mINP"]}
 
 def scores(runs):
-    "A table, a row a run: recipe, family, seed, the scores in per cent, and the seconds of training."
+    "A table, a row a run: recipe, family, seed, and the scores in per cent."
     return pd.DataFrame([{"recipe": r.config["recipe"], "family": get_recipe(r.config["recipe"]).family, "seed": r.config["seed"]}
                          | {name: float(score(r.metrics)) for name, score in SCORES.items()} for r in runs])
 
@@ -185,7 +185,7 @@ def _cells(runs):
         cells = []
         for name in SCORES:
             means = summary[name, "mean"].round(1)
-            best = name != "seconds" and len(summary) > 1 and round(row[name, "mean"], 1) == means.max()   # times are no contest
+            best = len(summary) > 1 and round(row[name, "mean"], 1) == means.max()
             cells.append((_number(*row[name]), best))
         rows.append((family, recipe, cells))
     return rows
@@ -220,7 +220,7 @@ def spread_sentence(runs):
     if len(seeds) == 1: return f"One seed ({seeds[0]}): the spread over seeds is unknown, and no verdict is drawn. The best value of each score is bold."
     few = ("With fewer than 5 seeds this spread is descriptive: it says how these runs differ and supports no verdict."
            if len(seeds) < 5 else "The spread is over seeds alone, not over identities; the table draws no verdict.")
-    return (f"Mean ± sample standard deviation over the {len(seeds)} seeds {_listed(seeds)}; scores in per cent, seconds of training for each run; "
+    return (f"Mean ± sample standard deviation over the {len(seeds)} seeds {_listed(seeds)}; scores in per cent; "
             f"the best mean of each score is bold. {few}")
 
 def heading(runs, title=None, links={}):
