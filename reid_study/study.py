@@ -168,9 +168,13 @@ def write_pages(folder, out, data="data"):
     return out
 
 def write_page(template, parameters, html):
-    "Execute a template and keep it as an HTML page alone."
+    "Execute a template and keep it as an HTML page alone. An `InputError` in it is raised again, another error as a `RuntimeError`; both say where the executed notebook is."
+    from papermill.exceptions import PapermillExecutionError
     executed = Path(html).with_suffix(".ipynb")
-    execute(TEMPLATES/f"{template}.ipynb", executed, parameters)
+    try: execute(TEMPLATES/f"{template}.ipynb", executed, parameters)
+    except PapermillExecutionError as e:
+        kind, name = (InputError, "") if e.ename == "InputError" else (RuntimeError, f"{e.ename}: ")
+        raise kind(f"{name}{e.evalue} (traceback in {executed})") from e
     to_html(executed, html)
     executed.unlink()
 
