@@ -24,6 +24,7 @@ def _changes(text):
         if not equals: raise InputError(f"--set takes NAME=VALUE, not {item!r}")
         try: value = json.loads(value)
         except ValueError: pass   # a plain word
+        if isinstance(value, (list, dict)): raise InputError(f"--set {item}: the value must be a number or a word")
         (settings if "." in name else changes)[name] = value
     return changes, settings
 
@@ -88,13 +89,15 @@ def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/em
 def report(runs: Param("Folders of finished runs, or one folder that holds them; or published results of a study", str, nargs="+"),
            out: str = "reports/report",  # Folder for the pages
            data: str = "data",           # Folder that holds the datasets, for pictures of ranked galleries
-           photographs: bool = False,    # Show real people too; such a page is not for publishing
+           photographs: bool = False,    # Show real people too, on a page over runs; such a page is not for publishing
            ):
     "Write the pages of a study from its published results, or one page over finished runs."
     from reid_study.report import find_runs
     from reid_study.runs import dataset_root, searched
     from reid_study.study import write_page, write_pages
-    if len(runs) == 1 and (Path(runs[0])/"study.json").exists(): page = write_pages(runs[0], out, data)/"index.html"
+    if len(runs) == 1 and (Path(runs[0])/"study.json").exists():
+        if photographs: raise InputError(f"--photographs: the pages of a study, as in {runs[0]}, show no real people; leave it out, or give folders of runs, as {Path(runs[0])/'run'}")
+        page = write_pages(runs[0], out, data)/"index.html"
     else:
         found, page = find_runs(runs), Path(out).resolve()/"index.html"
         write_page("compare", {"runs": [str(Path(r.folder).resolve()) for r in found], "show_people": photographs or None,
@@ -143,11 +146,14 @@ def search(embedder: str,             # Folder of an exported embedder
            device: _DEVICE = None,
            ):
     "Search one folder of images for those that are like another's: a page with each query's nearest gallery images."
-    from reid_study.export import embed_folder, read_embeddings
+    from reid_study.export import check_file, embed_folder, read_embeddings
     from reid_study.search import search_page
-    network = _embedder(embedder, device)
-    embedded = {place: embed_folder(network, place, batch) if Path(place).is_dir() or not Path(place).suffix else read_embeddings(place, network) for place in (queries, gallery)}
-    print(f"open {search_page(embedded[queries], embedded[gallery], out, network, top, title=title)}")
+    check_file(out, "search.html")
+    network, embedded = _embedder(embedder, device), {}
+    for place in (queries, gallery):      # once, if they are one
+        if (name := Path(place).resolve()) in embedded: continue
+        embedded[name] = embed_folder(network, place, batch) if Path(place).is_dir() or not Path(place).suffix else read_embeddings(place, network)
+    print(f"open {search_page(*(embedded[Path(place).resolve()] for place in (queries, gallery)), out, network, top, title=title)}")
 
 # %% ../nbs/83_cli.ipynb #859010f7
 COMMANDS = {f.__name__: f for f in (data, run, study, report, export, embed, search)}

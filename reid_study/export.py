@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILTERS', 'WEIGHTS', 'ABOUT', 'PARTS', 'OPSET', 'SUFFIXES', 'ImageEmbedder', 'save_embedder', 'load_embedder',
-           'difference', 'to_onnx', 'find_images', 'decoded', 'embed_folder', 'write_embeddings', 'read_embeddings']
+           'difference', 'to_onnx', 'find_images', 'decoded', 'check_file', 'embed_folder', 'write_embeddings',
+           'read_embeddings']
 
 # %% ../nbs/90_export.ipynb #b2b08e54
 import copy
@@ -34,9 +35,12 @@ from .networks.embedder import make_embedder
 FILTERS = {"bilinear": Image.Resampling.BILINEAR}     # the filter of `read_image`, by the name in embedder.json
 
 def _read(path, size):
-    "`read_image`; whatever Pillow raises for a file that is no image becomes an `InputError`."
-    try: return read_image(path, size)
+    "`read_image`; whatever Pillow raises for a file that is no image becomes an `InputError`, and so does a greyscale file of more than 8 bits, which it would cut to white."
+    try: pixels = read_image(path, size)
     except Exception as e: raise InputError(f"{path} is no readable image ({e.__cause__ or e}); save it again, or leave it out") from e
+    with Image.open(path) as image:
+        if image.mode[0] in "IF": raise InputError(f"{path} has greys of more than 8 bits (Pillow's mode {image.mode}); save it with 8 bits, or leave it out")
+    return pixels
 
 def _pixels(image, size):
     "A file, or an RGB picture as uint8 [h, w, 3] -> uint8 [height, width, 3]."
@@ -214,16 +218,17 @@ def find_images(folder):
     if not files: raise InputError(f"{folder} holds no images ({', '.join(SUFFIXES)}); give a folder that does")
     return files
 
-def _tried(files, size):
+def _tried(files, size, folder):
     "For each file its pixels, or the error that says why there are none."
     results = []
     for file in files:
-        try: results.append(file.name.encode() and _read(file, size))     # a name that is not Unicode could not be written down
+        try: results.append(str(file.relative_to(folder) if folder else file.name).encode() and _read(file, size))     # a name that is not Unicode could not be written down
         except (InputError, UnicodeEncodeError) as e: results.append(e)
     return results
 
-def decoded(files, size, batch=64, ahead=4, chunk=8):
-    "Yield (files, pixels or errors) a batch, decoded by threads at most `ahead` batches before they are needed, `chunk` files at a time."
+def decoded(files, size, batch=64, ahead=4, chunk=8, folder=None):
+    """Yield (files, pixels or errors) a batch, decoded by threads at most `ahead` batches before they are needed, `chunk` files at a time.
+    A name that is not Unicode is an error; `folder`: so are those of the folders below this one."""
     waiting = deque()
     with ThreadPoolExecutor(cores()) as pool:
         def first():
@@ -231,24 +236,29 @@ def decoded(files, size, batch=64, ahead=4, chunk=8):
             return part, [result for done in work for result in done.result()]
         try:
             for part in (files[i:i + batch] for i in range(0, len(files), batch)):
-                waiting.append((part, [pool.submit(_tried, part[i:i + chunk], size) for i in range(0, len(part), chunk)]))
+                waiting.append((part, [pool.submit(_tried, part[i:i + chunk], size, folder) for i in range(0, len(part), chunk)]))
                 if len(waiting) > ahead: yield first()
             while waiting: yield first()
         finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/90_export.ipynb #a0c9c0e8
+def check_file(path, example):
+    "Raise `InputError` where no file can be written at `path`, because a folder is there; `example` is a name that it could have."
+    if not Path(path).name or Path(path).is_dir(): raise InputError(f"{str(path)!r} is a folder; give the name of a file, as {Path(path)/example}")
+
 def embed_folder(embedder, folder, batch=64, out=None):
     """Embed all images under a folder: (table with the column `path`, relative to the folder; embeddings float32 [N, D] of its rows).
 
     An image that cannot be read is reported and left out. The table's `attrs` say "folder", "embedder" (the hash of its weights) and
     "skipped" (path -> why). `out`: a Parquet file to write both to, see `write_embeddings`. Raises `InputError` for a folder that is
-    missing or holds no image that can be read.
+    missing or holds no image that can be read, and for an `out` that is a folder.
     """
+    if out is not None: check_file(out, "embeddings.parquet")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1: raise InputError(f"batch={batch!r} must be a whole number from 1 up")
     folder, files = Path(folder), find_images(folder)
     paths, parts, skipped = [], [], {}
     with tqdm(total=len(files), desc="embedding", unit="image") as bar:
-        for part, results in decoded(files, embedder.size, batch):
+        for part, results in decoded(files, embedder.size, batch, folder=folder):
             for file, result in zip(part, results):
                 name = file.relative_to(folder).as_posix()
                 if not isinstance(result, Exception): paths.append(name); continue
@@ -261,7 +271,7 @@ def embed_folder(embedder, folder, batch=64, out=None):
     if not paths: raise InputError(f"none of the {len(files)} images under {folder} can be read; the first: {next(iter(skipped.values()))}")
     table, embeddings = pd.DataFrame({"path": paths}), torch.cat(parts).numpy()
     table.attrs = {"folder": str(folder.resolve()), "embedder": embedder.about["sha256"], "skipped": skipped}
-    if out: write_embeddings(table, embeddings, out)
+    if out is not None: write_embeddings(table, embeddings, out)
     return table, embeddings
 
 # %% ../nbs/90_export.ipynb #9a2c850b

@@ -70,25 +70,34 @@ def _append(path, value):
 # %% ../nbs/81_jobs.ipynb #c844001d
 @contextlib.contextmanager
 def gpu(share=1, devices=None, folder="/tmp", every=1.0):
-    """Wait for a GPU that fewer than `share` jobs of this user on this machine have, hold a share of it, and give its name: "cuda:0"; the one that
-    fewest have. `devices`: their unique names."""
+    """Wait for a GPU that fewer jobs of this user on this machine have than `share`, and than each of them allows, hold a share of it, and give its
+    name: "cuda:0"; the one that fewest have. `devices`: their unique names."""
     if devices is None:
         import torch
         devices = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
     if not devices: raise RuntimeError("this job needs a GPU, and there is none; run the study with --device cpu")
-    file = lambda *what: open(Path(folder)/f"reid_study-{os.getuid()}-{'-'.join(map(str, what))}.lock", "a")
+    file = lambda *what: open(Path(folder)/f"reid_study-{os.getuid()}-{'-'.join(map(str, what))}.lock", "a+")
     while True:
         with file("gpus") as guard, contextlib.ExitStack() as free:
             fcntl.flock(guard, fcntl.LOCK_EX)                      # one job at a time looks who has what
-            mine = {name: [lock for number in range(MOST) if _locked(lock := free.enter_context(file(name, number)))] for name in devices}
-            taken = {name: MOST - len(locks) for name, locks in mine.items()}
-            if taken[best := min(devices, key=taken.get)] < share:
-                lock = os.fdopen(os.dup(mine[best][0].fileno()))   # the same lock, kept when the others are given back
+            locks = {name: [free.enter_context(file(name, number)) for number in range(MOST)] for name in devices}
+            mine = {name: [lock for lock in locks[name] if _locked(lock)] for name in devices}
+            taken = {name: MOST - len(mine[name]) for name in devices}
+            open_to = [name for name in devices if taken[name] < min([share, *(_share(lock) for lock in locks[name] if lock not in mine[name])])]
+            if open_to:
+                lock = mine[best := min(open_to, key=taken.get)][0]
+                lock.truncate(0); lock.write(str(share)); lock.flush()
+                lock = os.fdopen(os.dup(lock.fileno()))            # the same lock, kept when the others are given back
                 break
         time.sleep(every)
     with lock: yield f"cuda:{devices.index(best)}"
 
 MOST = 16     # jobs that can have a GPU together
+
+def _share(file):
+    "How many jobs the one that has this lock lets have its GPU."
+    file.seek(0)
+    return int(file.read() or MOST)
 
 def _locked(file):
     "Take the lock of an open file, if nobody has it."

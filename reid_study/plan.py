@@ -97,8 +97,9 @@ class _Unique(yaml.SafeLoader):
 def read_study(path):
     "The `Study` of a YAML file. `InputError`, naming file and key, for what cannot be: unknown keys, names and settings, contradictions."
     path = Path(path)
-    try: return _study(path.stem, yaml.load(path.read_text(), Loader=_Unique))
+    try: return _study(path.stem, yaml.load(path.read_text("utf-8"), Loader=_Unique))
     except OSError as e: raise InputError(f"{path} cannot be read ({e.strerror}); studies are files such as studies/embedded.yaml") from None
+    except UnicodeDecodeError as e: raise InputError(f"{path} is not UTF-8 text ({e}); save it as UTF-8") from None
     except yaml.YAMLError as e: raise InputError(f"{path} is not valid YAML: {e}") from None
     except InputError as e: raise InputError(f"{path}: {e}") from None
 
@@ -115,7 +116,9 @@ def _study(name, content):
     known = choose(content["dataset"], PROTOCOLS, "dataset")
     arms = {arm: _arm(arm, values, known) for arm, values in content["arms"].items()}
     study = Study(name, **content | {"arms": arms})
-    for question in study.questions: choose(question, QUESTIONS, "question")
+    for question in study.questions:
+        if not isinstance(question, str): raise InputError(f"questions: {question!r} must be a name, as q1")
+        choose(question, QUESTIONS, "question")
     _answerable(study)
     for key in study.protocol:
         choose(key, known, "parameter of the protocol")

@@ -366,7 +366,9 @@ def write_table(table, path):
     table.to_parquet(path, index=False, compression="zstd", use_dictionary=False, column_encoding=encoding, store_schema=False, write_statistics=False)
 
 def seal(folder, final):
-    "Write SHA256SUMS over the files of a folder that is complete, and rename it to its final name."
+    "Write SHA256SUMS over the files of a folder that is complete, and rename it to its final name. What a kill has left of a file that `whole` wrote is removed."
+    for path in folder.glob(".*.partial"):
+        if path.is_file(): path.unlink()
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()}
     (folder/"SHA256SUMS").write_text("".join(f"{value}  {name}\n" for name, value in sums.items()))
     os.replace(folder, final)

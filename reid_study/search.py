@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -26,12 +27,14 @@ def nearest(queries, gallery, distance="euclidean", top=20, own=None, block=512)
     """The `top` nearest gallery embeddings of each query, the nearest first: (rows [Q, k], distances [Q, k]), numpy.
 
     queries [Q, D], gallery [G, D]: arrays or tensors. `own` [Q]: the gallery row that is the query itself and is left out, or -1. A query with
-    fewer than k = min(top, G) others has the row -1 at infinity at the end. Raises `InputError` for embeddings of different widths.
+    fewer than k = min(top, G) others has the row -1 at infinity at the end. Raises `InputError` for embeddings of different widths, NaN or infinite.
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1: raise InputError(f"top={top!r} must be a whole number from 1 up")
     queries, gallery, distance = torch.as_tensor(queries), torch.as_tensor(gallery), get_distance(distance)
     check_embeddings(queries, gallery)
     if not len(gallery): raise InputError("the gallery is empty; give embeddings to search in")
+    for name, x in (("queries", queries), ("gallery", gallery)):
+        if len(bad := (~x.isfinite().all(1)).nonzero()): raise InputError(f"{name}: the embedding in row {int(bad[0])} is NaN or infinite; leave the row out, or embed the images again")
     own = torch.full((len(queries),), -1) if own is None else torch.as_tensor(own)
     found = []
     for x, self_ in zip(queries.split(block), own.split(block)):
@@ -45,15 +48,24 @@ def nearest(queries, gallery, distance="euclidean", top=20, own=None, block=512)
 
 # %% ../nbs/91_search.ipynb #8060adf6
 def identities(table):
-    "(pids, camids), lists with a row of the table each, None where unknown: from the columns `pid` and `camid`, or from names like 0002_c1s1_000451_03.jpg."
+    "(pids, camids), lists with a row of the table each, None where unknown: from the columns `pid` and `camid`, or from names like 0002_c1s1_000451_03.jpg. What is no whole number in a column is an `InputError`."
     def parsed(path):
         try: return parse_name(path)
         except InputError: return None, None
-    whole_or_none = lambda values: [None if v is None or v != v else int(v) for v in values]
     pids, camids = zip(*map(parsed, table.path)) if len(table) else ((), ())
-    if "pid" in table: pids, camids = whole_or_none(table.pid), [None]*len(table)
-    if "camid" in table: camids = whole_or_none(table.camid)
+    if "pid" in table: pids, camids = _numbers(table, "pid"), [None]*len(table)
+    if "camid" in table: camids = _numbers(table, "camid")
     return list(pids), list(camids)
+
+def _numbers(table, column):
+    "A column's whole numbers; None where one is missing."
+    def number(row, value):
+        try:
+            if pd.isna(value): return None
+            if int(value) == float(value): return int(value)
+        except (TypeError, ValueError, OverflowError): pass
+        raise InputError(f"the column {column} has {value!r} in row {row}, which is no whole number; leave it empty where nothing is known")
+    return [number(row, value) for row, value in enumerate(table[column])]
 
 # %% ../nbs/91_search.ipynb #c1049507
 HEIGHTS = 192, 160, 128, 112, 96, 80, 64, 48     # of thumbnails, in pixels

@@ -36,15 +36,15 @@ from .tuning import tune_code, tuned
 class Workflow:
     """The jobs of a study. `device`: where runs train. `side_by_side`: how many jobs train at a time; `share`: how many may share a GPU.
 
-    Folders are under `runs`, pages under `out`, both absolute.
+    Folders are under `runs`, pages under `out`, both absolute. `table`: the dataset with its fingerprint, from `check`, where the study is checked already.
     """
-    def __init__(self, study, data, runs, out, device=None, side_by_side=1, share=1):
+    def __init__(self, study, data, runs, out, device=None, side_by_side=1, share=1, table=None):
         self.study, self.data, self.runs, self.out = read_study(study), Path(data).resolve(), Path(runs).resolve(), Path(out).resolve()
         self.device, self.side_by_side = device or _device(), side_by_side
         self.share = share
         self.gpu = int(self.device != "cpu")
         self.files = self.runs/".jobs"/self.study.name
-        self.table = check(self.study, self.data)
+        self.table = table or check(self.study, self.data)
         self.searches = {recipe: self._job(config, "tune") for recipe, config in searches(self.study, self.table, self.data).items()}
         self.datasets = {name: self._data(name) for name in dict.fromkeys([self.study.dataset, *filter(None, (arm.elsewhere for arm in self.study.arms.values()))])}
         self.known = self._follow(lambda cell: self.study.arms[cell.arm].settings == "default")
@@ -168,9 +168,13 @@ def write_pages(folder, out, data="data"):
     return out
 
 def write_page(template, parameters, html):
-    "Execute a template and keep it as an HTML page alone."
+    "Execute a template and keep it as an HTML page alone. An `InputError` in it is raised again, another error as a `RuntimeError`; both say where the executed notebook is."
+    from papermill.exceptions import PapermillExecutionError
     executed = Path(html).with_suffix(".ipynb")
-    execute(TEMPLATES/f"{template}.ipynb", executed, parameters)
+    try: execute(TEMPLATES/f"{template}.ipynb", executed, parameters)
+    except PapermillExecutionError as e:
+        kind, name = (InputError, "") if e.ename == "InputError" else (RuntimeError, f"{e.ename}: ")
+        raise kind(f"{name}{e.evalue} (traceback in {executed})") from e
     to_html(executed, html)
     executed.unlink()
 
@@ -237,9 +241,10 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     if share > 1 and device == "cpu": raise InputError(f"share={share} jobs cannot have a GPU together where none is used; leave it out, or give device")
     if share > 1 and settings.name != "default": raise InputError(f"share={share}: only the profile default gives out GPUs; leave share out with {profile}")
     together = side if device == "cpu" else max(1, min(side, _gpus()*share))
-    workflow = Workflow(path, data, runs, out, device, together, share)
-    print(_counts(workflow.study, workflow.table, data))
-    with _alone(workflow):
+    table = check(read_study(path), Path(data).resolve())     # before anything is written
+    with _alone(runs):
+        workflow = Workflow(path, data, runs, out, device, together, share, table)     # it writes the jobs, which an engine that runs reads
+        print(_counts(workflow.study, workflow.table, data))
         put_aside_damaged(workflow)
         if results and Path(results).is_dir(): adopt(results, workflow)
         adopt_searches(workflow)
@@ -261,11 +266,12 @@ def _gpus():
     return torch.cuda.device_count()
 
 @contextlib.contextmanager
-def _alone(workflow):
-    "One engine at a time for a folder of runs; a second one is refused while the first is alive."
-    with open(workflow.runs/".lock", "a") as lock:
+def _alone(runs):
+    "One engine at a time for a folder of runs, which is made; a second one is refused while the first is alive."
+    (runs := Path(runs).resolve()).mkdir(parents=True, exist_ok=True)
+    with open(runs/".lock", "a") as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise InputError(f"a study is running already in {workflow.runs}; wait for it, stop it, or give another folder of runs") from None
+        except OSError: raise InputError(f"a study is running already in {runs}; wait for it, stop it, or give another folder of runs") from None
         yield
 
 def _end_with_parent():

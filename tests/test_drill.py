@@ -62,6 +62,7 @@ def outcome(place, name):
     for folder in sorted((place/name/"runs").glob("*/[0-9a-f]*")):
         if folder.parent.name.startswith(".") or not (folder/"config.json").exists(): continue
         run = read_run(folder)
+        assert {f.name for f in folder.glob(".*")} <= {".snakemake_timestamp"}      # a kill leaves nothing in what is finished
         tables = {f.name: pd.read_parquet(f).to_json() for f in sorted(folder.glob("*.parquet"))}
         for csv in sorted(folder.glob("*.csv")): tables[csv.name] = pd.read_csv(csv).drop(columns="seconds").to_json()
         found[f"{folder.parent.name}/{folder.name}"] = without_times(run.metrics), tables

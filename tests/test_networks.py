@@ -60,10 +60,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def edited(monkeypatch):
-    "A function that makes the code of one module another."
+    "A function that makes the code of one module another, as the walk over imports reads it."
+    syntax = runs._syntax
     def edit(module):
-        monkeypatch.setattr(runs, "code_fingerprint", lambda *roots: "edited" if module in roots else code_fingerprint(*roots))
-    return edit
+        monkeypatch.setattr(runs, "_syntax", lambda name: "edited" if name == module else syntax(name))
+        code_fingerprint.cache_clear()
+    yield edit
+    code_fingerprint.cache_clear()
 
 
 def test_a_run_with_osnet_from_end_to_end(data, tmp_path):
@@ -97,6 +100,8 @@ def test_no_new_network_is_in_the_code_that_all_recipes_share(edited):
     for module in ("networks.osnet", "networks.options", "networks.parts", "networks.vit", "networks.weights", "networks.zoo"):
         edited(module)
         assert code_of("triplet") == before
+    edited("networks.backbones")     # which it does reach
+    assert code_of("triplet")["code"] != before["code"]
 
 
 def test_a_study_with_osnet_plans_searches_and_refuses_old_results(data, tmp_path, edited):

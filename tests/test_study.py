@@ -65,6 +65,7 @@ def test_two_processes_that_want_one_run_make_it_once(data, tmp_path):
 
 
 def test_the_command_line_from_data_to_report(data, tmp_path):
+    (tmp_path := tmp_path/"a folder of it's own").mkdir()      # which a shell would take apart
     def call(*argv):
         done = subprocess.run([Path(sys.executable).with_name("reid-study"), *argv], capture_output=True, text=True, env=ENV, cwd=tmp_path, timeout=900)
         return done.returncode, done.stdout, done.stderr

@@ -200,6 +200,7 @@ def streamed(query, gallery, distance="euclidean", block=65536):
     distance = get_distance(distance, q.shape[1])
     dtype = torch.promote_types(q.rows(slice(0, 1)).dtype, g.rows(slice(0, 1)).dtype)
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
     def distances(start, stop):
         x, strip = q.rows(slice(start, stop)).to(dtype), None
         x = distance.prepare(x.expand(2, -1) if len(x) == 1 else x)     # one row takes another kernel, which rounds otherwise

@@ -19,11 +19,12 @@ class Tokens(nn.Module):
     """A timm vision transformer as a backbone. `output` "class": the class token, [B, 3, H, W] -> [B, C, 1, 1]; "map": the patches, [B, C, H/16, W/16].
 
     `mean`, `std`: how the network wants its images normalised; None takes them as they come.
-    Images whose sides are not multiples of 16 raise `InputError`.
+    A network without a class token, as those that pool, raises `InputError` for "class", and so do images whose sides are not multiples of 16.
     """
     def __init__(self, vit, output="class", mean=None, std=None):
         super().__init__()
         choose(output, dict.fromkeys(("class", "map")), "output")
+        if output == "class" and getattr(vit, "cls_token", None) is None: raise InputError("this vision transformer has no class token; use output='map'")
         self.vit, self.output, self.width_out = vit, output, vit.embed_dim
         self.register_buffer("scale", torch.ones(3, 1, 1) if std is None else (torch.tensor(STD)/torch.tensor(std))[:, None, None])
         self.register_buffer("offset", torch.zeros(3, 1, 1) if mean is None else ((torch.tensor(MEAN) - torch.tensor(mean))/torch.tensor(std))[:, None, None])
@@ -39,7 +40,7 @@ class Tokens(nn.Module):
 def vit(name, pretrained=False, output="class", size=(256, 128)):
     """A `Tokens` backbone of a timm vision transformer with patches of 16, as vit_small_patch16_224, whose positions are learnt for images of `size`, (height, width).
 
-    `InputError` where timm is not installed, the name is none of its, or its weights cannot be had.
+    `InputError` where timm is not installed, the name is none of its, its positions cannot be interpolated, or its weights cannot be had.
     """
     try: import timm
     except ImportError: raise InputError(f'the backbone {name} is timm\'s, which is not installed; pip install "reid_study[timm]"') from None
@@ -48,6 +49,7 @@ def vit(name, pretrained=False, output="class", size=(256, 128)):
     try: network = timm.create_model(name, pretrained=pretrained, img_size=tuple(size), num_classes=0, dynamic_img_size=True)
     except OSError as e:
         raise InputError(f"the weights of {name} could not be had ({str(e).splitlines()[0]}); connect to a network, put them into timm's cache, or train with pretrained=False") from e
+    except TypeError as e: raise InputError(f"{name} cannot take images of other sizes than its own ({e}); choose one such as vit_small_patch16_224") from e
     own = {k: network.pretrained_cfg[k] for k in ("mean", "std")} if pretrained else {}
     return Tokens(network, output, **own)
 
