@@ -86,6 +86,7 @@ class Objective(nn.Module):
         self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
 
     def forward(self, outputs, targets):
+        "The weighted total, 0-d. Raises `InputError` where a term's target is not among `targets`."
         total, self.log = 0, {}
         for name, term in self.terms.items():
             if term.target not in targets: raise InputError(f"the loss {name} needs {term.target} for every image, which this dataset does not have")

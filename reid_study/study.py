@@ -18,8 +18,10 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
+import yaml
 from fastcore.basics import patch
 from tqdm import tqdm
 
@@ -234,12 +236,12 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     if not (snakefile := PROFILES.parent/"Snakefile").exists(): raise InputError(f"{snakefile} is missing: the study runs from a clone of the project, not from an installed wheel")
     for name, value in (("jobs", jobs), ("share", share)):
         if value is not None and value < 1: raise InputError(f"{name}={value} must be at least 1")
-    if not (settings := (PROFILES/profile if (PROFILES/profile).is_dir() else Path(profile)).resolve()).joinpath("config.yaml").exists():
-        raise InputError(f"{settings} is no Snakemake profile; choose default or slurm, or give a folder with a config.yaml")
     device, side = device or _device(), jobs or cores()
     if share > MOST: raise InputError(f"share={share} must be at most {MOST}")
     if share > 1 and device == "cpu": raise InputError(f"share={share} jobs cannot have a GPU together where none is used; leave it out, or give device")
-    if share > 1 and settings.name != "default": raise InputError(f"share={share}: only the profile default gives out GPUs; leave share out with {profile}")
+    here = Path(profile).name == "default"
+    if share > 1 and not here: raise InputError(f"share={share}: only the profile default gives out GPUs; leave share out with {profile}")
+    settings = _profile(profile)
     together = side if device == "cpu" else max(1, min(side, _gpus()*share))
     table = check(read_study(path), Path(data).resolve())     # before anything is written
     with _alone(runs):
@@ -253,14 +255,25 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
         config = {"study": str(Path(path).resolve()), "data": str(workflow.data), "out": str(workflow.out), "device": device, "side_by_side": together, "share": share}
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(workflow.runs), "--workflow-profile", str(settings),
                    "--config", *(f"{k}={v}" for k, v in config.items())]
-        if settings.name == "default": command += ["--cores", str(side), "--resources", f"gpu={_gpus()*share}"]
-        with warm(workflow, settings.name == "default") as environment, open(workflow.files/"snakemake.log", "w") as log:
+        if here: command += ["--cores", str(side), "--resources", f"gpu={_gpus()*share}"]
+        with warm(workflow, here) as environment, open(workflow.files/"snakemake.log", "w") as log:
             code = _watch(workflow, subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent), results)
     _raise_failures(workflow, code)
     if results: write_json(Path(results)/"study.json", read_json(workflow.out/workflow.study.name/"study.json", "run the study again"))
     return workflow.out/workflow.study.name
 
 # %% ../nbs/81_study.ipynb #123dafae
+def _profile(name):
+    "The folder of a Snakemake profile, from its name under workflow/profiles or its path. Its executor must be installed."
+    folder = (PROFILES/name if (PROFILES/name).is_dir() else Path(name)).resolve()
+    try: executor = (yaml.safe_load((folder/"config.yaml").read_text()) or {}).get("executor", "local")
+    except (OSError, yaml.YAMLError, AttributeError) as e:
+        raise InputError(f"{folder} is no Snakemake profile ({e}); choose default or slurm, or give a folder with a config.yaml") from None
+    if executor not in ("local", "dryrun", "touch") and not find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}"):
+        raise InputError(f"profile {name}: its executor {executor} is not installed; run pip install -c constraints.txt "
+                         + ("-e '.[cluster]'" if executor == "slurm" else f"snakemake-executor-plugin-{executor}"))
+    return folder
+
 def _gpus():
     import torch
     return torch.cuda.device_count()

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from reid_study.runs import read_run
 def answers(): return shutil.which("sinfo") and not subprocess.run(["sinfo"], capture_output=True, timeout=30).returncode
 
 
+@pytest.mark.skipif(not find_spec("snakemake_executor_plugin_slurm"), reason="the extra `cluster` is not installed")
 @pytest.mark.skipif(not answers(), reason="no SLURM cluster answers; tools/slurm.sh start makes one")
 def test_a_study_on_slurm(tmp_path):
     make_people(tmp_path/"data"/"people", n_train=12, n_test=4, n_distractors=2, n_junk=2, progress=False)

@@ -48,7 +48,8 @@ def _table(values, fill):
 def class_weights(counts, largest=10.0):
     """Weights [9, 12] of the classes of each task, min(n/(C·n_c), `largest`), from the images of each class, a list of 39.
 
-    n: images of the task, C: its classes, n_c: images of the class. A task without images has weights of one.
+    n: images of the task, C: its classes, n_c: images of the class. A task without images has weights of one; a class without images, in a
+    task that has some, weighs `largest`. Raises `InputError` unless there are 39 finite counts of at least 0.
     """
     counts = torch.as_tensor(counts, dtype=torch.float)
     if counts.shape != _SLOTS.shape or not (counts.isfinite() & (counts >= 0)).all():
@@ -80,7 +81,7 @@ class AttributeLoss(nn.Module):
 
         A task is averaged over the images where it is known, then over the tasks known in the batch; zero with a graph where
         nothing is known. `accuracy`: averaged in the same way. Raises `InputError` for shapes that do not fit, and
-        for a class that a task does not have (on a CPU; on other devices, where asking would wait, the loss is infinite).
+        for a class that a task does not have (on a CPU; on other devices, where asking would wait, the loss is infinite, or the device's own error is raised).
         """
         check_logits(logits)
         targets = attribute_targets(attributes)

@@ -31,6 +31,7 @@ class MetricLoss(nn.Module):
 
         `indices_tuple`: triplets (a, p, n) or pairs (a1, p, a2, n) in place of the miner's; rows of the batch, then of the
         references. `ref_emb` [N, D] and `ref_labels` [N]: what the batch is compared with; None: itself.
+        A distance with a price of its own (`penalty`, as Hamming has) adds it, even where no tuple remains; statistic `penalty`.
         Raises `InputError` for shapes that do not fit and embeddings that are not floats.
         """
         check_pids(embeddings, pids)
@@ -59,7 +60,7 @@ def check_pids(embeddings, pids):
         raise InputError(f"{len(embeddings)} embeddings need pids [{len(embeddings)}], not {list(pids.shape)}")
 
 def pair_masks(pids, ref_pids=None, indices=None):
-    "Masks [M, N] of positive and of negative pairs: all of them, or those in tuples (a, p, n) or (a1, p, a2, n)."
+    "Masks [M, N] of positive and of negative pairs: all of them, or those in tuples (a, p, n) or (a1, p, a2, n); others are an `InputError`."
     positive, negative = positive_negative(pids, ref_pids)
     if indices is None: return positive, negative
     if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not a tuple of {len(indices)}")

@@ -14,8 +14,8 @@ from .base import MetricLoss, check_margin, pair_masks
 class ContrastiveLoss(MetricLoss):
     """Mean of d² over positive pairs plus mean of (margin - d)₊² over negative pairs (Hadsell et al., CVPR 2006, eq. 4, without its ½).
 
-    `margin`: in units of the distance, at least 0. `miner`: None takes all pairs; tuples of indices choose pairs, and a pair
-    that is in several of them counts once. A batch with only one kind of pair learns from that kind.
+    `margin`: in units of the distance, at least 0. `miner`: None takes all pairs; tuples of indices choose pairs, and an
+    ordered pair (a, p) that is in several of them counts once; (p, a) is another. A batch with only one kind of pair learns from that kind.
     Statistics: `active` (share of negative pairs with d < margin), `d_ap`, `d_an`. Raises `InputError` for a margin below 0.
     """
     def __init__(self, margin=1.0, distance="euclidean", miner=None):

@@ -16,7 +16,7 @@ from ..core import InputError
 class IdentityLoss(nn.Module):
     """Cross-entropy over training identities, on logits [B, C] and class indices `pids` [B].
 
-    `label_smoothing` in [0, 1): share of the target that is spread over all classes.
+    `label_smoothing` in [0, 1): share of the target that is spread over all classes. Raises `InputError` for one outside.
     """
     def __init__(self, label_smoothing=0.0):
         super().__init__()
@@ -24,7 +24,7 @@ class IdentityLoss(nn.Module):
         self.label_smoothing = label_smoothing
 
     def compute(self, logits, pids):
-        "The loss and its statistics: `accuracy`, the share of images given to the right identity."
+        "The loss and its statistics: `accuracy`, the share of images given to the right identity. Raises `InputError` for shapes that do not fit and logits that are no floats."
         if logits.ndim != 2 or pids.shape != logits.shape[:1]:
             raise InputError(f"logits {list(logits.shape)} and pids {list(pids.shape)} must be [B, C] and [B]")
         check_logits(logits)

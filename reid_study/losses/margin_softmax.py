@@ -43,6 +43,7 @@ class MarginSoftmax(nn.Module):
     `classes`, `dim`: training identities and width of the embeddings. `scale`: what cosines are multiplied by.
     Called with embeddings [B, dim] of any length and pids [B] in 0 ... classes - 1; the mean over the batch.
     Statistic: `accuracy`, the share of images whose nearest weight vector, without a margin, is their own.
+    Raises `InputError` for numbers of classes, widths, margins and scales that make no sense.
     """
     def __init__(self, classes, dim, margin, scale):
         super().__init__()
@@ -81,7 +82,7 @@ class ArcFaceLoss(MarginSoftmax):
     """Margin on the angle: the own logit is scale·cos(θ + margin), margin in radians (Deng et al., CVPR 2019, eq. 3).
 
     Beyond θ = π - margin, where cos(θ + margin) would rise again, it goes on as cos θ + cos(margin) - 1: continuous and
-    falling. See `MarginSoftmax`.
+    falling. See `MarginSoftmax`; a margin of π/2 or more, probably degrees, is an `InputError` too.
     """
     def __init__(self, classes, dim, margin=0.3, scale=24.0):
         super().__init__(classes, dim, margin, scale)

@@ -54,7 +54,7 @@ class CrossBatchMemory(nn.Module):
     `dim`: width of the embeddings. `loss`: "contrastive" or "triplet", made with `margin` and `distance` (None: its own defaults), or any loss
     of the shape of `MetricLoss` that accepts references. `size`: how many embeddings are kept, the latest ones. `start`: batches that
     only fill the memory before it counts. A batch enters after it has been compared, so no image meets itself.
-    In evaluation mode the memory is read but not filled.
+    In evaluation mode the memory is read but not filled. A distance's `penalty` enters with both parts.
     Statistics: the loss's; the same against the memory, prefixed `memory_`; and `memory`, the memory's loss. Raises `InputError` for bad settings.
     """
     def __init__(self, dim, loss="contrastive", margin=None, distance=None, size=1024, memory_weight=1.0, start=0):

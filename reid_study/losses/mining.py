@@ -44,7 +44,7 @@ def random_negative(rows, d_ap, allowed):
 def semi_hard(rows, d_ap, allowed):
     """The nearest allowed column that is farther than the positive; where none is, the farthest allowed one.
 
-    FaceNet, section 3.2, eq. 4; the second part as in TensorFlow's triplet_semihard_loss.
+    FaceNet, section 3.2; the second part as in TensorFlow's triplet_semihard_loss.
     """
     beyond = (rows > d_ap[:, None]).logical_and_(allowed)
     n = nearest(rows, d_ap, beyond)
@@ -67,8 +67,8 @@ class DistanceWeighted:
 
     Sampling Matters, eqs. 4 and 5. q(d) ∝ d^(D-2) (1 - d²/4)^((D-3)/2) is the density of distances between uniform points.
     `dim`: D, the width of the embeddings (256 in this study; a miner sees only distances, so it must be told).
-    `cutoff`: λ = 1/q(cutoff). `farthest`: columns from here on are drawn only where a row has no nearer one; they are as rare
-    as near ones, and teach nothing (as in the authors' code). A NaN is drawn before all else: it must not stay hidden.
+    `cutoff`: λ = 1/q(cutoff). `farthest`: columns from here on are drawn only where a row has no nearer one, as in the authors' code: they
+    satisfy any usual margin and teach nothing, though towards 2 the weight 1/q rises again. A NaN is drawn before all else: it must not stay hidden.
     """
     dim: int = 256
     cutoff: float = 0.5

@@ -15,7 +15,10 @@ from .batch_all import triplet_sum
 
 # %% ../../nbs/41_losses.triplet.ipynb #6fbd3079
 def tuple_distances(distances, indices):
-    "(d_ap, d_an), each [T], of triplets (a, p, n) or of pairs (a1, p, a2, n), from distances [M, N]."
+    """(d_ap, d_an), each [T], of triplets (a, p, n) or of pairs (a1, p, a2, n), all of length T, from distances [M, N].
+
+    The k-th positive pair meets the k-th negative pair, so lists of unequal length mean nothing here. Raises `InputError` unless there are three or four tensors.
+    """
     if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not a tuple of {len(indices)}")
     a, p, b, n = indices if len(indices) == 4 else (indices[0], indices[1], indices[0], indices[2])
     width = distances.shape[1]
@@ -34,13 +37,13 @@ def pair_statistics(distances, pids, ref_pids=None):
 
 # %% ../../nbs/41_losses.triplet.ipynb #58439d36
 class TripletLoss(MetricLoss):
-    """(d_ap - d_an + margin)₊ (FaceNet, eq. 2), reduced over the tuples of the miner; with batch-hard mining, over valid anchors.
+    """(d_ap - d_an + margin)₊ (FaceNet, section 3.1), reduced over the tuples of the miner; with batch-hard mining, over valid anchors.
 
     `margin`: in units of the distance, at least 0, or "soft" for log(1 + exp(d_ap - d_an)).
     `miner`: a name from `MINERS` or a function (distances, pids, ref_pids) -> (a, p, n) or (a1, p, a2, n); None or
     "batch_all": the exact sum over all triplets. `reduction`: "mean" over all tuples, or "active" over those with an open hinge.
-    Statistics: `active` (share of tuples whose hinge is open; for "soft", d_ap >= d_an), `d_ap`, `d_an`.
-    Raises `InputError` for unknown settings and for a soft margin where all triplets are summed or only open hinges count.
+    Statistics: `active` (share of tuples whose hinge is open; for "soft", d_ap >= d_an); `d_ap`, `d_an`: mean distances over the tuples,
+    or over the pairs of all triplets where there is no miner, so they say nothing across miners. Raises `InputError` for unknown settings and for a soft margin where all triplets are summed or only open hinges count.
     """
     def __init__(self, margin=0.3, distance="euclidean", miner="batch_hard", reduction="mean"):
         super().__init__(distance, miner)
@@ -67,7 +70,7 @@ class ImprovedTripletLoss(MetricLoss):
 
     `reading`: "inside" is (d_ap + d_ap - d_an + margin)₊, whose pull ends with the hinge; "outside" is
     (d_ap - bound)₊ + (d_ap - d_an + margin)₊, whose pull goes on until d_ap is at `bound`. The hinge is reduced over its tuples,
-    the outside pull over its positive pairs, each once. `margin`, `bound`: in units of the distance, at least 0.
+    the outside pull over its positive pairs (a, p), each once; (p, a) is another. `margin`, `bound`: in units of the distance, at least 0.
     `miner`, `reduction`: as in `TripletLoss`. Statistics: `active`, `d_ap`, `d_an`; "outside" also `active_pull`, the share of
     pairs with d_ap > bound. Raises `InputError` for unknown settings and for a bound without a pull outside.
     """

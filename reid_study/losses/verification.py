@@ -19,7 +19,8 @@ from ..networks.heads import VerificationHead
 
 # %% ../../nbs/32_losses.verification.ipynb #e8c6a48e
 def draw_pairs(pids, negatives):
-    """Every unordered positive pair of a batch, then `negatives` times as many negative pairs, drawn at random.
+    """Every unordered positive pair of a batch, then `negatives` times as many negative pairs, drawn at random: one from each of as many
+    equal stretches of their list. A pair on the border of two stretches may come twice, and then counts twice.
 
     Returns indices (i, j) with i < j and the number of positives. Where the batch has fewer negative pairs, all of them once;
     where it has no positive or no negative pair, none at all. Draws from torch's global generator.
@@ -42,6 +43,7 @@ class VerificationLoss(nn.Module):
 
     It owns the `VerificationHead` (`head`), so its parameters belong to the optimiser. `dim`: width of the embeddings.
     `fusion`: a name from `FUSIONS`. `negatives`: negative pairs for each positive pair, above 0.
+    Raises `InputError` for an unknown fusion and for numbers that make no sense.
     """
     def __init__(self, dim, fusion="squared", negatives=16):
         super().__init__()
