@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: study test lab readme book benchmark clean help
 help:
-	@sed -n 1p Makefile
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 $(READY): constraints.txt settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "reid_study needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -46,5 +46,5 @@ benchmark: $(READY)  ## what must be fast; peers are optional
 	$(BIN)/python benchmarks/gallery.py
 	$(BIN)/python benchmarks/embedding.py
 
-clean:
+clean:  ## remove the virtual environment
 	rm -rf .venv

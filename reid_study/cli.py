@@ -25,10 +25,11 @@ def _changes(text):
         try: value = json.loads(value)
         except ValueError: pass   # a plain word
         if isinstance(value, (list, dict)): raise InputError(f"--set {item}: the value must be a number or a word")
+        if name in changes | settings: raise InputError(f"--set {name} is given twice; give it once")
         (settings if "." in name else changes)[name] = value
     return changes, settings
 
-_SET = Param("Changes, as epochs=5 or triplet.margin=0.5", str, nargs="*", default=None)
+_SET = Param("Changes, after the recipe, as epochs=5 triplet.margin=0.5", str, nargs="+", action="extend", default=None)
 
 # %% ../nbs/83_cli.ipynb #49c35ee4
 def data(name: str,           # people, market1501, msmt17, msmt17_v2, cuhk03_detected, cuhk03_labeled or dukemtmc
@@ -75,11 +76,11 @@ def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/em
           runs: str = "runs",         # Folder for finished runs
           out: str = "reports",       # Folder for the pages
           results: str = None,        # Published runs: read what is there, and add what is made
-          jobs: int = None,           # Jobs at a time (default: the cores); those that need a GPU wait for one
+          jobs: int = None,           # Jobs at a time on this machine (default: the cores); those that need a GPU wait for one
           device: str = None,         # cuda, cpu, ... (default: a GPU where there is one)
           share: int = 1,             # Jobs that may have a GPU together; more is faster where one leaves it idle
           profile: str = "default",   # default (this machine), slurm, or a folder with a Snakemake profile
-          check: bool = False,        # Only check the file against the data, and say what it would make
+          check: bool = False,        # Only check the file against the data, and count all that it asks for, finished or not
           ):
     "Make what a study file asks for and is not there yet, and its pages; killed, it goes on where it was."
     from reid_study.study import plan_sentence, run_study

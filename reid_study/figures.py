@@ -52,9 +52,9 @@ def forest_plot(found):
             colour = VERDICTS[a.verdict]
             ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
             ax.plot(estimate, y, "o", ms=5.5, color=colour, mfc="white" if a.descriptive else colour)
-            ax.text(1.02, y, f"{amount(a.sign*a.estimate, endpoint, '+')}  {a.verdict}", transform=ax.get_yaxis_transform(), color=colour, va="center", fontsize=8)
+            ax.text(1.02, y, f"{amount(a.sign*a.estimate, endpoint, '+')}  {'' if a.descriptive else a.verdict}", transform=ax.get_yaxis_transform(), color=colour, va="center", fontsize=8)
             if y and a.question != rows.question.iloc[y - 1]: ax.axhline(y - 0.5, color="#dcdce0", lw=0.7)
-        ax.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), xlabel=f"{UNITS[endpoint][2]}, in the claimed direction")
+        ax.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), xlabel=f"{UNITS[endpoint][2].removeprefix('of ')}, in the claimed direction")
         ax.set_yticklabels([textwrap.fill(f"{a.name}  {a.text}", 58) for a in rows.itertuples()], fontsize=7.5, linespacing=0.95)
         ax.grid(axis="y", visible=False); ax.grid(axis="x", visible=True)
         span = np.nanmax([margin, *np.abs(np.nan_to_num([_turned(a) for a in rows.itertuples()])).ravel()])
@@ -70,7 +70,7 @@ def forest_caption(found):
 
 # %% ../nbs/85_figures.ipynb #d46d7a95
 CAPTIONS = {     # of pictures that stand on several pages
-    "distances": "Distances to positives (solid) and to negatives (dashed). Left: of the tuples that each loss trains on, mean over seeds. Middle: histograms of all positive and negative pairs of unseen people. Right: means over the queries of unseen people, a dot a seed: the distance to matches, and how much further other people are.",
+    "distances": "Distances to positives (solid) and to negatives (dashed). Left: of the tuples that each loss trains on, mean over seeds; a miner picks far positives and near negatives, so that the solid line may be the higher one. Middle: histograms of all positive and negative pairs of unseen people. Right: means over the queries of unseen people, a dot a seed: the distance to matches, and how much further other people are.",
     "mining": "Left: mAP on validation identities for multiples of the chosen learning rate, a dot a seed, lines join means. Right: mAP on validation identities while training goes on, at the chosen learning rate; the band reaches from the lowest to the highest seed.",
     "geometry": "Each dot is a recipe, mean over seeds; the left is compact, the top is separable by planes. The two parallel lines are a regression on these dots, their vertical distance the effect of the family at equal compactness; the first claim averages the same regression of every single seed. Combinations of both families are drawn and take no part.",
     "growth": "mAP on unseen people against the number of training identities, a dot a seed, lines join means. All runs make the same number of steps.",
@@ -140,7 +140,7 @@ def distance_picture(study, recipes, arm="main"):
         right.plot(means[:, 0], means[:, 1] - means[:, 0], "o", color=colour, ms=5.5, mec="white", mew=.5, label=recipe)
     right.margins(x=.15, y=.15)
     left.set(title="Training tuples", xlabel="epoch", ylabel="distance")
-    middle.set(title="Unseen pairs", xlabel="distance", yticks=[], ylim=(0, None))
+    middle.set(title="Unseen pairs", xlabel="distance", ylabel="density", yticks=[], ylim=(0, None))
     right.set(title="Means, a dot a seed", xlabel="distance to matches", ylabel="how much further others are")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=len(recipes))
     key = [mpl.lines.Line2D([], [], color="#55555d", ls=line, label=text) for line, text in (("-", "positive"), ((0, (4, 1.5)), "negative"))]
@@ -207,15 +207,19 @@ def geometry_picture(study, arm="main"):
 
 # %% ../nbs/85_figures.ipynb #b67fe9cb
 def _name_points(ax, x, y, names, colours, size=7.5):
-    "Names beside points: at the right, or where that would cover another name or point, at one of seven other places."
+    "Names beside points: at the right, or where that would cover another name or point, at the best of many other places, far ones with a line. The crowded are placed first."
     ax.figure.draw_without_rendering()
+    x, y, names, colours = map(np.asarray, (x, y, names, colours))
     spots, taken = ax.transData.transform(np.c_[x, y]), []
+    crowd = (np.abs(spots[:, None] - spots) < (60, 20)).all(2).sum(1)
     points = [(px - 4, py - 4, px + 4, py + 4) for px, py in spots]
     frame = ax.get_window_extent().extents
-    for (px, py), name, colour, at in zip(spots, names, colours, zip(x, y)):
+    for i in np.argsort(-crowd, kind="stable"):
+        (px, py), name = spots[i], names[i]
         w, h = .62*size*len(name)*ax.figure.dpi/72, 1.25*size*ax.figure.dpi/72
         places = [(6, 0, "left", "center"), (-6, 0, "right", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"),
                   (5, 5, "left", "bottom"), (-5, -5, "right", "top"), (5, -5, "left", "top"), (-5, 5, "right", "bottom")]
+        places += [(k*dx, k*dy, *side) for k in (3, 5, 7, 9) for dx, dy, *side in places[2:]]
         def box(dx, dy, ha, va):
             left = px + dx - {"left": 0, "center": w/2, "right": w}[ha]
             low = py + dy - {"bottom": 0, "center": h/2, "top": h}[va]
@@ -223,10 +227,11 @@ def _name_points(ax, x, y, names, colours, size=7.5):
         def cost(place):
             b = box(*place)
             cover = sum(max(0, min(b[2], o[2]) - max(b[0], o[0]))*max(0, min(b[3], o[3]) - max(b[1], o[1])) for o in taken + [p for p in points if p[:2] != (px - 4, py - 4)])
-            return cover + 1e4*(b[0] < frame[0] or b[2] > frame[2] or b[1] < frame[1] or b[3] > frame[3])
+            return cover + np.hypot(*place[:2])/2 + 1e4*(b[0] < frame[0] or b[2] > frame[2] or b[1] < frame[1] or b[3] > frame[3])
         best = min(places, key=cost)
         taken.append(box(*best))
-        ax.annotate(name, at, best[:2], textcoords="offset pixels", ha=best[2], va=best[3], fontsize=size, color=colour)
+        line = dict(arrowstyle="-", lw=.5, color=colours[i], shrinkA=0, shrinkB=3) if np.hypot(*best[:2]) > 10 else None
+        ax.annotate(name, (x[i], y[i]), best[:2], textcoords="offset pixels", ha=best[2], va=best[3], fontsize=size, color=colours[i], arrowprops=line)
 
 # %% ../nbs/85_figures.ipynb #5b665113
 def _regime(change, dataset):
@@ -276,8 +281,8 @@ def cost_sentence(rows):
     growth = cost_growth(rows)
     metric, identity = growth.loc["triplet, batch-hard"], growth.loc["identity"]
     clear = (identity[["time", "memory"]] > 2*metric[["time", "memory"]]).all()
-    return (f"**{'Clear' if clear else 'Not clear'}** (cost: measured, not tested; clear where identity loss grows more than twice as much in time and in memory): "
-            f"with more identities, a step of the triplet loss {'grows less than' if clear else 'does not grow clearly less than'} one of identity loss. Losses with a proxy an identity are metric losses too, and grow as identity loss does. "
+    return (f"The cost of a step, measured and not tested: with more identities, that of identity loss **{'grows' if clear else 'does not grow'} more than twice as much** "
+            f"as that of the triplet loss, in time and in memory. Losses with a proxy an identity are metric losses too, and grow as identity loss does. "
             f"From {int(identity.few):,} to {int(identity.many):,} identities the step of identity loss takes {identity.time:,.0f} times as long and {identity.memory:,.0f} times the memory; "
             f"that of the triplet {metric.time:.1f} and {metric.memory:.1f} times.")
 

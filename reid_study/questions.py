@@ -96,7 +96,7 @@ def _check(table):
                                      f"{rows.run.iloc[0].metrics[key]!r} in one and {row.run.metrics[key]!r} in the other; make them again")
 
 # %% ../nbs/84_questions.ipynb #a0e4b7c1
-UNITS = {"AP": (100, 1, "points of mAP"), "d_ap": (1, 3, "of distance to the matches"), "epochs": (1, 2, "epochs"), "collapses": (100, 0, "points of the share of runs"), "loss": (100, 1, "points of mAP lost"),
+UNITS = {"AP": (100, 1, "points of mAP"), "d_ap": (1, 3, "of distance to the matches"), "epochs": (1, 2, "epochs"), "collapses": (100, 0, "points of the share of collapsed runs"), "loss": (100, 1, "points of mAP lost"),
          "separability": (100, 1, "points of separability"), "compactness": (1, 3, "of distance ratio")}      # factor, digits, unit
 
 def amount(value, endpoint, sign=""):

@@ -27,7 +27,8 @@ def nearest(queries, gallery, distance="euclidean", top=20, own=None, block=512)
     """The `top` nearest gallery embeddings of each query, the nearest first: (rows [Q, k], distances [Q, k]), numpy.
 
     queries [Q, D], gallery [G, D]: arrays or tensors. `own` [Q]: the gallery row that is the query itself and is left out, or -1. A query with
-    fewer than k = min(top, G) others has the row -1 at infinity at the end. Raises `InputError` for embeddings of different widths, NaN or infinite.
+    fewer than k = min(top, G) others has the row -1 at infinity at the end. Raises `InputError` for embeddings of different widths, NaN or infinite,
+    and for an `own` that is not one row a query.
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1: raise InputError(f"top={top!r} must be a whole number from 1 up")
     queries, gallery, distance = torch.as_tensor(queries), torch.as_tensor(gallery), get_distance(distance)
@@ -36,15 +37,17 @@ def nearest(queries, gallery, distance="euclidean", top=20, own=None, block=512)
     for name, x in (("queries", queries), ("gallery", gallery)):
         if len(bad := (~x.isfinite().all(1)).nonzero()): raise InputError(f"{name}: the embedding in row {int(bad[0])} is NaN or infinite; leave the row out, or embed the images again")
     own = torch.full((len(queries),), -1) if own is None else torch.as_tensor(own)
+    if own.shape != queries.shape[:1] or len(own) and not -1 <= own.min() <= own.max() < len(gallery):
+        raise InputError(f"own must be {len(queries)} rows of the gallery, each below {len(gallery)}, or -1; give one a query")
     found = []
     for x, self_ in zip(queries.split(block), own.split(block)):
         with torch.no_grad(): d = distance(x, gallery)
-        at = (self_ >= 0).nonzero()[:, 0]
+        at, self_ = (self_ >= 0).nonzero()[:, 0].to(d.device), self_.to(d.device)
         d[at, self_[at]] = torch.inf
         found.append(d.topk(min(top, len(gallery)), largest=False))
     if not found: return np.empty((0, min(top, len(gallery))), int), np.empty((0, min(top, len(gallery))), "float32")
     d, rows = (torch.cat([getattr(f, name) for f in found]) for name in ("values", "indices"))
-    return rows.masked_fill(d.isinf(), -1).numpy(), d.numpy()
+    return rows.masked_fill(d.isinf(), -1).cpu().numpy(), d.cpu().numpy()
 
 # %% ../nbs/91_search.ipynb #8060adf6
 def identities(table):
@@ -81,7 +84,7 @@ def thumbnail(path, height, quality=70):
     return content.getvalue()
 
 def thumbnails(paths, megabytes=4):
-    "data: URIs of the pictures, of the greatest of `HEIGHTS` at which all take about `megabytes` or less."
+    "data: URIs of the pictures, of the greatest of `HEIGHTS` at which all take about `megabytes` or less; of the least where none is low enough."
     some = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(len(paths), 40)).round().astype(int))]
     for height in HEIGHTS:
         size = sum(len(thumbnail(path, height)) for path in some)/len(some)*len(paths)*4/3     # base64 writes 4 characters for 3 bytes
@@ -95,13 +98,16 @@ MOST = 10_000     # images on a page
 def page_data(queries, gallery, embedder=None, top=20, megabytes=4, title="Search"):
     """The JSON value behind a page. `queries`, `gallery`: (table, embeddings), as `embed_folder` and `read_embeddings` give them.
 
-    Raises `InputError` for tables that do not say where their images are, embeddings of different widths, and more than `MOST` images.
+    Raises `InputError` for tables that do not say where their images are, tables and embeddings of different lengths, embeddings of different
+    widths, and more than `MOST` images.
     """
     (tables, vectors), about = zip(queries, gallery), embedder.about if embedder is not None else {}
     for name, table in zip(("queries", "gallery"), tables):
         if not len(table): raise InputError(f"there are no {name}; give images")
         if "folder" not in table.attrs: raise InputError(f"the table of the {name} does not say where its images are; set table.attrs['folder']")
-    if sum(map(len, tables)) > MOST: raise InputError(f"{sum(map(len, tables))} images are more than a page can hold ({MOST}); search in fewer, as table[:{MOST//2}]")
+    if sum(map(len, tables)) > MOST: raise InputError(f"{sum(map(len, tables))} images are more than a page can hold ({MOST}); search in fewer, as (table[:{MOST//2}], embeddings[:{MOST//2}])")
+    for name, table, x in zip(("queries", "gallery"), tables, vectors):
+        if len(table) != len(x): raise InputError(f"{name}: {len(table)} rows of the table and {len(x)} embeddings; cut both alike")
     files = [[str(Path(t.attrs["folder"])/p) for p in t.path] for t in tables]
     row, distance = {file: i for i, file in enumerate(files[1])}, about.get("distance", "euclidean")
     unique = list(dict.fromkeys(files[0] + files[1]))

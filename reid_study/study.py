@@ -239,9 +239,11 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     device, side = device or _device(), jobs or cores()
     if share > MOST: raise InputError(f"share={share} must be at most {MOST}")
     if share > 1 and device == "cpu": raise InputError(f"share={share} jobs cannot have a GPU together where none is used; leave it out, or give device")
-    here = Path(profile).name == "default"
-    if share > 1 and not here: raise InputError(f"share={share}: only the profile default gives out GPUs; leave share out with {profile}")
-    settings = _profile(profile)
+    settings, executor = _profile(profile)
+    here = executor == "local"
+    if share > 1 and not here: raise InputError(f"share={share}: GPUs are given out on this machine only; leave share out with the profile {profile}")
+    if jobs and not here: raise InputError(f"jobs={jobs}: the profile {profile} says how many go at a time; set jobs in its config.yaml")
+    if not here: _need_executor(executor)
     together = side if device == "cpu" else max(1, min(side, _gpus()*share))
     table = check(read_study(path), Path(data).resolve())     # before anything is written
     with _alone(runs):
@@ -264,15 +266,16 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
 
 # %% ../nbs/81_study.ipynb #123dafae
 def _profile(name):
-    "The folder of a Snakemake profile, from its name under workflow/profiles or its path. Its executor must be installed."
+    "(folder, executor) of a Snakemake profile, from its name under workflow/profiles or its path."
     folder = (PROFILES/name if (PROFILES/name).is_dir() else Path(name)).resolve()
-    try: executor = (yaml.safe_load((folder/"config.yaml").read_text()) or {}).get("executor", "local")
+    try: return folder, (yaml.safe_load((folder/"config.yaml").read_text()) or {}).get("executor", "local")
     except (OSError, yaml.YAMLError, AttributeError) as e:
         raise InputError(f"{folder} is no Snakemake profile ({e}); choose default or slurm, or give a folder with a config.yaml") from None
-    if executor not in ("local", "dryrun", "touch") and not find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}"):
-        raise InputError(f"profile {name}: its executor {executor} is not installed; run pip install -c constraints.txt "
-                         + ("-e '.[cluster]'" if executor == "slurm" else f"snakemake-executor-plugin-{executor}"))
-    return folder
+
+def _need_executor(executor):
+    "Raise `InputError` unless an executor of Snakemake's is installed."
+    if not find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}"):
+        raise InputError(f"the executor {executor} is not installed; run pip install -c constraints.txt " + ("-e '.[cluster]'" if executor == "slurm" else f"snakemake-executor-plugin-{executor}"))
 
 def _gpus():
     import torch

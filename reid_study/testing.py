@@ -48,8 +48,9 @@ def check_gradient(loss, **batches):
 
 def check_invariance(loss, relabel=True, **batches):
     "The value does not depend on the order of the batch, nor (`relabel`) on what the identities are called."
+    generator = torch.Generator().manual_seed(0)
     for x, pids in unequal_batches(5, **batches):
-        value, order = loss(x, pids), torch.randperm(len(x))
+        value, order = loss(x, pids), torch.randperm(len(x), generator=generator)
         assert torch.allclose(loss(x[order], pids[order]), value)
         if relabel: assert torch.allclose(loss(x, (3 - pids)*7 + 1000), value)
 
@@ -59,8 +60,9 @@ def check_degenerate(loss, dim=5, zero=True):
     `zero`: where a batch holds no positive or no negative pair, the loss is zero with a graph. Say False for losses that
     also learn from such batches.
     """
+    generator = torch.Generator().manual_seed(0)
     for name, pids in DEGENERATE.items():
-        x = torch.randn(len(pids), dim, requires_grad=True)
+        x = torch.randn(len(pids), dim, generator=generator, requires_grad=True)
         value = _seeded(loss, x, torch.tensor(pids, dtype=torch.long))
         assert value.isfinite() and value.requires_grad, name
         value.backward()
@@ -74,10 +76,10 @@ def check_degenerate(loss, dim=5, zero=True):
 
 def check_precision(loss, dim=5):
     "Finite in float32 or better under autocast, for float16 and bfloat16 embeddings, large and small."
-    pids = torch.tensor([0, 0, 0, 1, 1, 2])
+    pids, generator = torch.tensor([0, 0, 0, 1, 1, 2]), torch.Generator().manual_seed(0)
     for dtype in (torch.float16, torch.bfloat16):
         for scale in (1e-3, 1, 1e3):
-            x = (torch.randn(6, dim)*scale).to(dtype).requires_grad_()
+            x = (torch.randn(6, dim, generator=generator)*scale).to(dtype).requires_grad_()
             with torch.autocast("cpu", dtype=torch.bfloat16): value = _seeded(loss, x, pids)
             value.backward()
             assert value.dtype in (torch.float32, torch.float64) and value.isfinite() and x.grad.isfinite().all(), (dtype, scale)

@@ -193,3 +193,14 @@ def test_names_are_escaped(tmp_path):
 def test_pictures_are_the_same_bytes_for_the_same_runs(root, draw):
     one, two = (report.picture(getattr(report, draw)(find_runs(root)), "caption").data for _ in range(2))
     assert one == two and 'alt="caption"' in one
+
+
+def test_every_question_has_a_page(tmp_path):
+    from reid_study.invented import invented_study
+    from reid_study.study import page_jobs, write_page
+    manifest, runs = invented_study(tmp_path/"study", seeds=3)
+    pages = page_jobs(manifest, runs, tmp_path/"pages", tmp_path)
+    for page in ("index", *(f"q{i}" for i in range(1, 10))):
+        template, parameters, html = pages[page]
+        write_page(template, parameters, html)
+        assert "<h1" in html.read_text(), page

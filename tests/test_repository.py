@@ -53,7 +53,7 @@ def test_a_chapter_has_no_error_and_no_private_path(path):
     outputs = [o for c in json.loads(text)["cells"] for o in c.get("outputs", [])]
     assert not any(o["output_type"] == "error" for o in outputs)
     printed = json.dumps(outputs)
-    assert not any(place in printed for place in ("site-packages", "/home/", "/root/", str(ROOT))), "an output names a place on somebody's machine"
+    assert not any(place in printed for place in ("site-packages", "/home/", "/root/", "/tmp/tmp", str(ROOT))), "an output names a place on somebody's machine"
     assert not any(o.get("name") == "stderr" for o in outputs), "make the chapter again without warnings and progress bars: make book"
 
 
@@ -78,11 +78,6 @@ def test_pages_are_in_step():
     "README.md and the pages under docs/ are what their notebooks make."
     done = subprocess.run([sys.executable, ROOT/"tools"/"pages.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_losses_load_without_fastai():
-    code = "import sys; from reid_study.losses.triplet import TripletLoss; print('fastai' in sys.modules, 'pandas' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
 
 
 def test_learning_rates_are_those_that_the_search_chose():

@@ -135,7 +135,6 @@ def test_relabelling_changes_nothing(case, people, cameras):
     name = {-1: -1, 0: 0, **{i + 1: 10*p for i, p in enumerate(people)}}
     rename = lambda pids: np.array([name[p] for p in pids])
     recam = lambda cams: None if cams is None else np.array([7*cameras[c - 1] for c in cams])
-    if len(set(name.values())) < len(name): return
     assert same(run(case), run(case, q_pids=rename(case["q_pids"]), g_pids=rename(case["g_pids"]), q_cams=recam(case["q_cams"]), g_cams=recam(case["g_cams"])))
 
 
@@ -207,7 +206,7 @@ def test_many_matches_and_large_tie_groups():
     assert (np.abs(orders.mean(0)[:, 0] - r.AP) < 5*error[:, 0] + 1e-9).all() and (np.abs(orders.mean(0)[:, 2] - r.INP) < 5*error[:, 2] + 1e-9).all()
 
 
-def test_memory_stays_with_the_block():
+def test_blocks_are_asked_for_once_and_in_order():
     seen = []
     def blocks(start, stop):
         seen.append((start, stop))

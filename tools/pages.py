@@ -26,13 +26,15 @@ def build(name):
 
 
 @call_parse
-def main(check: bool = False):  # Only compare the texts with the committed pages, and fail if they differ
+def main(check: bool = False):  # Only compare the texts, and the pictures' names, with the committed pages, and fail if they differ
     "Write README.md and the pages under docs/ from their notebooks."
     for name, page in PAGES.items():
         text, pictures = build(name)
         if check:
             if not page.exists() or text != page.read_text():
                 raise SystemExit(f"{page.relative_to(ROOT)} is not what nbs/{name}.ipynb makes: run make readme")
+            there = {str(p.relative_to(ROOT)) for p in (ROOT/"docs"/"pictures").glob(f"{name}_*.png")}
+            if there != set(pictures): raise SystemExit(f"{min(there ^ set(pictures))} is missing or too much: run make readme")
             continue
         for old in (ROOT/"docs"/"pictures").glob(f"{name}_*.png"):
             if str(old.relative_to(ROOT)) not in pictures: old.unlink()

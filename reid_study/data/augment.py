@@ -33,7 +33,7 @@ class Augment:
     """Random flip, shift and erasing of a batch: uint8 [B, H, W, 3] -> normalised float32 [B, 3, H, W].
 
     `flip`: probability of mirroring. `shift`: largest displacement as a share of the height, both ways
-    (the same as padding and cropping). `erase`: probability of erasing a rectangle of 2 to 33% of the
+    (padding and cropping; the farthest shift is half as likely as the others where shift·H is whole). `erase`: probability of erasing a rectangle of 2 to 33% of the
     area, aspect 0.3 to 3.3. What lies outside or is erased becomes the mean colour, zero.
     All draws come from `generator`, which lives on `device`: its state is all that a resumed run needs.
     """

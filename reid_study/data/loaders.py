@@ -48,7 +48,7 @@ def make_loaders(table, images, sampler, augment=normalize, batch_size=256, devi
 
     `table` has the splits train, query and gallery; `images` uint8 [M, H, W, 3] its decoded store, where a row's image is at
     the place that its column `image` names, or row for row without that column;
-    `sampler` indexes the training rows. `dls.c` is the number of training identities.
+    `sampler` indexes the training rows. Raises `InputError` where the store has another number of rows and no column `image` says which. `dls.c` is the number of training identities.
     """
     if "image" not in table and len(images) != len(table): raise InputError(f"{len(images)} images do not fit a table of {len(table)} rows; make the store again")
     stored = table["image"].to_numpy() if "image" in table else np.arange(len(table))

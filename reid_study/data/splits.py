@@ -33,7 +33,7 @@ def hold_out(table, identities, seed=0):
 
 # %% ../../nbs/12_data.splits.ipynb #c52a50e3
 def thin(table, classes=0, per_class=0, seed=0):
-    """Keep `classes` training identities with `per_class` images each; 0: all. Other splits stay as they are.
+    """Keep `classes` training identities with `per_class` images each, both at least 0; 0: all. Other splits stay as they are.
 
     Identities that have `per_class` images come first, then those with fewer, which keep what they have. The choice depends
     on `seed` and on the images' names. Raises `InputError` when there are not that many identities.

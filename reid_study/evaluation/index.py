@@ -66,7 +66,7 @@ SEARCHING = {"ivf": ("nprobe",), "hnsw": ("ef_search",)}    # settings that a se
 
 def _faiss():
     try: import faiss
-    except ImportError: raise InputError('an index needs FAISS, which is not installed; install it with: pip install "reid_study[scale]"') from None
+    except ImportError: raise InputError('an index needs FAISS, which is not installed; install it with: pip install -c constraints.txt -e ".[scale]"') from None
     return faiss
 
 def _settings(kind, given, known):

@@ -24,6 +24,7 @@ class Tokens(nn.Module):
     def __init__(self, vit, output="class", mean=None, std=None):
         super().__init__()
         choose(output, dict.fromkeys(("class", "map")), "output")
+        if (mean is None) != (std is None): raise InputError("mean and std belong together; give both or neither")
         if output == "class" and getattr(vit, "cls_token", None) is None: raise InputError("this vision transformer has no class token; use output='map'")
         self.vit, self.output, self.width_out = vit, output, vit.embed_dim
         self.register_buffer("scale", torch.ones(3, 1, 1) if std is None else (torch.tensor(STD)/torch.tensor(std))[:, None, None])
@@ -43,7 +44,7 @@ def vit(name, pretrained=False, output="class", size=(256, 128)):
     `InputError` where timm is not installed, the name is none of its, its positions cannot be interpolated, or its weights cannot be had.
     """
     try: import timm
-    except ImportError: raise InputError(f'the backbone {name} is timm\'s, which is not installed; pip install "reid_study[timm]"') from None
+    except ImportError: raise InputError(f'the backbone {name} is timm\'s, which is not installed; pip install -c constraints.txt -e ".[timm]"') from None
     if name not in timm.list_models("vit_*_patch16_*"): raise InputError(f"{name!r} is no vision transformer of timm's with patches of 16; choose one such as vit_small_patch16_224")
     if any(not isinstance(side, int) or side < SIDE or side % SIDE for side in size): raise InputError(f"size={size} must be a height and a width that are multiples of {SIDE}")
     try: network = timm.create_model(name, pretrained=pretrained, img_size=tuple(size), num_classes=0, dynamic_img_size=True)

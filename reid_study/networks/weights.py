@@ -46,8 +46,9 @@ def load_renamed(network, weights, rename, what):
     in the network, where some of its own are not there, and for another shape. Counts of batches may lack: old files have none.
     """
     own, theirs = network.state_dict(), {}
-    for name in weights: theirs[rename(name)] = name
-    theirs.pop(None, None)
+    for name in weights:
+        if (ours := rename(name)) in theirs: raise InputError(f"the weights have {theirs[ours]} and {name} for one place in {what}; choose the network that they were trained with")
+        if ours is not None: theirs[ours] = name
     strange = [name for ours, name in theirs.items() if ours not in own]
     if strange: raise InputError(f"the weights are not of {what}, which has no place for {_some(strange)}; choose the network that they were trained with")
     other = [f"{name} {[*weights[name].shape]} for {[*own[ours].shape]}" for ours, name in theirs.items() if weights[name].shape != own[ours].shape]

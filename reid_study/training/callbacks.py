@@ -107,7 +107,7 @@ class Checkpoint(Callback):
 
     `epochs` is the number of finished epochs that the file holds; fit with `start_epoch=epochs`.
     `stamp`: what the training is, as JSON values; it is kept in the file and must agree.
-    Raises `InputError` for a file that cannot be read whole or is of another training.
+    Raises `InputError` for a file that cannot be read whole, or whose stamp differs; what the stamp does not say is not compared.
     """
     order = 120
 

@@ -109,7 +109,7 @@ def _data_parallel(device):
     "fastai's callback that wraps the network, for a kind of device."
     try: from fastai.distributed import DistributedTrainer
     except (ImportError, NameError):      # fastai names Accelerator whether it could import it or not
-        raise InputError('training over several ranks needs accelerate, which is not installed; install it with: pip install "reid_study[distributed]"') from None
+        raise InputError('training over several ranks needs accelerate, which is not installed; install it with: pip install -c constraints.txt -e ".[distributed]"') from None
     trainer = DistributedTrainer(sync_bn=device == "cuda", cpu=device == "cpu")
     trainer._wrap_dl = lambda loader: loader
     return trainer
@@ -131,17 +131,20 @@ def over_ranks(learn):
     Raises `InputError` for a process that is alone, a batch that cannot be dealt out evenly, and without accelerate.
     """
     (rank, ranks), train, objective, kind = _ranks(), learn.dls.train, learn.loss_func, learn.dls.device.type
-    trainer, alone = _data_parallel(kind), (train.batches, train.transform)
+    trainer, alone, path = _data_parallel(kind), (train.batches, train.transform), learn.history.path
     train.batches, train.transform = RankBatches(train.batches, rank, ranks), RankAugment(train.transform, rank, ranks)
-    learn.loss_func = WholeBatch(objective.terms, init_device_mesh(kind, (ranks,)))
-    _send(objective)
-    if rank:
-        learn.history.path = None
-        if hasattr(learn, "checkpoint"): learn.checkpoint.after_epoch = lambda: None
-    with learn.added_cbs([trainer, InStep()]), learn.no_bar() if rank else contextlib.nullcontext(): yield learn
-    _send(learn.model, ["buffers"])
-    train.batches, train.transform = alone
-    learn.loss_func = objective
+    try:
+        learn.loss_func = WholeBatch(objective.terms, init_device_mesh(kind, (ranks,)))
+        _send(objective)
+        if rank:
+            learn.history.path = None
+            if hasattr(learn, "checkpoint"): learn.checkpoint.after_epoch = lambda: None
+        with learn.added_cbs([trainer, InStep()]), learn.no_bar() if rank else contextlib.nullcontext(): yield learn
+        _send(learn.model, ["buffers"])
+    finally:
+        train.batches, train.transform = alone
+        learn.loss_func, learn.history.path = objective, path
+        if hasattr(learn, "checkpoint"): vars(learn.checkpoint).pop("after_epoch", None)
 
 # %% ../../nbs/64_training.distributed.ipynb #76d99057
 class ParallelIdentityLoss(nn.Module):
@@ -197,7 +200,7 @@ class ClipShards(Clip):
 def sharded_identity(learn):
     """A context inside `over_ranks(learn)` in which the identity classifier is in shards: `with over_ranks(learn), sharded_identity(learn): fit(learn, 12, 3e-3)`.
 
-    Afterwards it is whole, and in the network again. Keeps no checkpoint.
+    Afterwards it is whole, and in the network again; if training has failed, make the learner anew. Keeps no checkpoint.
     Raises `InputError` outside `over_ranks`, for a recipe without identity loss, and in float16.
     """
     objective, heads = learn.loss_func, learn.model.heads
@@ -205,14 +208,16 @@ def sharded_identity(learn):
     if "identity" not in heads: raise InputError(f"{' and '.join(objective.terms)} has no identity classifier to cut into shards; train without")
     if (amp := getattr(learn, "mixed_precision", None)) and amp.amp_mode.value == "fp16": raise InputError("the scaled gradients of float16 are not known in shards; use bfloat16 or float32")
     kind, term, (classes, dim) = type(heads["identity"]), objective.terms["identity"], heads["identity"].weight.shape
-    loss = ParallelIdentityLoss(heads.pop("identity"), objective.mesh, term.loss.label_smoothing)
+    loss = ParallelIdentityLoss(heads["identity"], objective.mesh, term.loss.label_smoothing)      # it may refuse
+    del heads["identity"]
     learn.loss_func = WholeBatch(objective.terms | {"identity": replace(term, loss=loss, reads="after")}, objective.mesh)
     splitter, learn.splitter, learn.opt = learn.splitter, partial(learn.splitter.func, objective=learn.loss_func), None
     left_out = [cb for cb in learn.cbs if isinstance(cb, (Clip, Checkpoint))]
-    with learn.added_cbs(ClipShards(learn.clip.max_norm)), learn.removed_cbs(left_out), loss_parallel(): yield learn
-    heads["identity"] = kind(dim, classes)
-    heads["identity"].weight.data = loss.classifier.weight.full_tensor().detach()
-    learn.loss_func, learn.splitter, learn.opt = objective, splitter, None
+    try:
+        with learn.added_cbs(ClipShards(learn.clip.max_norm)), learn.removed_cbs(left_out), loss_parallel(): yield learn
+        heads["identity"] = kind(dim, classes)
+        heads["identity"].weight.data = loss.classifier.weight.full_tensor().detach()
+    finally: learn.loss_func, learn.splitter, learn.opt = objective, splitter, None
 
 # %% ../../nbs/64_training.distributed.ipynb #7e62c84b
 def _rank0_first(call):

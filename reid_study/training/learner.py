@@ -34,9 +34,12 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
                  validate_every=1, seed=0, device="cpu", folder=None):
     """A fastai `Learner` for a recipe (a name or a `Recipe`), on a table with the splits train, query and gallery.
 
-    `images`: the table's decoded store, uint8 [N, H, W, 3]. `settings`: changes to the recipe's, as {"triplet.margin": 0.5}.
+    `images`: the table's decoded store, uint8 [M, H, W, 3], row for row or as the table's column `image` says. `sampler`, `backbone`,
+    `precision`: names from `SAMPLERS`, `BACKBONES`, `PRECISIONS`. `dim`: width of the embedding. `p`, `k`: identities a batch, and images of
+    each. `flip`, `shift`, `erase`: see `Augment`. `validate_every`: epochs from one validation to the next; the last one always is. `settings`: changes to the recipe's, as {"triplet.margin": 0.5}.
     `steps`: batches an epoch (default: images // (p·k)). `clip`: largest norm of the gradient. `folder`: where
-    history and checkpoint are kept; None keeps neither. Train it with `fit`.
+    history and checkpoint are kept, one for each training; None keeps neither. A checkpoint must agree in recipe, settings, seed, sampler,
+    batch, backbone, width, precision and kind of device; other data, steps, rates or augmentation go unnoticed. Train it with `fit`.
     Raises `InputError` for what cannot be built: an unknown name, more identities a batch than there are.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
