@@ -61,7 +61,8 @@ def _metrics(config, mAP, rng):
     "What metrics.json holds. At equal compactness, representation recipes are more separable by .04."
     family, other = get_recipe(config["recipe"]).family, np.random.default_rng([3, *config["recipe"].encode()])
     ratio = .62 + .10*other.normal() + .005*rng.normal()
-    geometry = dict(distance_ratio=ratio, separability=.95 - .5*(ratio - .5) + .04*(family == "representation") + .004*rng.normal(), d_ap=.7, d_an=1.2)
+    geometry = dict(distance_ratio=ratio, separability=.95 - .5*(ratio - .5) + .04*(family == "representation") + .004*rng.normal(),
+                    d_ap=.7, d_an=1.2, silhouette=.3 - .4*ratio, alignment=.5*ratio, uniformity=-2.5, hubness=.4)
     retrievals = {n: dict(mAP=mAP*f, rank1=.5) for n, f in dict(euclidean=1, manhattan=.99, hamming=.8, whitening=1.03, kissme=1.01).items()}
     if "mahalanobis" in config["recipe"]: retrievals["learned by triplet"] = dict(mAP=mAP*1.02, rank1=.5)
     found = dict(mAP=mAP, mINP=mAP/2, cmc=np.linspace(.5, .99, 50).tolist(), queries=PEOPLE*QUERIES, dropped=0, gallery=GALLERY, cameras=True, geometry=geometry,

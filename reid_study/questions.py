@@ -22,7 +22,7 @@ from .claims import MARGINS, RATES, claims, eligible, lost, over
 from .core import InputError, digest, read_json
 from .plan import compared_arms
 from .evaluation.statistics import (
-    MIN_SEEDS, Interval, crossed_interval, holm, identity_means, minimum_detectable, non_inferiority, p_value, paired_shares, sign_flip, verdict)
+    MIN_SEEDS, Interval, crossed_interval, equivalence, holm, identity_means, minimum_detectable, non_inferiority, p_value, paired_shares, sign_flip, verdict)
 from .recipes import FAMILY_COLOURS, RECIPES, get_recipe
 from .report import DATASET_NAMES, JUDGED, _capital, _counted, _listed, _table, check_comparable
 from .runs import read_run, searched
@@ -300,6 +300,12 @@ def _flipped(claim, by_seed, margin):
     if len(by_seed) < 2: return math.nan
     return sign_flip(claim.sign*by_seed + margin, "greater") if claim.kind == "no worse" else sign_flip(by_seed)
 
+def _p(p): return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}"
+
+def _equivalent(claim, interval, margin):
+    "Of a claim of a difference, what the equivalence test says."
+    return "" if claim.kind != "different" or interval.descriptive else f"less than the margin either way: {_p(equivalence(interval, margin))} (equivalence test)"
+
 def decide(claim, interval, p_adjusted, margin):
     "The verdict on a claim; for better and no worse that of `statistics.verdict`."
     if interval.descriptive: return "undecided"
@@ -321,7 +327,7 @@ def answers(study):
     for claim in study.claims:
         c, margin, p = found[claim.name], margins[claim.name], adjusted.get(claim.name, math.nan)
         i = c.interval
-        rows.append(dict(name=claim.name, question=claim.question, text=claim.text, kind=claim.kind, sign=claim.sign, endpoint=claim.endpoint, contrast=c.words, note=c.note,
+        rows.append(dict(name=claim.name, question=claim.question, text=claim.text, kind=claim.kind, sign=claim.sign, endpoint=claim.endpoint, contrast=c.words, note="; ".join(filter(None, (c.note, _equivalent(claim, i, margin)))),
                          seeds=len(c.by_seed), identities=c.identities, estimate=i.estimate, low=i.low, high=i.high, p=tested.get(claim.name, math.nan), p_holm=p,
                          p_flip=_flipped(claim, c.by_seed, margin), margin=margin, detectable=minimum_detectable(i) if i.df > 0 and claim.kind != "no worse" else math.nan,
                          descriptive=i.descriptive, verdict=decide(claim, i, p, margin)))
@@ -339,8 +345,6 @@ ENDPOINTS = {"AP": "mAP", "d_ap": "mean distance of a query to its matches, of a
              "collapses": f"share of runs whose queries are on average less than {COLLAPSED} from other people, where unrelated directions are 1.41 apart (half a pair added to each kind)",
              "separability": "accuracy of a linear classifier of unseen people, fitted on half of each one's images",
              "compactness": "mean distance between images of one unseen person, divided by that between people"}
-
-def _p(p): return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}"
 
 def _why(a):
     "What follows from the interval, and what does not."

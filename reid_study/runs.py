@@ -36,6 +36,8 @@ from .data.others import read_cuhk03, read_duke, read_msmt17
 from .data.people import VERSION, make_people
 from .data.samplers import SAMPLERS
 from .data.splits import hold_out, thin
+from .losses.base import MetricLoss
+from .losses.verification import VerificationLoss
 from .networks.zoo import BACKBONES
 from .recipes import LOSSES, get_recipe
 
@@ -78,7 +80,7 @@ def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data",
     `table`: the dataset with its fingerprint, from `fingerprinted`, where many configurations are made of one.
     "split" is what will be scored: "validation", or None where no identity is held out.
     Raises `InputError` for an unknown dataset, recipe, setting or parameter, for values of another type or
-    range, and for more identities in a batch than there are to train on.
+    range, for batches that cannot be drawn from what there is to train on, and for batches in which the recipe finds nothing to compare.
     """
     recipe = get_recipe(recipe)
     protocol = choose(dataset, PROTOCOLS, "dataset") | {"lr": recipe.lr}
@@ -92,8 +94,9 @@ def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data",
     config = protocol | changes | {"dataset": dataset, "recipe": recipe.name, "seed": seed, "settings": recipe.settings(settings)}
     if config["sampler"] == "native": config["sampler"] = recipe.native
     for name, options in CHOICES.items(): choose(config[name], options, name)
-    left = _identities(config, table)
-    if config["p"] > left: raise InputError(f"p={config['p']} identities a batch cannot be drawn from the {left} that train; choose p up to {left}")
+    for name in ("flip", "shift", "erase"):
+        if config[name] > 1: raise InputError(f"{name}={config[name]} must be at most 1")
+    _check_batch(config, recipe, *_to_train(config, table))
     return _scored(config | {"data": images} | code_of(recipe.name) | backbone_code(config["backbone"]), "validation" if config["validation"] else None)
 
 # %% ../nbs/80_runs.ipynb #215f5d36
@@ -127,10 +130,21 @@ def score_code():
 def _training(config, table):
     "The table of what trains, with the validation identities as query and gallery."
     return thin(hold_out(table, config["validation"], config["split_seed"]), config["classes"], config["per_class"], config["split_seed"])
-def _identities(config, table):
-    "How many identities train. A study asks this often of one table, which remembers the answers."
-    known, key = table.attrs.setdefault("identities", {}), str([config[name] for name in ("validation", "split_seed", "classes", "per_class")])
-    if key not in known: known[key] = _training(config, table).query("split == 'train'").pid.nunique()
+def _check_batch(config, recipe, identities, images):
+    p, k = config["p"], config["k"]
+    if p > identities: raise InputError(f"p={p} identities a batch cannot be drawn from the {identities} that train; choose p up to {identities}")
+    if p*k > images: raise InputError(f"p={p} times k={k} images a batch cannot be drawn from the {images} that train; choose fewer")
+    if config["sampler"] == "pk" and any(issubclass(LOSSES[t].make, (MetricLoss, VerificationLoss)) for t in recipe.terms):
+        least = 3 if "quadruplet" in recipe.terms else 2
+        if p < least: raise InputError(f"p={p}: {recipe.name} compares {least} identities of a batch; choose p of at least {least}")
+        if k < 2: raise InputError(f"k={k}: {recipe.name} compares images of one identity; choose k of at least 2")
+
+def _to_train(config, table):
+    "(identities, images) that train. A study asks this often of one table, which remembers the answers."
+    known, key = table.attrs.setdefault("to_train", {}), str([config[name] for name in ("validation", "split_seed", "classes", "per_class")])
+    if key not in known:
+        train = _training(config, table).query("split == 'train'")
+        known[key] = train.pid.nunique(), len(train)
     return known[key]
 
 # %% ../nbs/80_runs.ipynb #cdf4aeea

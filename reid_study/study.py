@@ -28,8 +28,8 @@ from tqdm import tqdm
 from .core import InputError, cores, digest, read_json, whole, write_json
 from .figures import costs
 from .jobs import MOST, execute
-from .plan import cell_config, cells, check, compared_arms, jobs, manifest, read_study, searches
-from .runs import PROTOCOLS, STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, elsewhere, place, read_run, run_id, score_code, test_config
+from .plan import cell_config, cells, check, compared_arms, jobs, manifest, protocols, read_study, searches
+from .runs import STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, elsewhere, place, read_run, run_id, score_code, test_config
 from .recipes import FAMILY_COLOURS, RECIPES
 from .report import to_html
 from .tuning import tune_code, tuned
@@ -102,9 +102,8 @@ def _job(self:Workflow, config, template, **more):
 @patch
 def _data(self:Workflow, dataset):
     "Write the job that prepares a dataset, the study's own or one that is only tested on; its manifest, relative to `runs`."
-    protocol, home = PROTOCOLS[self.study.dataset] | self.study.protocol, dataset == self.study.dataset
-    changed = [protocol | arm.changes | change for arm in self.study.arms.values() for change in arm.each]
-    own = {"dataset": dataset, "sizes": sorted({(c["height"], c["width"]) for c in changed}), "expected": self.table[1] if home else elsewhere(dataset, self.data)["test_data"],
+    home = dataset == self.study.dataset
+    own = {"dataset": dataset, "sizes": sorted({(p["height"], p["width"]) for p in protocols(self.study)}), "expected": self.table[1] if home else elsewhere(dataset, self.data)["test_data"],
            "tests": not home or any(arm.score == "test" for arm in self.study.arms.values())}
     name = f"{dataset}-{digest(own)}"
     self._write(name, "data", self.runs/"logs"/f"{name}.ipynb", own | {"data": str(self.data), "output": str(self.runs/"data"/f"{name}.json")})
@@ -245,7 +244,10 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     if jobs and not here: raise InputError(f"jobs={jobs}: the profile {profile} says how many go at a time; set jobs in its config.yaml")
     if not here: _need_executor(executor)
     together = side if device == "cpu" else max(1, min(side, _gpus()*share))
-    table = check(read_study(path), Path(data).resolve())     # before anything is written
+    study = read_study(path)
+    if device == "cpu" and (amp := {p["precision"] for p in protocols(study)} - {"float32"}):
+        raise InputError(f"{path}: precision: {min(amp)} needs a GPU; say float32, or run it where there is one")
+    table = check(study, Path(data).resolve())     # before anything is written
     with _alone(runs):
         workflow = Workflow(path, data, runs, out, device, together, share, table)     # it writes the jobs, which an engine that runs reads
         print(_counts(workflow.study, workflow.table, data))

@@ -1,4 +1,5 @@
 """The study from outside: processes that are killed, the command line, the templates with smoke parameters."""
+import json
 import os
 import signal
 import subprocess
@@ -123,3 +124,19 @@ def test_a_failing_run_is_reported_and_others_are_kept(data, tmp_path):
     with pytest.raises(RuntimeError, match="triplet seed 0.*not finite.*ipynb"): run_study(tmp_path/"bad.yaml", data, tmp_path/"runs", tmp_path/"out", device="cpu")
     kept, = (tmp_path/"runs"/"run").glob("[!.]*")
     assert read_run(kept).config["recipe"] == "identity" and not list((tmp_path/"out").rglob("*.html"))
+    told = [json.loads(line) for line in (tmp_path/"runs"/".jobs"/"bad"/"events.jsonl").read_text().splitlines()]
+    failed = {e["job"] for e in told if e["event"] == "failed"}
+    assert len(failed) == 1 and [e["event"] for e in told if e["job"] in failed] == ["started", "failed"]*2      # it was tried again
+
+
+@pytest.mark.parametrize("name", ["market1501-gpu", "market1501-gpu-256"])
+def test_the_gpu_studies_run_small_on_a_cpu(name, data, tmp_path):
+    content = yaml.safe_load((Path(__file__).parents[1]/"studies"/f"{name}.yaml").read_text())
+    small = {key: SMALL[key] for key in ("p", "k", "validation") if key in SMALL} | {"epochs": 1, "steps": 1, "height": 64, "width": 32, "precision": "float32"}
+    content |= {"dataset": "people", "protocol": content["protocol"] | small, "questions": []}
+    if content.get("tuning"): content["tuning"] |= {"trials": 1, "epochs": 1}
+    for arm in content["arms"].values(): arm |= {"recipes": ["identity+triplet"], "seeds": 1, "changes": arm.get("changes", {}) | {"epochs": 1}}
+    (tmp_path/"small.yaml").write_text(yaml.safe_dump(content))
+    run_study(tmp_path/"small.yaml", data, tmp_path/"runs", tmp_path/"out", device="cpu")
+    tested = {read_run(folder).config["backbone"] for folder in (tmp_path/"runs"/"test").glob("[!.]*")}
+    assert tested == {"resnet50", *(arm.get("changes", {}).get("backbone", "resnet50") for arm in content["arms"].values())}
