@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 
 from .core import InputError, choose, cores, digest, read_json, write_json
+from .data.augment import Augment
 from .data.images import fingerprint, image_store
 from .data.market1501 import ATTRIBUTES, FOLDERS, read_market, read_market1501
 from .data.others import read_cuhk03, read_duke, read_msmt17
@@ -94,8 +95,7 @@ def make_config(dataset, recipe, seed=0, settings=None, table=None, data="data",
     config = protocol | changes | {"dataset": dataset, "recipe": recipe.name, "seed": seed, "settings": recipe.settings(settings)}
     if config["sampler"] == "native": config["sampler"] = recipe.native
     for name, options in CHOICES.items(): choose(config[name], options, name)
-    for name in ("flip", "shift", "erase"):
-        if config[name] > 1: raise InputError(f"{name}={config[name]} must be at most 1")
+    Augment(*(config[name] for name in ("flip", "shift", "erase")))     # refuses shares above one
     _check_batch(config, recipe, *_to_train(config, table))
     return _scored(config | {"data": images} | code_of(recipe.name) | backbone_code(config["backbone"]), "validation" if config["validation"] else None)
 

@@ -29,7 +29,7 @@ from .core import InputError, cores, digest, read_json, whole, write_json
 from .figures import costs
 from .jobs import MOST, execute
 from .plan import cell_config, cells, check, compared_arms, jobs, manifest, protocols, read_study, searches
-from .runs import STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, elsewhere, place, read_run, run_id, score_code, test_config
+from .runs import STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, elsewhere, fingerprinted, place, read_run, run_id, score_code, test_config
 from .recipes import FAMILY_COLOURS, RECIPES
 from .report import to_html
 from .tuning import tune_code, tuned
@@ -38,7 +38,7 @@ from .tuning import tune_code, tuned
 class Workflow:
     """The jobs of a study. `device`: where runs train. `side_by_side`: how many jobs train at a time; `share`: how many may share a GPU.
 
-    Folders are under `runs`, pages under `out`, both absolute. `table`: the dataset with its fingerprint, from `check`, where the study is checked already.
+    Folders are under `runs`, pages under `out`, both absolute. `table`: the dataset with its fingerprint, as `check` gives it; None: it is read, of a study that is checked already.
     """
     def __init__(self, study, data, runs, out, device=None, side_by_side=1, share=1, table=None):
         self.study, self.data, self.runs, self.out = read_study(study), Path(data).resolve(), Path(runs).resolve(), Path(out).resolve()
@@ -46,7 +46,7 @@ class Workflow:
         self.share = share
         self.gpu = int(self.device != "cpu")
         self.files = self.runs/".jobs"/self.study.name
-        self.table = table or check(self.study, self.data)
+        self.table = table or fingerprinted(self.study.dataset, self.data)
         self.searches = {recipe: self._job(config, "tune") for recipe, config in searches(self.study, self.table, self.data).items()}
         self.datasets = {name: self._data(name) for name in dict.fromkeys([self.study.dataset, *filter(None, (arm.elsewhere for arm in self.study.arms.values()))])}
         self.known = self._follow(lambda cell: self.study.arms[cell.arm].settings == "default")

@@ -132,7 +132,7 @@ def test_a_failing_run_is_reported_and_others_are_kept(data, tmp_path):
 @pytest.mark.parametrize("name", ["market1501-gpu", "market1501-gpu-256"])
 def test_the_gpu_studies_run_small_on_a_cpu(name, data, tmp_path):
     content = yaml.safe_load((Path(__file__).parents[1]/"studies"/f"{name}.yaml").read_text())
-    small = {key: SMALL[key] for key in ("p", "k", "validation") if key in SMALL} | {"epochs": 1, "steps": 1, "height": 64, "width": 32, "precision": "float32"}
+    small = SMALL | {"epochs": 1, "steps": 1, "height": 64, "width": 32, "precision": "float32"}
     content |= {"dataset": "people", "protocol": content["protocol"] | small, "questions": []}
     if content.get("tuning"): content["tuning"] |= {"trials": 1, "epochs": 1}
     for arm in content["arms"].values(): arm |= {"recipes": ["identity+triplet"], "seeds": 1, "changes": arm.get("changes", {}) | {"epochs": 1}}
