@@ -7,9 +7,9 @@ __all__ = ['CAPTIONS', 'CONTRASTED', 'GEOMETRY', 'COST', 'ARM_COLOURS', 'forest_
            'attribute_picture', 'seeds_picture', 'distance_picture', 'distance_sentence', 'mining_picture', 'collapses',
            'geometry_picture', 'geometry_markdown', 'growth_picture', 'costs', 'cost_growth', 'cost_sentence',
            'cost_table', 'recipe_scores', 'ranking_picture', 'ranking_caption', 'distance_grid', 'tuning_picture',
-           'tuning_sentence', 'comparable_arms', 'arms_picture', 'arms_sentence', 'agreement_picture',
-           'agreement_sentence', 'transfer_picture', 'transfer_sentence', 'controls', 'control_sentence',
-           'power_picture']
+           'tuning_sentence', 'comparable_arms', 'arms_picture', 'arms_sentence', 'paired_scores', 'sampler_sentence',
+           'agreement_picture', 'agreement_sentence', 'transfer_picture', 'transfer_sentence', 'controls',
+           'control_sentence', 'power_picture']
 
 # %% ../nbs/85_figures.ipynb #e679b096
 import html
@@ -410,14 +410,42 @@ def arms_picture(study, arm="main"):
 
 # %% ../nbs/85_figures.ipynb #ed000808
 def arms_sentence(study, arm="main"):
-    "Markdown: what the first arm has over each other one, and whether both rank the recipes alike."
-    own, parts = _scores(study, arm), []
+    "Markdown: what the first arm has over each other one, by the seeds that both have, and whether both rank the recipes alike."
+    parts = []
     for other in comparable_arms(study, arm)[1:]:
-        theirs = _scores(study, other)
-        gap = (own - theirs).dropna()
-        tuned_on = " Its settings were tuned on the PK sampler too, which favours that one." if study.searches and any(run.config["sampler"] != "pk" for run in study.table.run[study.table.arm == other]) else ""
-        parts.append(f"*{arm}* − *{other}*: {gap.mean():+.1f} points on average over {_counted(len(gap), 'recipe')}, higher for {(gap > 0).sum()}.{tuned_on}{_agreement(own[gap.index], theirs[gap.index])}")
-    return "\n\n".join(parts).replace(" -", " −") or f"No other arm without conditions is scored on the same people as *{arm}*."
+        scores = paired_scores(study, arm, other)
+        tuned_on = " Its settings were tuned on the PK sampler too, which favours that one." if study.searches and _own_sampler(study, other) else ""
+        parts.append(f"*{arm}* − *{other}*: {_gained(scores[arm] - scores[other])}.{tuned_on}{_agreement(scores[arm], scores[other])}")
+    return "\n\n".join(parts) or f"No other arm without conditions is scored on the same people as *{arm}*."
+
+def paired_scores(study, arm, other):
+    "A table, a row a recipe that both arms have: its mAP in per cent in each, mean over the seeds that both have."
+    rows = {}
+    for recipe in study.recipes(other):
+        runs = [study.runs(a, recipe) for a in (arm, other)] if recipe in study.recipes(arm) else [{}, {}]
+        if both := runs[0].keys() & runs[1].keys(): rows[recipe] = [_points({seed: r[seed] for seed in both}).mean() for r in runs]
+    return pd.DataFrame(rows, [arm, other], dtype=float).T
+
+def _own_sampler(study, arm): return any(run.config["sampler"] != "pk" for run in study.table.run[study.table.arm == arm])
+
+def _gained(gap):
+    "The mean, count, share above zero and range of gains in points of mAP, a value a recipe, in words."
+    return (f"{gap.mean():+.1f} points on average over {_counted(len(gap), 'recipe')}, from {gap.min():+.1f} ({gap.idxmin()}) to {gap.max():+.1f} ({gap.idxmax()}), "
+            f"higher for {(gap > 0).sum()}").replace("-", "−")
+
+def sampler_sentence(study, arm="main"):
+    "Markdown: what the recipes of each family have on the batches of their own papers, against the PK batches that the questions compare on."
+    others = [a for a in comparable_arms(study, arm)[1:] if _own_sampler(study, a)]
+    if not others: return "Every loss has PK batches here, whatever its own papers draw; what the others lose by that was not measured."
+    parts = []
+    for other in others:
+        scores = paired_scores(study, arm, other)
+        families = scores.index.map(lambda r: get_recipe(r).family)
+        gains = "; ".join(f"{family}: {_gained(part[other] - part[arm])}" for family, part in scores.groupby(families, sort=False))
+        best = max(scores.index, key=lambda r: scores[other][r])
+        parts.append(f"The questions compare on PK batches. On those of their own papers (arm *{other}*, the same seeds), recipes change by these points of mAP. {gains[0].upper() + gains[1:]}. "
+                     f"The highest there is {best}, {scores[other][best]:.1f} % after {scores[arm][best]:.1f} %. No contrast was named for this.")
+    return "\n\n".join(parts)
 
 def _scores(study, arm): return recipe_scores(study, arm).set_index("recipe").mAP
 
