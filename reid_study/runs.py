@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DATASETS', 'PROTOCOLS', 'CHOICES', 'TRAINS', 'TEMPLATES', 'STAGES', 'ENCODINGS', 'read_people', 'dataset_root',
            'read_dataset', 'make_config', 'test_config', 'elsewhere', 'training_config', 'searched', 'score_code',
-           'fingerprinted', 'code_fingerprint', 'code_of', 'backbone_code', 'code_of_functions', 'code_cells', 'run_id',
-           'open_data', 'stored_images', 'place', 'partial_folder', 'prepare', 'train', 'make_run', 'disk_named',
-           'one_at_a_time', 'trained', 'finish_run', 'write_table', 'seal', 'check_sums', 'environment', 'commit',
-           'Run', 'read_run']
+           'score_code_now', 'fingerprinted', 'code_fingerprint', 'code_of', 'code_now', 'backbone_code',
+           'published_as', 'code_of_functions', 'code_cells', 'run_id', 'open_data', 'stored_images', 'place',
+           'partial_folder', 'prepare', 'train', 'make_run', 'disk_named', 'one_at_a_time', 'trained', 'finish_run',
+           'write_table', 'seal', 'check_sums', 'environment', 'commit', 'Run', 'read_run']
 
 # %% ../nbs/80_runs.ipynb #89638126
 import ast
@@ -125,7 +125,9 @@ def searched(config):
 
 def score_code():
     "The fingerprint of what scores a training."
-    return digest([code_fingerprint("evaluation.scoring"), code_cells("test")])
+    return published_as(score_code_now())
+
+def score_code_now(): return digest([code_fingerprint("evaluation.scoring"), code_cells("test")])
 
 def _training(config, table):
     "The table of what trains, with the validation identities as query and gallery."
@@ -198,6 +200,10 @@ def code_of(recipe):
     """The two fingerprints of a training: "code", which all recipes share (what the learner imports, the functions here that call it, and the
     code cells of the notebook that runs them), and "loss_code", which is of the recipe's own losses; the tables of all losses and recipes are in
     neither, this recipe's rows are in the second."""
+    return {name: published_as(value) for name, value in code_now(recipe).items()}
+
+def code_now(recipe):
+    "What `code_of` gives before it is asked whether runs of the same numbers are published under another fingerprint."
     losses = [LOSSES[t] for t in get_recipe(recipe).terms]
     own = code_fingerprint(*dict.fromkeys(loss.make.__module__.removeprefix("reid_study.") for loss in losses))
     return {"code": digest([code_fingerprint("training.learner", "data.splits", "data.images"), code_of_functions("runs", *TRAINS), code_cells("run")]),
@@ -208,6 +214,15 @@ def backbone_code(name):
     Nothing for those of networks.backbones, which is in "code", and for what somebody has added from outside the library."""
     module = getattr(choose(name, BACKBONES, "backbone"), "__module__", "").removeprefix("reid_study.")
     return {"backbone_code": code_fingerprint(module)} if module.startswith("networks.") and module != "networks.backbones" else {}
+
+@lru_cache
+def published_as(fingerprint):
+    """A fingerprint, or in its place that of earlier code with the same numbers, under which runs are published.
+
+    results/same_code.json says which; `tools/same_code.py` writes it, when published runs that are made again are the same to the last bit.
+    """
+    file = TEMPLATES.parents[1]/"results"/"same_code.json"
+    return (read_json(file, "run python tools/same_code.py") if file.exists() else {}).get(fingerprint, fingerprint)
 
 TRAINS = ("_training", "open_data", "stored_images", "prepare", "train")     # what of this module a training's numbers depend on
 
@@ -274,8 +289,9 @@ def prepare(config, data="data", device=None, folder=None):
     torch.manual_seed(config["seed"])   # for what draws at random inside a loss
     table, images = open_data(config, data)
     names = ("backbone pretrained dim p k sampler flip shift erase weight_decay clip precision validate_every seed").split()
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return make_learner(config["recipe"], table, images, config["settings"], **{n: config[n] for n in names}, steps=config["steps"] or None,
-                        device=device or ("cuda" if torch.cuda.is_available() else "cpu"), folder=folder)
+                        device=device, folder=folder, save_every=15 if device.type == "cuda" else 0)
 
 def train(config, data="data", device=None, folder=None):
     "Train a configuration, going on from the checkpoint in `folder` if there is one. Returns the trained fastai `Learner`."

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
+from reid_study.data.market1501 import ATTRIBUTES
+from reid_study.recipes import RECIPES
 from reid_study.training.learner import fit, make_learner
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -16,6 +18,7 @@ def learner_of(recipe="identity+triplet", device="cuda", **settings):
     table = pd.DataFrame([(f"{p:04}_c{c}_{i}.jpg", p, c) for p in range(1, 13) for c in range(1, 4) for i in range(4)], columns=["path", "pid", "camid"])
     table["split"] = np.where(table.pid <= 8, "train", np.where(~table.duplicated(["pid", "camid"]), "query", "gallery"))
     images = np.random.default_rng(0).integers(0, 256, (len(table), 32, 16, 3), dtype=np.uint8)
+    table = table.assign(**{name: (table.pid + i) % 2 for i, name in enumerate(ATTRIBUTES)})
     torch.manual_seed(0)
     return make_learner(recipe, table, images, p=4, k=4, steps=5, device=device, **settings)
 
@@ -38,6 +41,12 @@ def test_training_goes_on_from_its_checkpoint(precision, tmp_path):
     with second.no_logging(), second.no_bar(), second.added_cbs(Watch()): resumed = fit(second, 4, 1e-3)
     assert second.dls.train.images.is_cuda and len(resumed) == 4 and trained == {2, 3}
     assert np.allclose(history.loss, resumed.loss, rtol=0.05)
+
+
+def _distance(state, other):
+    "Between the weights of two states, all as one vector."
+    difference = [v.double() - other[name].double() for name, v in state.items() if v.is_floating_point() and "running" not in name]
+    return torch.cat([d.flatten() for d in difference]).norm()
 
 
 def _state(learn): return {name: v.cpu() for part in (learn.model, learn.loss_func) for name, v in part.state_dict().items() if torch.is_tensor(v)}
@@ -64,6 +73,28 @@ def _rank(rank, folder, kind, recipe, shard):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("recipe", ["identity+triplet", "contrastive_memory", "verification"])
+def test_a_recorded_training_is_the_one_that_it_records(recipe):
+    @contextlib.contextmanager
+    def not_recorded(learn):
+        with learn.removed_cbs([learn.recorded]): yield
+
+    (losses, recorded), (other_losses, other) = _trained(contextlib.nullcontext, "cuda", recipe), _trained(not_recorded, "cuda", recipe)
+    start = _state(learner_of(recipe))
+    assert np.allclose(losses, other_losses, rtol=1e-3) and recorded.keys() == other.keys()
+    assert all(torch.equal(v, other[name]) for name, v in recorded.items() if "tracked" in name)      # recording left the statistics as they were
+    assert all(torch.allclose(v, other[name], rtol=1e-2, atol=1e-3) for name, v in recorded.items() if "running" in name)
+    assert _distance(recorded, other) < 0.1*_distance(other, start)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_in_bfloat16(recipe):
+    learn = learner_of(recipe, precision="bfloat16")
+    with learn.no_logging(), learn.no_bar(): history = fit(learn, 2, 1e-3)
+    assert len(history) == 2 and np.isfinite(history.loss).all() and "forward" not in vars(learn.model)
+    assert len(learn.recorder.losses) == 10 and np.isfinite(learn.recorder.losses).all()
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs")
 @pytest.mark.parametrize("recipe,shard", [("identity+triplet", False), ("identity+triplet", True), ("contrastive_memory", False), ("verification", False)])
 def test_two_gpus_train_as_one(recipe, shard, tmp_path, kind="cuda"):
@@ -74,6 +105,4 @@ def test_two_gpus_train_as_one(recipe, shard, tmp_path, kind="cuda"):
     assert np.allclose(losses, alone_losses, rtol=1e-3) and state.keys() == alone.keys()
     running = [name for name in state if "running" in name]
     assert running and all(torch.allclose(state[name], alone[name], rtol=1e-2, atol=1e-3) for name in running)
-
-    def weights(tensors): return torch.cat([v.double().flatten() for name, v in tensors.items() if name not in running and v.is_floating_point()])
-    assert (weights(state) - weights(alone)).norm() < 0.1*(weights(alone) - weights(start)).norm()
+    assert _distance(state, alone) < 0.1*_distance(alone, start)

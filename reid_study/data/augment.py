@@ -43,9 +43,15 @@ class Augment:
         self.flip, self.shift, self.erase = flip, shift, erase
         self.generator = torch.Generator(device).manual_seed(seed)
 
-    def __call__(self, images):
+    def __call__(self, images): return self.change(images, self.draw(images))
+
+    def draw(self, images):
+        "The random numbers [B, 8] in [0, 1) that decide what is done to a batch."
+        return torch.rand(len(images), 8, generator=self.generator, device=images.device)
+
+    def change(self, images, r):
+        "What the numbers r [B, 8] say is done to a batch."
         (B, H, W, _), device = images.shape, images.device
-        r = torch.rand(B, 8, generator=self.generator, device=device)
         reach = self.shift*H
         rows = torch.arange(H, device=device) + torch.round((2*r[:, 0:1] - 1)*reach).long()
         cols = torch.arange(W, device=device) + torch.round((2*r[:, 1:2] - 1)*reach).long()

@@ -31,7 +31,10 @@ class ImageLoader(DataLoader):
             self.targets["attributes"] = torch.tensor(table[ATTRIBUTES].to_numpy(np.int64), device=device)
         super().__init__(dataset=table, bs=None, n=len(batches), device=torch.device(device))
 
-    def get_idxs(self): return list(self.batches)
+    def get_idxs(self):
+        batches = list(self.batches)
+        if self.device.type == "cpu" or not batches: return batches
+        return torch.as_tensor(np.concatenate(batches)).to(self.device).split([len(batch) for batch in batches])     # one copy an epoch, not one a step
 
     def create_item(self, batch):
         at = torch.as_tensor(batch, device=self.device)

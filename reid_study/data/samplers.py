@@ -87,9 +87,11 @@ class PKSampler(BatchSampler):
         order = rng.permutation(rows)
         for start in range(0, n*self.k, self.k):
             chunk = order[start:start + self.k]
-            others = rng.permutation(np.setdiff1d(rows, chunk))[:self.k - len(chunk)]
-            chunk = np.concatenate([chunk, others])
-            yield np.concatenate([chunk, rng.choice(rows, self.k - len(chunk))])
+            others = rng.permutation(np.sort(np.concatenate([order[:start], order[start + self.k:]])))[:self.k - len(chunk)]
+            if len(chunk) < self.k:
+                chunk = np.concatenate([chunk, others])
+                chunk = np.concatenate([chunk, rng.choice(rows, self.k - len(chunk))])
+            yield chunk
 
 # %% ../../nbs/15_data.samplers.ipynb #89017697
 class TupleSampler(BatchSampler):

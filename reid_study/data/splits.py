@@ -36,8 +36,9 @@ def thin(table, classes=0, per_class=0, seed=0):
     """Keep `classes` training identities with `per_class` images each, both at least 0; 0: all. Other splits stay as they are.
 
     Identities that have `per_class` images come first, then those with fewer, which keep what they have. The choice depends
-    on `seed` and on the images' names. Raises `InputError` when there are not that many identities.
+    on `seed` and on the images' names. Raises `InputError` when there are not that many identities, and for numbers below 0.
     """
+    if classes < 0 or per_class < 0: raise InputError(f"classes={classes} and per_class={per_class} must be at least 0, which means all")
     train = table[table.split == "train"].sort_values("path")
     if classes > train.pid.nunique(): raise InputError(f"classes={classes}: only {train.pid.nunique()} identities train; choose at most that many")
     if not classes and not per_class: return table

@@ -17,10 +17,11 @@ from .batch_all import triplet_sum
 def tuple_distances(distances, indices):
     """(d_ap, d_an), each [T], of triplets (a, p, n) or of pairs (a1, p, a2, n), all of length T, from distances [M, N].
 
-    The k-th positive pair meets the k-th negative pair, so lists of unequal length mean nothing here. Raises `InputError` unless there are three or four tensors.
+    The k-th positive pair meets the k-th negative pair, so lists of unequal length mean nothing here: an `InputError`, as is any number of tensors but three or four.
     """
     if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not a tuple of {len(indices)}")
     a, p, b, n = indices if len(indices) == 4 else (indices[0], indices[1], indices[0], indices[2])
+    if len(a) != len(b): raise InputError(f"{len(a)} positive and {len(b)} negative pairs: a triplet loss compares the k-th of either; make triplets of them first")
     width = distances.shape[1]
     return distances.flatten().index_select(0, torch.cat([a*width + p, b*width + n])).chunk(2)    # one way back for both
 

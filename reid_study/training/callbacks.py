@@ -103,16 +103,17 @@ class History(Callback):
 
 # %% ../../nbs/61_training.callbacks.ipynb #49ead9e7
 class Checkpoint(Callback):
-    """Saves the training state to `path` after each epoch, and restores it when the next fit begins.
+    """Saves the training state to `path` after epochs, and restores it when the next fit begins.
 
     `epochs` is the number of finished epochs that the file holds; fit with `start_epoch=epochs`.
     `stamp`: what the training is, as JSON values; it is kept in the file and must agree.
+    `every`: seconds at least from one save to the next, for networks that train an epoch in the time that they are saved in; the last epoch always is saved.
     Raises `InputError` for a file that cannot be read whole, or whose stamp differs; what the stamp does not say is not compared.
     """
     order = 120
 
-    def __init__(self, path, stamp):
-        self.path, self.stamp, self.state = Path(path), stamp, None
+    def __init__(self, path, stamp, every=0.0):
+        self.path, self.stamp, self.every, self.state, self.saved = Path(path), stamp, every, None, float("-inf")
         if self.path.exists():
             try: self.state = torch.load(self.path, map_location="cpu", weights_only=True)
             except Exception as e:   # torch raises many kinds for a damaged file
@@ -139,6 +140,8 @@ class Checkpoint(Callback):
 
     def after_epoch(self):
         if not self.history.rows or self.history.rows[-1]["epoch"] != self.epoch + 1: return
+        if time.monotonic() - self.saved < self.every and self.epoch + 1 < self.n_epoch: return
+        self.saved = time.monotonic()
         generator, scaler = getattr(self.dls.train.transform, "generator", None), getattr(self.learn, "scaler", None)
         with whole(self.path) as temporary: torch.save({
             "stamp": self.stamp, "epoch": self.epoch + 1, "model": self.learn.model.state_dict(), "objective": self.learn.loss_func.state_dict(),
