@@ -78,7 +78,7 @@ def _fresh(name, classes, seconds, setting, exact_memory):
 @call_parse
 def main(
     out: str = None,             # write the table here as JSON
-    classes: str = "1000,10000,100000,1000000",   # identities
+    classes: str = "50,751,10000,100000,1000000",   # identities
     images: int = 64,            # images in a batch
     dim: int = 256,              # embedding width
     k: int = 4,                  # images of an identity

@@ -1,13 +1,15 @@
-"""Show that the code of today makes the numbers of the published runs, so that they need not be made again.
+"""Show that the code of this checkout makes the numbers of an earlier commit, so that published runs need not be made again.
 
-    python tools/same_code.py
+    python tools/same_code.py BASE
 
 Every change of code that a training or its scores depend on has a fingerprint of its own, and runs are named by it. A change that makes
-things faster or refuses what was never meant has no business in the numbers: here one published run of every recipe is trained and scored
-again, and if every number of it but times is the same to the last bit, results/same_code.json says that the new fingerprints stand for
-the old ones. One difference, and nothing is written. Processors round differently: run it on the kind of machine that made the runs.
+things faster or refuses what was never meant has no business in the numbers. Here the runs of one seed of a published study, one for every recipe,
+and again with the recipe's own sampler, are trained and scored by both codes on this machine (processors round differently). If every number of them but times is the
+same to the last bit, results/same_code.json says that the fingerprints of this code stand for those of BASE. One difference, and nothing is written.
 """
+import json
 import os
+import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -19,44 +21,71 @@ from fastcore.script import call_parse
 from tqdm import tqdm
 
 from reid_study.core import cores, read_json, write_json
-from reid_study.runs import code_now, make_run, read_dataset, read_run, score_code_now, training_config
+from reid_study.recipes import RECIPES
+from reid_study import runs as library
+from reid_study.runs import code_of, make_run, place, read_dataset, read_run, score_code, training_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 TIMES = ("seconds", "images_per_second")       # the end of the names of what may differ
 
 
-def differences(folder, data):
-    "Make the published run in `folder` again; the names of what differs."
-    published = read_run(folder)
-    with tempfile.TemporaryDirectory() as runs:
-        make_run(training_config(published.config), data, runs, device="cpu")
-        again = read_run(make_run(published.config, data, runs, device="cpu"))
-        lasting = [{k: v for k, v in run.metrics.items() if not k.endswith(TIMES)} for run in (published, again)]
-        differ = [name for name in lasting[0] if lasting[0][name] != lasting[1].get(name)]
-        for file in sorted(folder.glob("*.parquet")):
-            if not pd.read_parquet(file).equals(pd.read_parquet(again.folder/file.name)): differ.append(file.name)
-        if not published.history.drop(columns="seconds").equals(again.history.drop(columns="seconds")): differ.append("history.csv")
-    return differ
+def fingerprints(recipes): return {recipe: code_of(recipe) | {"score_code": score_code()} for recipe in sorted(recipes)}
+
+
+def configurations(results, seed):
+    "Those of a published study's runs with a seed, and the same with the recipes' own samplers."
+    published = [config for folder in sorted(Path(results).glob("test/*")) if (config := read_json(folder/"config.json", "get it from the repository again"))["seed"] == seed]
+    return published + [config | {"sampler": own} for config in published if (own := RECIPES[config["recipe"]].native) != config["sampler"]]
+
+
+def make(config, data, runs):
+    "Train and score a configuration."
+    make_run(training_config(config), data, runs, device="cpu")
+    make_run(config, data, runs, device="cpu")
+
+
+def make_all(code, configs, data, runs):
+    "Make runs by the code in a folder, in processes of its own; what code_of and score_code say there."
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "-", "--made", json.dumps([configs, data, runs])]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def differences(config, runs, others):
+    "The names of what differs between two runs of a configuration."
+    one, other = (read_run(place(config, folder)) for folder in (runs, others))
+    lasting = [{k: v for k, v in run.metrics.items() if not k.endswith(TIMES)} for run in (one, other)]
+    differ = [name for name in lasting[0].keys() | lasting[1].keys() if lasting[0].get(name) != lasting[1].get(name)]
+    tables = sorted({file.name for run in (one, other) for file in run.folder.glob("*.parquet")})
+    differ += [name for name in tables if not pd.read_parquet(one.folder/name).equals(pd.read_parquet(other.folder/name))]
+    return differ + ["history.csv"]*(not one.history.drop(columns="seconds").equals(other.history.drop(columns="seconds")))
 
 
 @call_parse
 def main(
+    base: str,                                           # commit whose numbers are to be made
     results: str = str(ROOT/"results"/"embedded-all"),   # a study with a run of every recipe
     seed: int = 0,                                       # which of its seeds
     data: str = str(ROOT/"data"),                        # where datasets live
-    jobs: int = cores(),                                 # how many at a time
+    made: str = None,                                    # for itself: what to make
 ):
-    "Make runs again; write results/same_code.json if they are the same."
-    folders = [folder for folder in sorted(Path(results).glob("test/*")) if read_json(folder/"config.json", "get it from the repository again")["seed"] == seed]
-    configs = [read_run(folder).config for folder in folders]
+    "Make runs by both codes; write results/same_code.json if they are the same."
+    if made:
+        configs, data, runs = json.loads(made)
+        with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
+            list(tqdm(pool.map(make, configs, [data]*len(configs), [runs]*len(configs)), total=len(configs), unit="run"))
+        return print("\n" + json.dumps(fingerprints({config["recipe"] for config in configs})))
+    configs = configurations(results, seed)
     for dataset in {config["dataset"] for config in configs}: read_dataset(dataset, data)      # drawn once, not by every process
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        found = list(tqdm(pool.map(differences, folders, [data]*len(folders)), total=len(folders), unit="run"))
-    for config, differ in zip(configs, found):
-        if differ: print(f"{config['recipe']}: {', '.join(differ)} not as published", file=sys.stderr)
-    if any(found): sys.exit("the numbers are not those of the published runs: nothing is written")
-    same = {now: then for config in configs for now, then in
-            [(value, config[name]) for name, value in code_now(config["recipe"]).items()] + [(score_code_now(), config["score_code"])] if now != then}
+    with tempfile.TemporaryDirectory() as tmp:
+        subprocess.run(["git", "worktree", "add", "--detach", f"{tmp}/base", base], cwd=ROOT, check=True, capture_output=True)
+        try: then = make_all(f"{tmp}/base", configs, data, f"{tmp}/then")
+        finally: subprocess.run(["git", "worktree", "remove", "--force", f"{tmp}/base"], cwd=ROOT, check=True)
+        make_all(ROOT, configs, data, f"{tmp}/now")
+        found = {f"{config['recipe']}, sampler {config['sampler']}": differences(config, f"{tmp}/then", f"{tmp}/now") for config in configs}
+    for name, differ in found.items():
+        if differ: print(f"{name}: {', '.join(differ)} not as at {base}", file=sys.stderr)
+    if any(found.values()): sys.exit("the numbers are not those of the earlier code: nothing is written")
+    same = {now: then[recipe][name] for recipe in then for name, now in (library.code_now(recipe) | {"score_code": library.score_code_now()}).items() if now != then[recipe][name]}
     write_json(ROOT/"results"/"same_code.json", same)
-    print(f"{len(configs)} runs made again, all the same to the last bit; {len(same)} fingerprints stand for published ones")
+    print(f"{len(configs)} runs made by both, all the same to the last bit")
