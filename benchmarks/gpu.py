@@ -1,10 +1,11 @@
 """What a training step costs on a GPU, and several trainings that share one.
 
-    python benchmarks/gpu.py --out results/benchmarks/gpu.json
+    python benchmarks/gpu.py --data data --out results/benchmarks/gpu.json
 
 A step is identity + triplet on one fixed batch on the device in bfloat16, channels last: forward, loss, backward, clipping, AdamW. The
 contestants take turns: the network as it is, recorded as CUDA graphs, and through torch.compile, recorded or not. Then 1, 2, 4, ... processes
-train side by side, each with a whole Learner: the images that all of them train in a second.
+train side by side, each with a whole Learner: the images that all of them train in a second. With --data, the seconds of the first epochs
+of a run of 60 on Market-1501 (ResNet-50, 128×64), alone on the GPU; the first has the recording in it.
 """
 import json
 import subprocess
@@ -15,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastcore.script import call_parse
 
 from reid_study.networks.embedder import make_embedder
 from reid_study.recipes import get_recipe
+from reid_study.runs import make_config, prepare
 from reid_study.training.gpu import Recorded
 from reid_study.training.learner import fit, make_learner
 
@@ -99,6 +101,24 @@ def side_by_side(backbone, height, width, seconds, n):
     return sum(t["images"]/t["seconds"] for t in told)
 
 
+def first_epochs(data, n=3):
+    "Seconds of the first epochs of a run of 60 on Market-1501."
+    class Stop(Callback):
+        order = 200
+        def after_epoch(self):
+            if self.epoch + 1 == n: raise CancelFitException
+    config = make_config("market1501", "identity+triplet", data=data, height=128, width=64, backbone="resnet50", dim=DIM, epochs=60, precision="bfloat16", validation=0)
+    learn = prepare(config, data)
+    learn.add_cb(Stop())
+    with learn.no_logging(), learn.no_bar(): fit(learn, config["epochs"], config["lr"])
+    return learn.history.table.seconds.tolist()
+
+
+def _write(out, table, shared, epochs):
+    if out: Path(out).write_text(json.dumps(dict(setting=dict(device=torch.cuda.get_device_name(), torch=torch.__version__, batch=BATCH, precision="bfloat16"),
+                                                 table=table, shared=shared, epochs=epochs), indent=1) + "\n")
+
+
 @call_parse
 def main(
     networks: str = "resnet50 128 64,resnet50 256 128,osnet_x1_0 256 128",     # backbone, height and width
@@ -107,11 +127,13 @@ def main(
     steps: int = 30,              # of a round
     rounds: int = 4,
     seconds: float = 6.0,         # of training side by side
+    data: str = None,             # folder with Market-1501, for the first epochs of a run
     out: str = None,              # write the figures to this JSON file
 ):
     "Measure in turns and print a table."
     torch.set_num_threads(1)
-    table, shared = [], []
+    table, shared, epochs = [], [], first_epochs(data) if data else None
+    if epochs: print("alone, seconds an epoch: " + ", ".join(f"{s:.2f}" for s in epochs), flush=True)
     for network in networks.split(","):
         backbone, height, width = network.split()
         made = {way: stepper(backbone, (int(height), int(width)), steps, way) for way in ways.split(",")}
@@ -120,9 +142,10 @@ def main(
             table.append(dict(network=network, way=way, ms=float(np.median(t))/steps*1e3, ratio=ratio(t, times["as it is"]), first=made[way][1]))
             print(f"{network:24}{way:20}{table[-1]['ms']:8.2f} ms   {table[-1]['ratio'][0]:.3f} of the network as it is; first step after {made[way][1]:.1f} s", flush=True)
         del made
+        _write(out, table, shared, epochs)
         torch.cuda.empty_cache()
     backbone, height, width = networks.split(",")[0].split()
     for n in map(int, filter(None, together.split(","))):
         shared.append(dict(n=n, images_per_second=side_by_side(backbone, int(height), int(width), seconds, n)))
         print(f"{n} side by side: {shared[-1]['images_per_second']:.0f} images a second", flush=True)
-    if out: Path(out).write_text(json.dumps(dict(setting=dict(device=torch.cuda.get_device_name(), torch=torch.__version__, batch=BATCH, precision="bfloat16"), table=table, shared=shared), indent=1) + "\n")
+        _write(out, table, shared, epochs)

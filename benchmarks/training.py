@@ -149,5 +149,5 @@ def main(
     print(f"{backbone} at {height}×{width}, 64 images a step, {threads} threads, {device}, {precision}, {rounds} rounds\n{'':58}{'ms':>8}{'images/s':>10}   to the bare step          to our Learner")
     for r in rows: print(f"{r['name']:58}{r['ms']:8.1f}{r['images_per_second']:10.0f}   " + "   ".join("{:.3f} ({:.3f} to {:.3f})".format(*r[k]) for k in ("bare", "learner")))
     if out:
-        setting = dict(backbone=backbone, height=height, width=width, batch=64, steps=steps, rounds=rounds, threads=threads, cores=cores(), device=device, precision=precision, torch=torch.__version__)
+        setting = dict(backbone=backbone, height=height, width=width, batch=64, steps=steps, rounds=rounds, threads=threads, cores=cores(), device=torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device, precision=precision, torch=torch.__version__)
         Path(out).write_text(json.dumps({"setting": setting, "table": rows}, indent=1) + "\n")

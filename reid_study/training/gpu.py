@@ -48,7 +48,7 @@ class Recorded(Callback):
             self._record(self.learn.model, self.xb[0].clone())
             if isinstance(augment := self.dls.train.transform, Augment):
                 images = self.dls.train.images[:len(self.xb[0])].clone()
-                augment.change = torch.cuda.make_graphed_callables(augment.change, (images, torch.rand(len(images), 8, device=images.device)))
+                with torch.autocast("cuda", enabled=False): augment.change = torch.cuda.make_graphed_callables(augment.change, (images, torch.rand(len(images), 8, device=images.device)))
 
     def after_fit(self): self._forget()
 
