@@ -295,7 +295,7 @@ def cost_sentence(rows):
     clear = (identity[["time", "memory"]] > 2*metric[["time", "memory"]]).all()
     return (f"The cost of a step, measured and not tested: with more identities, that of identity loss **{'grows' if clear else 'does not grow'} more than twice as much** "
             f"as that of the triplet loss, in time and in memory. Losses with a proxy an identity are metric losses too, and grow as identity loss does. "
-            f"From {int(identity.few):,} to {int(identity.many):,} identities the step of identity loss takes {identity.time:,.0f} times as long and {identity.memory:,.0f} times the memory; "
+            f"From {int(identity.few):,} to {int(identity.many):,} identities the step of identity loss takes {identity.time:,.0f} times as long and {identity.memory:,.0f} times the memory, where less than 1 MB counts as 1; "
             f"that of the triplet {metric.time:.1f} and {metric.memory:.1f} times.")
 
 def cost_table(rows):
