@@ -11,7 +11,7 @@ from PIL import Image
 from reid_study.study import write_pages
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDE, HIGH = 1080, 14_000
+WIDE, HIGH = 1080, 16_000
 
 
 def photograph(page, path, chromium):
@@ -23,6 +23,7 @@ def photograph(page, path, chromium):
         image = Image.open(shot).convert("RGB")
     pixels = np.asarray(image)
     used = (pixels != pixels[-1, 0]).any((1, 2)).nonzero()[0].max()
+    if used > HIGH - 100: raise SystemExit(f"{page.name} is longer than {HIGH:,} pixels, and its picture would be cut: shorten the page, or raise HIGH")
     image = image.crop((0, 0, WIDE, min(used + 40, HIGH)))
     image.quantize(256).save(path, optimize=True)
 

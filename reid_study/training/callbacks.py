@@ -34,8 +34,9 @@ class LossLog(Callback):
 
     def after_loss(self):
         if not self.training: return
-        log = {"loss": self.loss_grad.detach()} | self.learn.loss_func.log
-        values = torch.stack([torch.as_tensor(v, device=self.loss.device).double() for v in log.values()])
+        loss = self.learn.loss_grad.detach()
+        log = {"loss": loss} | self.learn.loss_func.log
+        values = torch.stack([torch.as_tensor(v, device=loss.device).double() for v in log.values()])
         self.names, self.steps = list(log), self.steps + 1
         self.sums = values if self.sums is None else self.sums + values
         if self.steps % self.every == 0: self._check()

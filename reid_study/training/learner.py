@@ -66,9 +66,11 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
 
 class QuickLearner(Learner):
     "fastai's, which asks at an event only those callbacks that have something to do then: most have not, and asking takes longer than doing."
-    def _call_one(self, event_name):
-        for callback in self.cbs.sorted("order"):
-            if event_name == "after_fit" or hasattr(type(callback), event_name): callback(event_name)
+    def __call__(self, event_name):
+        callbacks = self.cbs.sorted("order")
+        for name in [event_name] if isinstance(event_name, str) else event_name:
+            for callback in callbacks:
+                if name == "after_fit" or hasattr(type(callback), name) or name in vars(callback): callback(name)
 
 class Clip(GradientClip):
     "Bounds the norm of the whole gradient: the network's, and that of what the losses own."
