@@ -127,7 +127,9 @@ def score_code():
     "The fingerprint of what scores a training."
     return published_as(score_code_now())
 
-def score_code_now(): return digest([code_fingerprint("evaluation.scoring"), code_cells("test")])
+def score_code_now():
+    "`score_code` before it is asked what is published."
+    return digest([code_fingerprint("evaluation.scoring"), code_cells("test")])
 
 def _training(config, table):
     "The table of what trains, with the validation identities as query and gallery."
@@ -219,7 +221,8 @@ def backbone_code(name):
 def published_as(fingerprint):
     """A fingerprint, or in its place that of earlier code with the same numbers, under which runs are published.
 
-    results/same_code.json says which; `tools/same_code.py` writes it, when published runs that are made again are the same to the last bit.
+    results/same_code.json says which; `tools/same_code.py` writes it, when runs by both codes are the same to the last bit. It can show that on
+    a CPU, in float32; what is done on a GPU only, where two runs of one code may differ in their last digits, stands for its published runs by this name too.
     """
     file = TEMPLATES.parents[1]/"results"/"same_code.json"
     return (read_json(file, "run python tools/same_code.py") if file.exists() else {}).get(fingerprint, fingerprint)

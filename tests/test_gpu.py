@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
 
 from reid_study.data.market1501 import ATTRIBUTES
 from reid_study.recipes import RECIPES
@@ -56,8 +57,10 @@ def _trained(context, device, recipe):
     "(losses of each epoch, all weights and statistics) of a training whose augmentation does nothing, since a GPU draws other numbers for parts of a batch."
     torch.backends.cudnn.allow_tf32 = False
     learn = learner_of(recipe, device, flip=0., shift=0., erase=0.)
-    with learn.no_logging(), learn.no_bar(), context(learn): losses = fit(learn, 2, 1e-4).loss.tolist()
-    return losses, _state(learn)
+    class Watch(Callback):
+        def after_batch(self): learn.was_recorded = {"forward" in vars(self.learn.model), "change" in vars(self.dls.train.transform)}
+    with learn.no_logging(), learn.no_bar(), learn.added_cbs(Watch()), context(learn): losses = fit(learn, 2, 1e-4).loss.tolist()
+    return losses, _state(learn), learn.was_recorded
 
 
 def _rank(rank, folder, kind, recipe, shard):
@@ -69,7 +72,7 @@ def _rank(rank, folder, kind, recipe, shard):
     @contextlib.contextmanager
     def context(learn):
         with over_ranks(learn), sharded_identity(learn) if shard else contextlib.nullcontext(): yield
-    torch.save(_trained(context, f"cuda:{rank}" if kind == "cuda" else "cpu", recipe), f"{folder}/{rank}.pt")
+    torch.save(_trained(context, f"cuda:{rank}" if kind == "cuda" else "cpu", recipe)[:2], f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -79,7 +82,8 @@ def test_a_recorded_training_is_the_one_that_it_records(recipe):
     def not_recorded(learn):
         with learn.removed_cbs([learn.recorded]): yield
 
-    (losses, recorded), (other_losses, other) = _trained(contextlib.nullcontext, "cuda", recipe), _trained(not_recorded, "cuda", recipe)
+    (losses, recorded, was), (other_losses, other, was_not) = _trained(contextlib.nullcontext, "cuda", recipe), _trained(not_recorded, "cuda", recipe)
+    assert was == {True} and was_not == {False}
     start = _state(learner_of(recipe))
     assert np.allclose(losses, other_losses, rtol=1e-3) and recorded.keys() == other.keys()
     assert all(torch.equal(v, other[name]) for name, v in recorded.items() if "tracked" in name)      # recording left the statistics as they were
@@ -101,7 +105,7 @@ def test_two_gpus_train_as_one(recipe, shard, tmp_path, kind="cuda"):
     torch.multiprocessing.spawn(_rank, (str(tmp_path), kind, recipe, shard), nprocs=2)
     (losses, state), (other_losses, other_state) = (torch.load(tmp_path/f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert losses == other_losses and state.keys() == other_state.keys() and all(torch.equal(state[name], other_state[name]) for name in state)
-    start, (alone_losses, alone) = _state(learner_of(recipe, kind)), _trained(contextlib.nullcontext, kind, recipe)
+    start, (alone_losses, alone, _) = _state(learner_of(recipe, kind)), _trained(contextlib.nullcontext, kind, recipe)
     assert np.allclose(losses, alone_losses, rtol=1e-3) and state.keys() == alone.keys()
     running = [name for name in state if "running" in name]
     assert running and all(torch.allclose(state[name], alone[name], rtol=1e-2, atol=1e-3) for name in running)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from reid_study.recipes import RECIPES
+from reid_study.runs import code_now, code_of, score_code, score_code_now
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/"nbs").rglob("*.ipynb"))
 NOTEBOOKS = [n for n in NOTEBOOKS if ".ipynb_checkpoints" not in n.parts]
@@ -90,3 +93,15 @@ def test_learning_rates_are_those_that_the_search_chose():
     assert set(table.groupby("recipe").lr.nunique()) == {table.lr.nunique()}, "every recipe was tried at every rate"
     best = table.loc[table.groupby("recipe").mAP.idxmax()].set_index("recipe").lr
     assert best.to_dict() == {name: r.lr for name, r in RECIPES.items()}
+
+
+def test_published_runs_are_of_the_code_of_today():
+    "Else they would be read with a code that did not make them; tools/same_code.py shows that a change changes no number."
+    now = {recipe: code_of(recipe) for recipe in RECIPES}
+    raw = {value for recipe in RECIPES for value in code_now(recipe).values()} | {score_code_now()}
+    assert set(json.loads((ROOT/"results"/"same_code.json").read_text())) <= raw
+    for file in sorted((ROOT/"results").glob("*/*/*/config.json")):
+        config = json.loads(file.read_text())
+        first = config.get("first", config)
+        assert {name: first[name] for name in ("code", "loss_code")} == now[first["recipe"]], file
+        if "search" not in config: assert config["score_code"] == score_code(), file

@@ -4,7 +4,7 @@
 
 Every change of code that a training or its scores depend on has a fingerprint of its own, and runs are named by it. A change that makes
 things faster or refuses what was never meant has no business in the numbers. Here the runs of one seed of a published study, one for every recipe,
-and again with the recipe's own sampler, are trained and scored by both codes on this machine (processors round differently). If every number of them but times is the
+and again with the recipe's own sampler or with people held out, are decoded, trained and scored by both codes on this machine (processors round differently; a GPU is not asked). If every number of them but times is the
 same to the last bit, results/same_code.json says that the fingerprints of this code stand for those of BASE. One difference, and nothing is written.
 """
 import json
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from fastcore.script import call_parse
 from tqdm import tqdm
 
 from reid_study.core import cores, read_json, write_json
-from reid_study.recipes import RECIPES
+from reid_study.recipes import CORE, RECIPES
 from reid_study import runs as library
-from reid_study.runs import code_of, make_run, place, read_dataset, read_run, score_code, training_config
+from reid_study.runs import code_of, dataset_root, make_run, place, read_dataset, read_run, score_code, training_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = ("seconds", "images_per_second")       # the end of the names of what may differ
@@ -33,14 +34,16 @@ def fingerprints(recipes): return {recipe: code_of(recipe) | {"score_code": scor
 
 
 def configurations(results, seed):
-    "Those of a published study's runs with a seed, and the same with the recipes' own samplers."
+    "Those of a published study's runs with a seed; the same with the recipes' own samplers; and some with identities held out and few of the others."
     published = [config for folder in sorted(Path(results).glob("test/*")) if (config := read_json(folder/"config.json", "get it from the repository again"))["seed"] == seed]
-    return published + [config | {"sampler": own} for config in published if (own := RECIPES[config["recipe"]].native) != config["sampler"]]
+    own = [config | {"sampler": native} for config in published if (native := RECIPES[config["recipe"]].native) != config["sampler"]]
+    held_out = [config | {"split": "validation", "validation": 80, "classes": 60, "per_class": 6} for config in published if config["recipe"] in CORE]
+    return published + own + held_out
 
 
 def make(config, data, runs):
     "Train and score a configuration."
-    make_run(training_config(config), data, runs, device="cpu")
+    if config["split"] == "test": make_run(training_config(config), data, runs, device="cpu")
     make_run(config, data, runs, device="cpu")
 
 
@@ -76,13 +79,17 @@ def main(
             list(tqdm(pool.map(make, configs, [data]*len(configs), [runs]*len(configs)), total=len(configs), unit="run"))
         return print("\n" + json.dumps(fingerprints({config["recipe"] for config in configs})))
     configs = configurations(results, seed)
-    for dataset in {config["dataset"] for config in configs}: read_dataset(dataset, data)      # drawn once, not by every process
     with tempfile.TemporaryDirectory() as tmp:
+        for code, dataset in product(("then", "now"), {config["dataset"] for config in configs}):      # each decodes for itself; drawn once, not by every process
+            root = dataset_root(dataset, data)
+            if not root.exists(): read_dataset(dataset, data)
+            Path(f"{tmp}/{code}-data").mkdir(exist_ok=True)
+            dataset_root(dataset, f"{tmp}/{code}-data").symlink_to(root.resolve())
         subprocess.run(["git", "worktree", "add", "--detach", f"{tmp}/base", base], cwd=ROOT, check=True, capture_output=True)
-        try: then = make_all(f"{tmp}/base", configs, data, f"{tmp}/then")
+        try: then = make_all(f"{tmp}/base", configs, f"{tmp}/then-data", f"{tmp}/then")
         finally: subprocess.run(["git", "worktree", "remove", "--force", f"{tmp}/base"], cwd=ROOT, check=True)
-        make_all(ROOT, configs, data, f"{tmp}/now")
-        found = {f"{config['recipe']}, sampler {config['sampler']}": differences(config, f"{tmp}/then", f"{tmp}/now") for config in configs}
+        make_all(ROOT, configs, f"{tmp}/now-data", f"{tmp}/now")
+        found = {f"{config['recipe']}, sampler {config['sampler']}, split {config['split']}": differences(config, f"{tmp}/then", f"{tmp}/now") for config in configs}
     for name, differ in found.items():
         if differ: print(f"{name}: {', '.join(differ)} not as at {base}", file=sys.stderr)
     if any(found.values()): sys.exit("the numbers are not those of the earlier code: nothing is written")

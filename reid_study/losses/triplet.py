@@ -21,7 +21,8 @@ def tuple_distances(distances, indices):
     """
     if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not a tuple of {len(indices)}")
     a, p, b, n = indices if len(indices) == 4 else (indices[0], indices[1], indices[0], indices[2])
-    if len(a) != len(b): raise InputError(f"{len(a)} positive and {len(b)} negative pairs: a triplet loss compares the k-th of either; make triplets of them first")
+    if len({len(a), len(p), len(b), len(n)}) > 1:
+        raise InputError(f"indices of {len(a)}, {len(p)}, {len(b)} and {len(n)} places: a triplet loss compares the k-th positive with the k-th negative pair; make triplets of them first")
     width = distances.shape[1]
     return distances.flatten().index_select(0, torch.cat([a*width + p, b*width + n])).chunk(2)    # one way back for both
 

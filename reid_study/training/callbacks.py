@@ -119,7 +119,7 @@ class Checkpoint(Callback):
             try: self.state = torch.load(self.path, map_location="cpu", weights_only=True)
             except Exception as e:   # torch raises many kinds for a damaged file
                 raise InputError(f"{self.path} is no readable checkpoint ({type(e).__name__}); remove it to start afresh") from e
-            differ = [k for k in stamp if self.state["stamp"].get(k) != stamp[k]]
+            differ = [k for k in stamp if self.state["stamp"].get(k, stamp[k]) != stamp[k]]     # an older file may know less
             if differ: raise InputError(f"{self.path} is of another training: its {differ[0]} is {self.state['stamp'].get(differ[0])!r}, "
                                         f"not {stamp[differ[0]]!r}; remove it to start afresh")
 

@@ -14,10 +14,10 @@ from ..data.augment import Augment
 
 # %% ../../nbs/62_training.gpu.ipynb #edca4cd7
 class SmoothLoss(AvgSmoothLoss):
-    "fastai's smoothed loss of the steps, which stays on the device: `value` is the latest that has arrived from there."
+    "fastai's smoothed loss of the steps, which stays on the device: `value` is the latest that has arrived from there, NaN before the first."
     def reset(self):
         super().reset()
-        self.arrived = torch.zeros((), pin_memory=torch.cuda.is_available())
+        self.arrived = torch.full((), torch.nan, pin_memory=torch.cuda.is_available())
 
     def accumulate(self, learn):
         self.count += 1
@@ -37,7 +37,7 @@ class Recorded(Callback):
     order = 130     # when mixed precision has begun, and a checkpoint is restored
 
     def before_fit(self):
-        self._forget()
+        self.forget()
         self.waiting = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         self.recorder.smooth_loss = SmoothLoss(self.recorder.smooth_loss.beta)
         self.recorder.smooth_loss.reset()
@@ -47,13 +47,13 @@ class Recorded(Callback):
             self.waiting = False
             self._record(self.learn.model, self.xb[0].clone())
             if isinstance(augment := self.dls.train.transform, Augment):
-                images = self.dls.train.images[:len(self.xb[0])].clone()
+                images = self.dls.train.images.new_zeros((len(self.xb[0]), *self.dls.train.images.shape[1:]))
                 with torch.autocast("cuda", enabled=False): augment.change = torch.cuda.make_graphed_callables(augment.change, (images, torch.rand(len(images), 8, device=images.device)))
 
-    def after_fit(self): self._forget()
+    def after_fit(self): self.forget()
 
-    def _forget(self):
-        "Drop what recording has put before the classes' own."
+    def forget(self):
+        "Drop what recording has put before the classes' own; `fit` does it whatever ends a training."
         vars(self.learn.model).pop("forward", None)
         vars(self.dls.train.transform).pop("change", None)
 

@@ -86,5 +86,7 @@ def fit(learn, epochs, lr):
     table with a row an epoch.
     """
     rates = [lr*factor for _, factor in learn.loss_func.groups(learn.model)]
-    learn.fit_one_cycle(epochs, rates, start_epoch=learn.checkpoint.epochs if hasattr(learn, "checkpoint") else 0)
+    try: learn.fit_one_cycle(epochs, rates, start_epoch=learn.checkpoint.epochs if hasattr(learn, "checkpoint") else 0)
+    finally:
+        if hasattr(learn, "recorded"): learn.recorded.forget()
     return learn.history.table
