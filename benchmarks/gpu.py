@@ -42,7 +42,7 @@ def stepper(backbone, size, steps, way):
     if "recorded" in way:
         with torch.autocast("cuda", torch.bfloat16): Recorded._record(called, images)
 
-    def run():
+    def run(steps=steps):
         for _ in range(steps):
             with torch.autocast("cuda", torch.bfloat16): loss = objective({k: v.float() for k, v in called(images).items()}, targets)
             loss.backward()
@@ -50,7 +50,7 @@ def stepper(backbone, size, steps, way):
             optimizer.step()
             optimizer.zero_grad()
         return steps
-    run()
+    run(1)
     torch.cuda.synchronize()
     return run, time.perf_counter() - started
 
@@ -69,26 +69,25 @@ def trainer(backbone, height, width, seconds):
     table = pd.DataFrame({"path": [f"{i}.jpg" for i in range(4000)], "pid": np.arange(4000)//16 + 1, "camid": np.arange(4000) % 6 + 1, "split": "train"})
     images = rng.integers(0, 256, (4000, height, width, 3), dtype=np.uint8)
     learn = make_learner("identity+triplet", table, images, backbone=backbone, dim=DIM, device="cuda", precision="bfloat16", steps=200)
-    done, stop = 0, None
+    started, done = None, 0
+
     class Clock(Callback):
         order = 200
         def after_batch(self):
-            nonlocal done, stop
-            if self.iter == 60 and stop is None:
+            nonlocal started, done
+            if started:
+                done += 1
+                if time.perf_counter() > started + seconds: raise CancelFitException
+            elif self.iter == 60:
                 torch.cuda.synchronize()
                 print("warm", flush=True)
                 sys.stdin.readline()
-                stop = time.perf_counter() + seconds
-                done = 0
-            elif stop is not None:
-                done += 1
-                if time.perf_counter() > stop: raise KeyboardInterrupt
+                started = time.perf_counter()
+
     learn.add_cb(Clock())
-    try:
-        with learn.no_logging(), learn.no_bar(): fit(learn, 1000, 1e-3)
-    except KeyboardInterrupt: pass
+    with learn.no_logging(), learn.no_bar(): fit(learn, 1000, 1e-3)
     torch.cuda.synchronize()
-    print(json.dumps({"images": done*BATCH, "seconds": time.perf_counter() - stop + seconds}), flush=True)
+    print(json.dumps({"images": done*BATCH, "seconds": time.perf_counter() - started}), flush=True)
 
 
 def side_by_side(backbone, height, width, seconds, n):

@@ -86,8 +86,6 @@ def test_pages_are_in_step():
 def test_learning_rates_are_those_that_the_search_chose():
     "Each recipe's rate is the one with the highest mAP in the committed table."
     import pandas as pd
-
-    from reid_study.recipes import RECIPES
     table = pd.read_csv(ROOT/"results"/"market1501_learning_rates.csv")
     assert set(table.recipe) == set(RECIPES)
     assert set(table.groupby("recipe").lr.nunique()) == {table.lr.nunique()}, "every recipe was tried at every rate"

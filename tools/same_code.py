@@ -4,8 +4,9 @@
 
 Every change of code that a training or its scores depend on has a fingerprint of its own, and runs are named by it. A change that makes
 things faster or refuses what was never meant has no business in the numbers. Here the runs of one seed of a published study, one for every recipe,
-and again with the recipe's own sampler or with people held out, are decoded, trained and scored by both codes on this machine (processors round differently; a GPU is not asked). If every number of them but times is the
-same to the last bit, results/same_code.json says that the fingerprints of this code stand for those of BASE. One difference, and nothing is written.
+and again with the recipe's own sampler or with people held out, are decoded, trained and scored by both codes on this machine (processors
+round differently; a GPU is not asked). If every number of them but times is the same to the last bit, results/same_code.json says that the
+fingerprints of this code stand for those of BASE. One difference, and nothing is written.
 """
 import json
 import os
@@ -23,7 +24,6 @@ from tqdm import tqdm
 
 from reid_study.core import cores, read_json, write_json
 from reid_study.recipes import CORE, RECIPES
-from reid_study import runs as library
 from reid_study.runs import code_of, dataset_root, make_run, place, read_dataset, read_run, score_code, training_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +79,7 @@ def main(
             list(tqdm(pool.map(make, configs, [data]*len(configs), [runs]*len(configs)), total=len(configs), unit="run"))
         return print("\n" + json.dumps(fingerprints({config["recipe"] for config in configs})))
     configs = configurations(results, seed)
+    if missing := RECIPES.keys() - {config["recipe"] for config in configs}: sys.exit(f"{results} has no run of {min(missing)} with seed {seed}: code that all recipes share is shown to be the same by all of them")
     with tempfile.TemporaryDirectory() as tmp:
         for code, dataset in product(("then", "now"), {config["dataset"] for config in configs}):      # each decodes for itself; drawn once, not by every process
             root = dataset_root(dataset, data)
@@ -93,6 +94,7 @@ def main(
     for name, differ in found.items():
         if differ: print(f"{name}: {', '.join(differ)} not as at {base}", file=sys.stderr)
     if any(found.values()): sys.exit("the numbers are not those of the earlier code: nothing is written")
-    same = {now: then[recipe][name] for recipe in then for name, now in (library.code_now(recipe) | {"score_code": library.score_code_now()}).items() if now != then[recipe][name]}
+    from reid_study.runs import code_now, score_code_now      # here, since BASE, which runs this file too, may not have them
+    same = {now: then[recipe][name] for recipe in then for name, now in (code_now(recipe) | {"score_code": score_code_now()}).items() if now != then[recipe][name]}
     write_json(ROOT/"results"/"same_code.json", same)
     print(f"{len(configs)} runs made by both, all the same to the last bit")
