@@ -48,7 +48,7 @@ class Recorded(Callback):
             self._record(self.learn.model, self.xb[0].clone())
             if isinstance(augment := self.dls.train.transform, Augment):
                 images = self.dls.train.images.new_zeros((len(self.xb[0]), *self.dls.train.images.shape[1:]))
-                with torch.autocast("cuda", enabled=False): augment.change = torch.cuda.make_graphed_callables(augment.change, (images, torch.rand(len(images), 8, device=images.device)))
+                with torch.autocast("cuda", enabled=False): augment.change = torch.cuda.make_graphed_callables(augment.change, (images, images.new_zeros((len(images), 8), dtype=torch.float32)))
 
     def after_fit(self): self.forget()
 
