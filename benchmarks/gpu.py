@@ -4,8 +4,8 @@
 
 A step is identity + triplet on one fixed batch on the device in bfloat16, channels last: forward, loss, backward, clipping, AdamW. The
 contestants take turns: the network as it is, recorded as CUDA graphs, and through torch.compile, recorded or not. Then 1, 2, 4, ... processes
-train side by side, each with a whole Learner: the images that all of them train in a second. With --data, the seconds of the first epochs
-of a run of 60 on Market-1501 (ResNet-50, 128×64), alone on the GPU; the first has the recording in it.
+train side by side, each with a whole Learner: the images that all of them train in a second. With --data, runs of 60 epochs on Market-1501
+(ResNet-50, 128×64, all that trains), each alone on the GPU: the seconds of their first epochs, or of all; the first has the recording in it.
 """
 import json
 import subprocess
@@ -21,7 +21,7 @@ from fastcore.script import call_parse
 
 from reid_study.networks.embedder import make_embedder
 from reid_study.recipes import get_recipe
-from reid_study.runs import make_config, prepare
+from reid_study.runs import make_config, open_data, prepare
 from reid_study.training.gpu import Recorded
 from reid_study.training.learner import fit, make_learner
 
@@ -40,7 +40,7 @@ def stepper(backbone, size, steps, way):
     started = time.perf_counter()
     called = Wrapped(torch.compile(network)) if "compiled" in way else network
     if "recorded" in way:
-        with torch.autocast("cuda", torch.bfloat16): Recorded._record(called, images)
+        with torch.autocast("cuda", torch.bfloat16): Recorded.record(called, images)
 
     def run(steps=steps):
         for _ in range(steps):
@@ -100,22 +100,25 @@ def side_by_side(backbone, height, width, seconds, n):
     return sum(t["images"]/t["seconds"] for t in told)
 
 
-def first_epochs(data, n=3):
-    "Seconds of the first epochs of a run of 60 on Market-1501."
+def alone(data, recipe, n):
+    "Seconds of the first n epochs of a run of 60 on Market-1501, and of all from the decoded images on."
     class Stop(Callback):
         order = 200
         def after_epoch(self):
             if self.epoch + 1 == n: raise CancelFitException
-    config = make_config("market1501", "identity+triplet", data=data, height=128, width=64, backbone="resnet50", dim=DIM, epochs=60, precision="bfloat16", validation=0)
+    config = make_config("market1501", recipe, data=data, height=128, width=64, backbone="resnet50", dim=DIM, epochs=60, precision="bfloat16", validation=0)
+    open_data(config, data)     # decodes the images, the first time
+    started = time.perf_counter()
     learn = prepare(config, data)
     learn.add_cb(Stop())
     with learn.no_logging(), learn.no_bar(): fit(learn, config["epochs"], config["lr"])
-    return learn.history.table.seconds.tolist()
+    torch.cuda.synchronize()
+    return {"recipe": recipe, "seconds": time.perf_counter() - started, "epochs": learn.history.table.seconds.tolist(), "loss": learn.history.table.loss.tolist()}
 
 
-def _write(out, table, shared, epochs):
+def _write(out, table, shared, runs):
     if out: Path(out).write_text(json.dumps(dict(setting=dict(device=torch.cuda.get_device_name(), torch=torch.__version__, batch=BATCH, precision="bfloat16"),
-                                                 table=table, shared=shared, epochs=epochs), indent=1) + "\n")
+                                                 table=table, shared=shared, alone=runs), indent=1) + "\n")
 
 
 @call_parse
@@ -126,14 +129,20 @@ def main(
     steps: int = 30,              # of a round
     rounds: int = 4,
     seconds: float = 6.0,         # of training side by side
-    data: str = None,             # folder with Market-1501, for the first epochs of a run
+    data: str = None,             # folder with Market-1501, for runs that are alone
+    recipes: str = "identity:60,identity+triplet:6",     # of these, so many of the 60 epochs
     out: str = None,              # write the figures to this JSON file
 ):
     "Measure in turns and print a table."
     torch.set_num_threads(1)
-    table, shared, epochs = [], [], first_epochs(data) if data else None
-    if epochs: print("alone, seconds an epoch: " + ", ".join(f"{s:.2f}" for s in epochs), flush=True)
-    for network in networks.split(","):
+    table, shared, runs = [], [], []
+    for asked in recipes.split(",") if data else ():
+        recipe, epochs = asked.split(":")
+        runs.append(alone(data, recipe, int(epochs)))
+        print(f"{recipe}, alone: {epochs} of 60 epochs in {runs[-1]['seconds']:.1f} s, the first and second in {', '.join(f'{s:.2f}' for s in runs[-1]['epochs'][:2])}, "
+              f"the median one in {np.median(runs[-1]['epochs']):.2f} s", flush=True)
+        _write(out, table, shared, runs)
+    for network in filter(None, networks.split(",")):
         backbone, height, width = network.split()
         made = {way: stepper(backbone, (int(height), int(width)), steps, way) for way in ways.split(",")}
         times, _ = in_turns({way: run for way, (run, _) in made.items()}, rounds, torch.cuda.synchronize)
@@ -141,10 +150,10 @@ def main(
             table.append(dict(network=network, way=way, ms=float(np.median(t))/steps*1e3, ratio=ratio(t, times["as it is"]), first=made[way][1]))
             print(f"{network:24}{way:20}{table[-1]['ms']:8.2f} ms   {table[-1]['ratio'][0]:.3f} of the network as it is; first step after {made[way][1]:.1f} s", flush=True)
         del made
-        _write(out, table, shared, epochs)
+        _write(out, table, shared, runs)
         torch.cuda.empty_cache()
-    backbone, height, width = networks.split(",")[0].split()
     for n in map(int, filter(None, together.split(","))):
+        backbone, height, width = networks.split(",")[0].split()
         shared.append(dict(n=n, images_per_second=side_by_side(backbone, int(height), int(width), seconds, n)))
         print(f"{n} side by side: {shared[-1]['images_per_second']:.0f} images a second", flush=True)
-        _write(out, table, shared, epochs)
+        _write(out, table, shared, runs)

@@ -92,7 +92,7 @@ def gpu(share=1, devices=None, folder="/tmp", every=1.0):
         time.sleep(every)
     with lock: yield f"cuda:{devices.index(best)}"
 
-MOST = 16     # jobs that can have a GPU together
+MOST = 32     # jobs that can have a GPU together
 
 def _share(file):
     "How many jobs the one that has this lock lets have its GPU."

@@ -129,7 +129,7 @@ def test_a_failing_run_is_reported_and_others_are_kept(data, tmp_path):
     assert len(failed) == 1 and [e["event"] for e in told if e["job"] in failed] == ["started", "failed"]*2      # it was tried again
 
 
-@pytest.mark.parametrize("name", ["market1501-gpu", "market1501-gpu-tuned", "market1501-gpu-256"])
+@pytest.mark.parametrize("name", ["market1501-gpu", "market1501-gpu-tuned", "market1501-gpu-256", "market1501-gpu-long"])
 def test_the_gpu_studies_run_small_on_a_cpu(name, data, tmp_path):
     content = yaml.safe_load((Path(__file__).parents[1]/"studies"/f"{name}.yaml").read_text())
     small = SMALL | {"epochs": 1, "steps": 1, "height": 64, "width": 32, "precision": "float32"}

@@ -56,12 +56,11 @@ class Augment:
         rows = torch.arange(H, device=device) + torch.round((2*r[:, 0:1] - 1)*reach).long()
         cols = torch.arange(W, device=device) + torch.round((2*r[:, 1:2] - 1)*reach).long()
         cols = torch.where(r[:, 2:3] < self.flip, W - 1 - cols, cols)
-        hidden = (((rows < 0) | (rows >= H))[:, :, None] | ((cols < 0) | (cols >= W))[:, None, :]
-                  | self._erased(r[:, 3:], H, W))
-        pixel = rows.clamp(0, H - 1)[:, :, None]*W + cols.clamp(0, W - 1)[:, None, :]
-        pixel = pixel + torch.arange(B, device=device)[:, None, None]*(H*W)
+        row, col = rows.clamp(0, H - 1), cols.clamp(0, W - 1)
+        hidden = ((row != rows)[:, :, None] | (col != cols)[:, None, :]).logical_or_(self._erased(r[:, 3:], H, W))
+        pixel = (torch.arange(B, device=device)[:, None]*(H*W) + row*W)[:, :, None] + col[:, None, :]
         moved = images.reshape(-1, 3).index_select(0, pixel.view(-1)).view(B, H, W, 3)
-        return normalize(moved).mul_((~hidden).float()[:, None])
+        return normalize(moved).masked_fill_(hidden[:, None], 0)
 
     def _erased(self, r, H, W):
         area = (0.02 + 0.31*r[:, 0])*H*W

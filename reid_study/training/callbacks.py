@@ -28,7 +28,7 @@ class LossLog(Callback):
     """
     order = 5
 
-    def __init__(self, every=10): self.every, self.means = every, {}
+    def __init__(self, every=50): self.every, self.means = every, {}
 
     def before_train(self): self.sums, self.steps, self.means = None, 0, {}
 

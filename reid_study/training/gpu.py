@@ -45,7 +45,7 @@ class Recorded(Callback):
     def before_batch(self):
         if self.waiting and self.training:
             self.waiting = False
-            self._record(self.learn.model, self.xb[0].clone())
+            self.record(self.learn.model, self.xb[0].clone())
             if isinstance(augment := self.dls.train.transform, Augment):
                 images = self.dls.train.images.new_zeros((len(self.xb[0]), *self.dls.train.images.shape[1:]))
                 with torch.autocast("cuda", enabled=False): augment.change = torch.cuda.make_graphed_callables(augment.change, (images, images.new_zeros((len(images), 8), dtype=torch.float32)))
@@ -58,7 +58,8 @@ class Recorded(Callback):
         vars(self.dls.train.transform).pop("change", None)
 
     @staticmethod
-    def _record(network, images):
+    def record(network, images):
+        "From now on, until `forget`, what `network` makes of batches like `images`, and its way back, are replayed; its statistics stay as they are."
         statistics, benchmark = [b.clone() for b in network.buffers()], torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True
         try:

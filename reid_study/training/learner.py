@@ -9,6 +9,7 @@ __all__ = ['PRECISIONS', 'make_learner', 'QuickLearner', 'Clip', 'fit']
 from functools import partial
 
 import torch
+from fastai.callback.core import event
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.schedule import *   # gives Learner.fit_one_cycle
 from fastai.callback.training import GradientClip
@@ -69,6 +70,7 @@ class QuickLearner(Learner):
     def __call__(self, event_name):
         callbacks = self.cbs.sorted("order")
         for name in [event_name] if isinstance(event_name, str) else event_name:
+            getattr(event, name)     # a name that fastai does not know is an AttributeError
             for callback in callbacks:
                 if name == "after_fit" or hasattr(type(callback), name) or name in vars(callback): callback(name)
 
