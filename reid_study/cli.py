@@ -142,6 +142,7 @@ def search(embedder: str,             # Folder of an exported embedder
            gallery: str,              # The same, to search in
            out: str = "search.html",  # The page
            top: int = 20,             # Answers a query
+           rerank: bool = False,      # Mend the ranking by k-reciprocal neighbours
            title: str = "Search",     # Title of the page
            batch: int = 64,           # Images at a time
            device: _DEVICE = None,
@@ -154,7 +155,7 @@ def search(embedder: str,             # Folder of an exported embedder
     for place in (queries, gallery):      # once, if they are one
         if (name := Path(place).resolve()) in embedded: continue
         embedded[name] = embed_folder(network, place, batch) if Path(place).is_dir() or not Path(place).suffix else read_embeddings(place, network)
-    print(f"open {search_page(*(embedded[Path(place).resolve()] for place in (queries, gallery)), out, network, top, title=title)}")
+    print(f"open {search_page(*(embedded[Path(place).resolve()] for place in (queries, gallery)), out, network, top, title=title, rerank=rerank)}")
 
 # %% ../nbs/83_cli.ipynb #859010f7
 COMMANDS = {f.__name__: f for f in (data, run, study, report, export, embed, search)}

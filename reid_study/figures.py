@@ -492,12 +492,16 @@ def _two(first, second, arms):
 
 def transfer_picture(first, second, arms=("main", "main")):
     "Mean mAP of each recipe in one study against that in another, usually on another dataset."
-    return _against(*_two(first, second, arms), *(f"mAP on {DATASET_NAMES[s.dataset]} (%)" for s in (first, second)))
+    return _against(*_two(first, second, arms), *(f"mAP on {name} (%)" for name in _names(first, second)))
+
+def _names(first, second):
+    "Two studies by their datasets; where that is one, by their own names."
+    return [DATASET_NAMES[s.dataset] if first.dataset != second.dataset else f"{DATASET_NAMES[s.dataset]} in *{s.manifest['study']}*" for s in (first, second)]
 
 def transfer_sentence(first, second, arms=("main", "main")):
     "Markdown: how well the ranking of recipes in one study predicts that in another."
     x, y = _two(first, second, arms)
-    names = [DATASET_NAMES[s.dataset] for s in (first, second)]
+    names = _names(first, second)
     return (f"The mean mAPs on {names[0]} and on {names[1]} both rank {_counted(len(x), 'recipe')}.{_agreement(x, y)} The best there, {x.idxmax()}, is number {int(y.rank(ascending=False)[x.idxmax()])} here; "
             f"the best here, {y.idxmax()}, number {int(x.rank(ascending=False)[y.idxmax()])} there.") if len(x) >= 5 else "The two studies share fewer than five recipes; there is no ranking to compare."
 

@@ -21,16 +21,19 @@ from PIL import Image
 from .core import InputError, cores, whole
 from .data.market1501 import parse_name
 from .distances import check_embeddings, get_distance
+from .evaluation.reranking import Reranked
 
 # %% ../nbs/91_search.ipynb #bf4c52a1
-def nearest(queries, gallery, distance="euclidean", top=20, own=None, block=512):
+def nearest(queries, gallery, distance="euclidean", top=20, own=None, rerank=False, block=512):
     """The `top` nearest gallery embeddings of each query, the nearest first: (rows [Q, k], distances [Q, k]), numpy.
 
-    queries [Q, D], gallery [G, D]: arrays or tensors. `own` [Q]: the gallery row that is the query itself and is left out, or -1. A query with
-    fewer than k = min(top, G) others has the row -1 at infinity at the end. Raises `InputError` for embeddings of different widths, NaN or infinite,
+    queries [Q, D], gallery [G, D]: arrays or tensors. `own` [Q]: the gallery row that is the query itself and is left out, or -1. `rerank`: by the
+    distances of `Reranked`, with its usual settings; give one object twice where the queries are the gallery. A query with fewer than
+    k = min(top, G) others has the row -1 at infinity at the end. Raises `InputError` for embeddings of different widths, NaN or infinite,
     and for an `own` that is not one row a query.
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1: raise InputError(f"top={top!r} must be a whole number from 1 up")
+    itself = queries is gallery
     queries, gallery, distance = torch.as_tensor(queries), torch.as_tensor(gallery), get_distance(distance)
     check_embeddings(queries, gallery)
     if not len(gallery): raise InputError("the gallery is empty; give embeddings to search in")
@@ -39,9 +42,10 @@ def nearest(queries, gallery, distance="euclidean", top=20, own=None, block=512)
     own = torch.full((len(queries),), -1) if own is None else torch.as_tensor(own)
     if own.shape != queries.shape[:1] or len(own) and not -1 <= own.min() <= own.max() < len(gallery):
         raise InputError(f"own must be {len(queries)} rows of the gallery, each below {len(gallery)}, or -1; give one a query")
-    found = []
-    for x, self_ in zip(queries.split(block), own.split(block)):
-        with torch.no_grad(): d = distance(x, gallery)
+    found, between = [], Reranked(queries, None if itself else gallery, distance=distance) if rerank and len(queries) else lambda start, stop: distance(queries[start:stop], gallery)
+    for start in range(0, len(queries), block):
+        self_ = own[start:start + block]
+        with torch.no_grad(): d = between(start, start + len(self_))
         at, self_ = (self_ >= 0).nonzero()[:, 0].to(d.device), self_.to(d.device)
         d[at, self_[at]] = torch.inf
         found.append(d.topk(min(top, len(gallery)), largest=False))
@@ -95,8 +99,8 @@ def thumbnails(paths, megabytes=4):
 # %% ../nbs/91_search.ipynb #4dcbf175
 MOST = 10_000     # images on a page
 
-def page_data(queries, gallery, embedder=None, top=20, megabytes=4, title="Search"):
-    """The JSON value behind a page. `queries`, `gallery`: (table, embeddings), as `embed_folder` and `read_embeddings` give them.
+def page_data(queries, gallery, embedder=None, top=20, megabytes=4, title="Search", rerank=False):
+    """The JSON value behind a page. `queries`, `gallery`: (table, embeddings), as `embed_folder` and `read_embeddings` give them. `rerank`: see `nearest`.
 
     Raises `InputError` for tables that do not say where their images are, tables and embeddings of different lengths, embeddings of different
     widths, and more than `MOST` images.
@@ -114,7 +118,7 @@ def page_data(queries, gallery, embedder=None, top=20, megabytes=4, title="Searc
     value = {"title": title, "thumbs": thumbnails(unique, megabytes), "top": top, "about": {k: about[k] for k in ("recipe", "dataset", "run") if k in about} | {"distance": distance}}
     at = {file: i for i, file in enumerate(unique)}
     for name, table, paths, x in zip(("queries", "gallery"), tables, files, vectors):
-        rows, d = nearest(x, vectors[1], distance, top, [row.get(p, -1) for p in paths])
+        rows, d = nearest(x, vectors[1], distance, top, [row.get(p, -1) for p in paths], rerank)
         pids, camids = identities(table)
         value[name] = [{"name": _shown(n), "pid": pid, "cam": cam, "thumb": at[p], "near": r[r >= 0].tolist(), "d": [round(float(v), 4) for v in e[r >= 0]]}
                        for n, pid, cam, p, r, e in zip(table.path, pids, camids, paths, rows, d)]
@@ -252,16 +256,16 @@ _PAGE = """<!DOCTYPE html>
 <script id="data" type="application/json">{data}</script><script>{script}</script></body></html>
 """
 
-def search_page(queries, gallery, path, embedder=None, top=20, megabytes=4, title="Search"):
+def search_page(queries, gallery, path, embedder=None, top=20, megabytes=4, title="Search", rerank=False):
     """Write the page to search with as one HTML file, whole or not at all; returns `path`.
 
     `queries`, `gallery`: (table, embeddings), as `embed_folder` and `read_embeddings` give them. `embedder`: whose distance ranks, and which the page
-    names; None: Euclidean. `top`: ranks an image. `megabytes`: how much the pictures may take. Errors as in `page_data`.
+    names; None: Euclidean. `top`: ranks an image. `megabytes`: how much the pictures may take. `rerank`: mend the ranking by k-reciprocal neighbours. Errors as in `page_data`.
     """
-    value = page_data(queries, gallery, embedder, top, megabytes, title)
+    value = page_data(queries, gallery, embedder, top, megabytes, title, rerank)
     about = value["about"]
     made_by = f"{about['recipe']}, trained on {about['dataset']} (run {about['run']}), " if {"recipe", "dataset", "run"} <= about.keys() else ""
-    sentence = f"{len(value['queries'])} queries, {len(value['gallery'])} gallery images; {made_by}{about['distance']} distance, the {top} nearest"
+    sentence = f"{len(value['queries'])} queries, {len(value['gallery'])} gallery images; {made_by}by {about['distance']} distance{', re-ranked'*rerank}, the {top} nearest"
     text = _PAGE.format(title=html.escape(title), sentence=html.escape(sentence), style=_STYLE, script=_SCRIPT, data=_in_script(value))
     with whole(path) as temporary: temporary.write_text(text, encoding="utf-8")
     return Path(path)

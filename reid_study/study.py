@@ -29,7 +29,7 @@ from .core import InputError, cores, digest, read_json, whole, write_json
 from .figures import costs
 from .jobs import MOST, execute
 from .plan import cell_config, cells, check, compared_arms, jobs, manifest, protocols, read_study, searches
-from .runs import STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, elsewhere, fingerprinted, place, read_run, run_id, score_code, test_config
+from .runs import STAGES, TEMPLATES, backbone_code, check_sums, code_cells, code_fingerprint, code_of, dataset_root, elsewhere, fingerprinted, place, read_run, run_id, score_code, test_config, training_config
 from .recipes import FAMILY_COLOURS, RECIPES
 from .report import to_html
 from .tuning import tune_code, tuned
@@ -72,11 +72,14 @@ class Workflow:
     def dataset(self): return self.datasets[self.study.dataset]
 
     def folders(self):
-        "Every folder that the study makes, stage by stage; None for one whose name a search decides that has not ended."
+        "Every folder that the study makes, stage by stage, without trainings whose tests are there already; None for one whose name a search decides that has not ended."
         ended = sum((self.runs/folder).exists() for folder in self.searches.values())
         if getattr(self, "_ended", None) != ended:
             self._ended = ended
-            self._folders = [config and place(config, self.runs) for stage in jobs(self.study, self.table, self.data, self.runs) for config in stage]
+            configs = [config for stage in jobs(self.study, self.table, self.data, self.runs) for config in stage]
+            wanted = {run_id(training_config(c)) for c in configs if c and c.get("split") == "test" and not place(c, self.runs).exists()}
+            trains = lambda c: c and "search" not in c and c["split"] is None
+            self._folders = [c and place(c, self.runs) for c in configs if not trains(c) or run_id(c) in wanted or place(c, self.runs).exists()]
         return self._folders
 
     def needs(self, test):
