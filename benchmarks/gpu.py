@@ -101,7 +101,7 @@ def side_by_side(backbone, height, width, seconds, n):
 
 
 def alone(data, recipe, n):
-    "Seconds of the first n epochs of a run of 60 on Market-1501, and of all from the decoded images on."
+    "Train the first n of 60 epochs on Market-1501: the seconds of each, and of everything after the images are decoded."
     class Stop(Callback):
         order = 200
         def after_epoch(self):

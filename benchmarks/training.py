@@ -113,7 +113,7 @@ def main(
     height: int = 64,              # pixels
     width: int = 32,               # the same
     people: int = 120,             # drawn identities, of about 15 images each
-    steps: int = 40,               # steps of a round
+    steps: int = 200,              # steps of a round: an epoch of Market-1501 has 202
     rounds: int = 4,               # turns
     threads: int = cores(),        # torch's threads, for everybody
     device: str = "cpu",           # cpu or cuda

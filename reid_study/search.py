@@ -28,7 +28,7 @@ def nearest(queries, gallery, distance="euclidean", top=20, own=None, rerank=Fal
     """The `top` nearest gallery embeddings of each query, the nearest first: (rows [Q, k], distances [Q, k]), numpy.
 
     queries [Q, D], gallery [G, D]: arrays or tensors. `own` [Q]: the gallery row that is the query itself and is left out, or -1. `rerank`: by the
-    distances of `Reranked`, with its usual settings; give one object twice where the queries are the gallery. A query with fewer than
+    distances of `Reranked`, with its usual settings; give one object twice where the queries are the gallery; one of some that are there too is its own neighbour. A query with fewer than
     k = min(top, G) others has the row -1 at infinity at the end. Raises `InputError` for embeddings of different widths, NaN or infinite,
     and for an `own` that is not one row a query.
     """

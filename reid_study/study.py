@@ -72,7 +72,7 @@ class Workflow:
     def dataset(self): return self.datasets[self.study.dataset]
 
     def folders(self):
-        "Every folder that the study makes, stage by stage, without trainings whose tests are there already; None for one whose name a search decides that has not ended."
+        "Every folder that the study makes, stage by stage, without trainings that are neither there nor needed by a test that is not; None for one whose name a search decides that has not ended."
         ended = sum((self.runs/folder).exists() for folder in self.searches.values())
         if getattr(self, "_ended", None) != ended:
             self._ended = ended

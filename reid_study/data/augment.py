@@ -58,7 +58,7 @@ class Augment:
         cols = torch.where(r[:, 2:3] < self.flip, W - 1 - cols, cols)
         row, col = rows.clamp(0, H - 1), cols.clamp(0, W - 1)
         hidden = ((row != rows)[:, :, None] | (col != cols)[:, None, :]).logical_or_(self._erased(r[:, 3:], H, W))
-        pixel = (torch.arange(B, device=device)[:, None]*(H*W) + row*W)[:, :, None] + col[:, None, :]
+        pixel = (torch.arange(B, device=device)[:, None]*(H*W) + row*W).int()[:, :, None] + col.int()[:, None, :]
         moved = images.reshape(-1, 3).index_select(0, pixel.view(-1)).view(B, H, W, 3)
         return normalize(moved).masked_fill_(hidden[:, None], 0)
 

@@ -87,9 +87,9 @@ class PKSampler(BatchSampler):
         order = rng.permutation(rows)
         for start in range(0, n*self.k, self.k):
             chunk = order[start:start + self.k]
-            others = rng.permutation(np.sort(np.concatenate([order[:start], order[start + self.k:]])))[:self.k - len(chunk)]
+            others = rng.permutation(len(order) - len(chunk))     # drawn for every chunk: the stream of published runs
             if len(chunk) < self.k:
-                chunk = np.concatenate([chunk, others])
+                chunk = np.concatenate([chunk, np.sort(order[:start])[others[:self.k - len(chunk)]]])
                 chunk = np.concatenate([chunk, rng.choice(rows, self.k - len(chunk))])
             yield chunk
 
