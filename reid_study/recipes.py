@@ -9,7 +9,6 @@ __all__ = ['FILLED', 'LOSSES', 'RECIPES', 'CORE', 'FAMILY_COLOURS', 'Loss', 'Ter
 import inspect
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
 
 import torch
 from torch import nn
@@ -97,13 +96,12 @@ class Objective(nn.Module):
         return total
 
     def groups(self, network):
-        "All that trains, as [(parameters, learning rate factor)]: the network, then what each term owns, its head included; neighbours of one factor together."
+        "All that trains, as [(parameters, learning rate factor)]: first the network, then what each term owns, its head included."
         heads = {name: list(network.heads[name].parameters()) if name in network.heads else [] for name in self.terms}
         owned = [(heads[name] + list(term.loss.parameters()), term.lr_factor) for name, term in self.terms.items()]
         inside = {id(p) for parameters, _ in owned for p in parameters}
         shared = [p for p in network.parameters() if id(p) not in inside]
-        together = groupby([(shared, 1.0), *owned], lambda group: group[1])     # an optimiser takes its time for each group
-        groups = [([p for parameters, _ in same for p in parameters if p.requires_grad], factor) for factor, same in together]
+        groups = [([p for p in parameters if p.requires_grad], factor) for parameters, factor in [(shared, 1.0), *owned]]
         return [group for group in groups if group[0]]
 
 # %% ../nbs/50_recipes.ipynb #17f139ed

@@ -131,8 +131,7 @@ class Checkpoint(Callback):
         s, self.state = self.state, None
         self.learn.model.load_state_dict(s["model"])
         self.learn.loss_func.load_state_dict(s["objective"])
-        try: self.opt.opt.load_state_dict(s["optimizer"])
-        except ValueError as e: raise InputError(f"{self.path} is of an earlier version, whose optimiser had other groups; remove it to start afresh") from e
+        self.opt.opt.load_state_dict(s["optimizer"])
         if s["scaler"]: self.learn.scaler.load_state_dict(s["scaler"])
         self.dls.train.batches.drawn = s["drawn"]
         if s["augment"] is not None: self.dls.train.transform.generator.set_state(s["augment"])
