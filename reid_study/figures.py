@@ -492,11 +492,11 @@ def _two(first, second, arms):
 
 def transfer_picture(first, second, arms=("main", "main")):
     "Mean mAP of each recipe in one study against that in another, usually on another dataset."
-    return _against(*_two(first, second, arms), *(f"mAP on {name} (%)" for name in _names(first, second, "{}")))
+    return _against(*_two(first, second, arms), *(f"mAP on {name} (%)" for name in _names(first, second)))
 
-def _names(first, second, study="*{}*"):
-    "Two studies by their datasets; where that is one, by their own names too, written as `study` says."
-    return [DATASET_NAMES[s.dataset] + (f" in {study.format(s.manifest['study'])}" if first.dataset == second.dataset else "") for s in (first, second)]
+def _names(first, second):
+    "Two studies by their datasets; where that is one, by their own names too."
+    return [DATASET_NAMES[s.dataset] + (f" in {s.manifest['study']}" if first.dataset == second.dataset else "") for s in (first, second)]
 
 def transfer_sentence(first, second, arms=("main", "main")):
     "Markdown: how well the ranking of recipes in one study predicts that in another."

@@ -137,7 +137,7 @@ def _training(config, table):
 def _check_batch(config, recipe, identities, images):
     p, k = config["p"], config["k"]
     if p > identities: raise InputError(f"p={p} identities a batch cannot be drawn from the {identities} that train; choose p up to {identities}")
-    if config["sampler"] == "uniform" and p*k > images: raise InputError(f"p={p} times k={k} images a batch cannot be drawn from the {images} that train; choose fewer")
+    if p*k > images: raise InputError(f"p={p} times k={k} images a batch cannot be drawn from the {images} that train; choose fewer")
     if config["sampler"] == "pk" and any(issubclass(LOSSES[t].make, (MetricLoss, VerificationLoss)) for t in recipe.terms):
         least = 3 if "quadruplet" in recipe.terms else 2
         if p < least: raise InputError(f"p={p}: {recipe.name} compares {least} identities of a batch; choose p of at least {least}")

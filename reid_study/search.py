@@ -42,7 +42,8 @@ def nearest(queries, gallery, distance="euclidean", top=20, own=None, rerank=Fal
     own = torch.full((len(queries),), -1) if own is None else torch.as_tensor(own)
     if own.shape != queries.shape[:1] or len(own) and not -1 <= own.min() <= own.max() < len(gallery):
         raise InputError(f"own must be {len(queries)} rows of the gallery, each below {len(gallery)}, or -1; give one a query")
-    found, between = [], Reranked(queries, None if itself else gallery, distance=distance) if rerank and len(queries) else lambda start, stop: distance(queries[start:stop], gallery)
+    found, between = [], lambda start, stop: distance(queries[start:stop], gallery)
+    if rerank and len(queries): between = Reranked(queries, None if itself else gallery, distance=distance)
     for start in range(0, len(queries), block):
         self_ = own[start:start + block]
         with torch.no_grad(): d = between(start, start + len(self_))

@@ -76,10 +76,10 @@ class Workflow:
         ended = sum((self.runs/folder).exists() for folder in self.searches.values())
         if getattr(self, "_ended", None) != ended:
             self._ended = ended
-            configs = [config for stage in jobs(self.study, self.table, self.data, self.runs) for config in stage]
-            wanted = {run_id(training_config(c)) for c in configs if c and c.get("split") == "test" and not place(c, self.runs).exists()}
-            trains = lambda c: c and "search" not in c and c["split"] is None
-            self._folders = [c and place(c, self.runs) for c in configs if not trains(c) or run_id(c) in wanted or place(c, self.runs).exists()]
+            stages = jobs(self.study, self.table, self.data, self.runs)
+            needed = {place(training_config(config), self.runs) for config in stages[2] if config and not place(config, self.runs).exists()}
+            folders = [config and place(config, self.runs) for stage in stages for config in stage]
+            self._folders = [f for f in folders if f is None or f.parent.name != STAGES[None] or f in needed or f.exists()]
         return self._folders
 
     def needs(self, test):
