@@ -235,7 +235,7 @@ def check(study, data="data"):
     for cell in cells(study):
         try: cell_config(study, cell, ({}, get_recipe(cell.recipe).lr), table, data)
         except InputError as e: raise InputError(f"study {study.name}, arm {cell.arm}, {cell.recipe}: {e}") from None
-    for p in protocols(study): _takes(*(p[key] for key in ("backbone", "pretrained", "height", "width")))
+    for p in protocols(study): _takes(*(p[key] for key in ("backbone", "pretrained", "dim", "height", "width")))
     return table
 
 def protocols(study):
@@ -243,10 +243,10 @@ def protocols(study):
     return [PROTOCOLS[study.dataset] | study.protocol | arm.changes | change for arm in study.arms.values() for change in arm.each]
 
 @lru_cache
-def _takes(backbone, pretrained, height, width):
+def _takes(backbone, pretrained, dim, height, width):
     "Can the network be had, and does it take images of this size?"
     try:
-        with torch.no_grad(): make_embedder(backbone, pretrained=pretrained).eval()(torch.zeros(1, 3, height, width))
+        with torch.no_grad(): make_embedder(backbone, dim, pretrained=pretrained).eval()(torch.zeros(1, 3, height, width))
     except (RuntimeError, ValueError) as e:
         raise InputError(f"the backbone {backbone} cannot take images of {height}×{width} ({e}); choose another size, or another backbone") from None
 

@@ -79,7 +79,7 @@ def test_a_run_with_osnet_from_end_to_end(data, tmp_path):
 def test_an_edit_to_a_network_renames_its_runs_and_no_others(data, edited):
     table = fingerprinted("people", data)
     def ids(): return {name: run_id(make_config("people", "triplet", table=table, backbone=name, **SMALL))
-                       for name in ("small", "resnet50", "osnet_x0_25", "osnet_x1_0", "resnet50_ibn", "resnet50_parts", "vit_small")}
+                       for name in ("small", "resnet50", "osnet_x0_25", "osnet_x1_0", "resnet50_ibn", "resnet50_pcb", "vit_small")}
     before = ids()
     assert len(set(before.values())) == len(before)
     for module, renamed in (("networks.osnet", {"osnet_x0_25", "osnet_x1_0"}), ("networks.options", {"resnet50_ibn"}), ("networks.vit", {"vit_small"})):

@@ -14,7 +14,7 @@ from ..core import InputError
 
 # %% ../../nbs/30_losses.identity.ipynb #984fd801
 class IdentityLoss(nn.Module):
-    """Cross-entropy over training identities, on logits [B, C] and class indices `pids` [B].
+    """Cross-entropy over training identities, on logits [B, C] and class indices `pids` [B]; of logits [B, parts, C], the sum over parts.
 
     `label_smoothing` in [0, 1): share of the target that is spread over all classes. Raises `InputError` for one outside.
     """
@@ -25,11 +25,13 @@ class IdentityLoss(nn.Module):
 
     def compute(self, logits, pids):
         "The loss and its statistics: `accuracy`, the share of images given to the right identity. Raises `InputError` for shapes that do not fit and logits that are no floats."
-        if logits.ndim != 2 or pids.shape != logits.shape[:1]:
-            raise InputError(f"logits {list(logits.shape)} and pids {list(pids.shape)} must be [B, C] and [B]")
+        if logits.ndim not in (2, 3) or pids.shape != logits.shape[:1]:
+            raise InputError(f"logits {list(logits.shape)} and pids {list(pids.shape)} must be [B, C] or [B, parts, C], and [B]")
         check_logits(logits)
+        images = max(len(pids), 1)
+        if logits.ndim == 3: logits, pids = logits.flatten(0, 1), pids.repeat_interleave(logits.shape[1])
         total = F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), pids, label_smoothing=self.label_smoothing, reduction="sum")
-        return total/max(len(pids), 1), {"accuracy": (logits.detach().argmax(1) == pids).float().sum()/max(len(pids), 1)}
+        return total/images, {"accuracy": (logits.detach().argmax(1) == pids).float().sum()/max(len(pids), 1)}
 
     def forward(self, logits, pids): return self.compute(logits, pids)[0]
 

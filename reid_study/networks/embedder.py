@@ -17,16 +17,15 @@ class Embedder(nn.Module):
     """Backbone, global average pooling, embedding, BNNeck, heads: images [B, 3, H, W] -> a dictionary.
 
     It holds the feature "before" the neck [B, D], the one "after" it [B, D], and each head's output by the
-    head's name. `heads`: a dict of modules that read the feature after the neck. `embed` gives that feature alone,
-    which is what retrieval compares.
+    head's name. `embed` gives the feature after the neck alone, which is what retrieval compares.
     """
-    def __init__(self, backbone, dim=256, heads=None):
+    def __init__(self, backbone, dim=256):
         super().__init__()
         self.backbone = backbone
         self.pooled = nn.BatchNorm1d(backbone.width_out, affine=False)
         self.embedding = nn.Linear(backbone.width_out, dim, bias=False)
         self.neck = BNNeck(dim)
-        self.heads = nn.ModuleDict(heads or {})
+        self.heads = nn.ModuleDict()
         nn.init.kaiming_normal_(self.embedding.weight, mode="fan_out", nonlinearity="linear")
 
     def forward(self, images):
@@ -38,18 +37,23 @@ class Embedder(nn.Module):
         "Images [B, 3, H, W] -> the feature after the neck [B, D]."
         return self.neck(self._before(images))
 
+    def attach(self, heads):
+        "Build heads, name -> function of the width D that makes the module; each reads the feature after the neck."
+        self.heads.update({name: make(self.neck.num_features) for name, make in heads.items()})
+
     def _before(self, images): return self.embedding(self.pooled(self.backbone(images).mean((2, 3))))
 
 # %% ../../nbs/22_networks.embedder.ipynb #bab1e02b
 def make_embedder(backbone="small", dim=256, heads=None, seed=0, pretrained=False):
-    """An `Embedder` whose weights are a function of `seed`, the same for every recipe.
+    """An `Embedder`, or what the backbone names as its `embedder` (as [PCB](24_networks.parts.ipynb) does), whose weights are a function of `seed`, the same for every recipe.
 
-    `heads`: name -> function of `dim` that makes the module. Torch's global generator is left as it was.
+    `heads`: name -> function of the width that makes the module. Torch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Embedder(get_backbone(backbone, pretrained), dim)
-        network.heads.update({name: make(dim) for name, make in (heads or {}).items()})
+        body = get_backbone(backbone, pretrained)
+        network = getattr(body, "embedder", Embedder)(body, dim)
+        network.attach(heads or {})
     return network.to(memory_format=torch.channels_last)
 
 # %% ../../nbs/22_networks.embedder.ipynb #008105b5

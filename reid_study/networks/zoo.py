@@ -11,12 +11,12 @@ import torch
 from .backbones import BACKBONES, get_backbone
 from .options import resnet50_gem, resnet50_ibn, resnet50_ibn_gem
 from .osnet import osnet_x0_5, osnet_x0_25, osnet_x0_75, osnet_x1_0
-from .parts import resnet50_parts
+from .parts import resnet50_pcb, small_pcb
 from .vit import vit_small, vit_small_map
 
 # %% ../../nbs/25_networks.zoo.ipynb #ffbedfcb
 ZOO = {make.__name__: make for make in (osnet_x0_25, osnet_x0_5, osnet_x0_75, osnet_x1_0, resnet50_ibn, resnet50_gem, resnet50_ibn_gem,
-                                        resnet50_parts, vit_small, vit_small_map)}
+                                        resnet50_pcb, small_pcb, vit_small, vit_small_map)}
 BACKBONES.update(ZOO)
 
 # %% ../../nbs/25_networks.zoo.ipynb #118f9e7b
