@@ -247,6 +247,7 @@ def _takes(backbone, pretrained, dim, height, width):
     "Can the network be had, and does it take images of this size?"
     try:
         with torch.no_grad(): make_embedder(backbone, dim, pretrained=pretrained).eval()(torch.zeros(1, 3, height, width))
+    except InputError: raise
     except (RuntimeError, ValueError) as e:
         raise InputError(f"the backbone {backbone} cannot take images of {height}×{width} ({e}); choose another size, or another backbone") from None
 

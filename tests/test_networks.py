@@ -10,6 +10,7 @@ from torch import nn
 
 from reid_study import runs
 from reid_study.data.people import make_people
+from reid_study.export import load_embedder, save_embedder
 from reid_study.networks.osnet import WIDTHS, load_torchreid, osnet_features
 from reid_study.networks.backbones import get_backbone
 from reid_study.plan import jobs, manifest
@@ -69,11 +70,16 @@ def edited(monkeypatch):
     code_fingerprint.cache_clear()
 
 
-def test_a_run_with_osnet_from_end_to_end(data, tmp_path):
-    config = make_config("people", "triplet", data=data, backbone="osnet_x0_25", **SMALL)
-    assert config["backbone_code"] == code_fingerprint("networks.osnet")
+@pytest.mark.parametrize("backbone, recipe, module, changes", [("osnet_x0_25", "triplet", "networks.osnet", {}),
+                                                               ("small_pcb", "identity+triplet", "networks.parts", {"dim": 12, "height": 96, "width": 48})])
+def test_a_run_with_another_network_from_end_to_end(backbone, recipe, module, changes, data, tmp_path):
+    config = make_config("people", recipe, data=data, backbone=backbone, **SMALL | changes)
+    assert config["backbone_code"] == code_fingerprint(module)
     run = read_run(make_run(config, data, tmp_path, "cpu"), config)
-    assert run.metrics["parameters"] > sum(p.numel() for p in get_backbone("osnet_x0_25").parameters()) and run.id == run_id(config)
+    assert run.metrics["parameters"] > sum(p.numel() for p in get_backbone(backbone).parameters()) and run.id == run_id(config)
+    embedder = load_embedder(save_embedder(run.folder, tmp_path/"embedder", onnx=importlib.util.find_spec("onnxruntime") is not None))
+    images = torch.randint(0, 256, (2, config["height"], config["width"], 3), dtype=torch.uint8)
+    assert embedder(images).shape == (2, config["dim"]) and not any("heads" in name for name, _ in embedder.named_parameters())
 
 
 def test_an_edit_to_a_network_renames_its_runs_and_no_others(data, edited):

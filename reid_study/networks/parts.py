@@ -37,7 +37,7 @@ class Stripes(nn.Module):
         means = F.adaptive_avg_pool2d(x, (self.parts, 1))[:, :, :, 0]                                 # [B, C, parts]
         if not self.shared: means = means.transpose(1, 2).flatten(1)[:, :, None]                      # [B, parts·C, 1]
         reduced = F.relu(self.norm(self.reduce(means)))
-        return reduced.transpose(1, 2) if self.shared else reduced.view(len(x), self.parts, self.width)
+        return reduced.transpose(1, 2) if self.shared else reduced.unflatten(1, (self.parts, self.width))[..., 0]
 
 # %% ../../nbs/24_networks.parts.ipynb #f01e7f8e
 class PCB(nn.Module):
