@@ -84,10 +84,12 @@ def contestants(learn, steps, precision):
         optimizer.zero_grad()
 
     def bare(batch=learn.dls.train.one_batch()):
+        network.train()      # the Learner leaves it in evaluation
         for _ in range(steps): step(*batch)
         return steps
 
     def loading():
+        network.train()
         for batch in learn.dls.train: step(*batch)
         return steps
 

@@ -235,7 +235,9 @@ def check(study, data="data"):
     for cell in cells(study):
         try: cell_config(study, cell, ({}, get_recipe(cell.recipe).lr), table, data)
         except InputError as e: raise InputError(f"study {study.name}, arm {cell.arm}, {cell.recipe}: {e}") from None
-    for p in protocols(study): _takes(*(p[key] for key in ("backbone", "pretrained", "dim", "height", "width")))
+    for p in protocols(study):
+        try: _takes(*(p[key] for key in ("backbone", "pretrained", "dim", "height", "width")))
+        except InputError as e: raise InputError(f"study {study.name}, backbone {p['backbone']}: {e}") from None
     return table
 
 def protocols(study):
@@ -244,12 +246,12 @@ def protocols(study):
 
 @lru_cache
 def _takes(backbone, pretrained, dim, height, width):
-    "Can the network be had, and does it take images of this size?"
+    "Can the network be had, with this width, and does it take images of this size?"
     try:
         with torch.no_grad(): make_embedder(backbone, dim, pretrained=pretrained).eval()(torch.zeros(1, 3, height, width))
     except InputError: raise
     except (RuntimeError, ValueError) as e:
-        raise InputError(f"the backbone {backbone} cannot take images of {height}×{width} ({e}); choose another size, or another backbone") from None
+        raise InputError(f"images of {height}×{width} cannot be taken ({e}); choose another size, or another backbone") from None
 
 # %% ../nbs/81_plan.ipynb #58fbf746
 def jobs(study, table, data="data", runs="runs"):

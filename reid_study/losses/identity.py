@@ -24,14 +24,15 @@ class IdentityLoss(nn.Module):
         self.label_smoothing = label_smoothing
 
     def compute(self, logits, pids):
-        "The loss and its statistics: `accuracy`, the share of images given to the right identity. Raises `InputError` for shapes that do not fit and logits that are no floats."
+        "The loss and its statistics: `accuracy`, the share of images given to the right identity, the mean over parts where there are some. Raises `InputError` for shapes that do not fit and logits that are no floats."
         if logits.ndim not in (2, 3) or pids.shape != logits.shape[:1]:
             raise InputError(f"logits {list(logits.shape)} and pids {list(pids.shape)} must be [B, C] or [B, parts, C], and [B]")
         check_logits(logits)
-        images = max(len(pids), 1)
-        if logits.ndim == 3: logits, pids = logits.flatten(0, 1), pids.repeat_interleave(logits.shape[1])
+        parts = logits.shape[1] if logits.ndim == 3 else 1
+        if logits.ndim == 3: logits, pids = logits.flatten(0, 1), pids.repeat_interleave(parts)
+        answers = max(len(pids), 1)
         total = F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), pids, label_smoothing=self.label_smoothing, reduction="sum")
-        return total/images, {"accuracy": (logits.detach().argmax(1) == pids).float().sum()/max(len(pids), 1)}
+        return parts*total/answers, {"accuracy": (logits.detach().argmax(1) == pids).float().sum()/answers}
 
     def forward(self, logits, pids): return self.compute(logits, pids)[0]
 

@@ -33,7 +33,7 @@ class Stripes(nn.Module):
 
     def forward(self, x):
         if x.shape[2] < self.parts:
-            raise InputError(f"a map of {x.shape[2]} rows cannot be cut into {self.parts} stripes; use higher images (a row of the map is 16 pixels), or parts={x.shape[2]}")
+            raise InputError(f"a map of {x.shape[2]} rows cannot be cut into {self.parts} stripes; a row is 16 pixels of the image, so use images at least {16*self.parts} pixels high")
         means = F.adaptive_avg_pool2d(x, (self.parts, 1))[:, :, :, 0]                                 # [B, C, parts]
         if not self.shared: means = means.transpose(1, 2).flatten(1)[:, :, None]                      # [B, parts·C, 1]
         reduced = F.relu(self.norm(self.reduce(means)))
@@ -43,7 +43,7 @@ class Stripes(nn.Module):
 class PCB(nn.Module):
     """Part-based convolutional baseline, in an `Embedder`'s place: images [B, 3, H, W] -> a dictionary.
 
-    "before" and "after" are both the parts side by side [B, dim]; a head stands once at each part and gives [B, parts, ...].
+    "before" and "after" are both the parts side by side [B, dim]. The head "identity" stands once at each part and gives [B, parts, C]; others read all parts.
     `dim` is the width of all parts together. Sun et al., ECCV 2018, whose stripes have 256 numbers each. Raises `InputError` where `dim` is no multiple of `parts`.
     """
     def __init__(self, backbone, dim=384, parts=6, shared=False):
@@ -53,8 +53,9 @@ class PCB(nn.Module):
         self.backbone, self.stripes, self.heads = backbone, Stripes(backbone.width_out, parts, dim//parts, shared), nn.ModuleDict()
 
     def attach(self, heads):
-        "Build heads, name -> function of a part's width that makes the module, once for each part."
-        self.heads.update({name: EachPart(make(self.stripes.width) for _ in range(self.stripes.parts)) for name, make in heads.items()})
+        "Build heads, name -> function of the width that it reads that makes the module."
+        parts, width = self.stripes.parts, self.stripes.width
+        self.heads.update({name: EachPart(make(width) for _ in range(parts)) if name == "identity" else make(parts*width) for name, make in heads.items()})
 
     def embed(self, images): return self.stripes(self.backbone(images)).flatten(1)
 

@@ -201,11 +201,12 @@ def sharded_identity(learn):
     """A context inside `over_ranks(learn)` in which the identity classifier is in shards: `with over_ranks(learn), sharded_identity(learn): fit(learn, 12, 3e-3)`.
 
     Afterwards it is whole, and in the network again; if training has failed, make the learner anew. Keeps no checkpoint.
-    Raises `InputError` outside `over_ranks`, for a recipe without identity loss, and in float16.
+    Raises `InputError` outside `over_ranks`, for a recipe without identity loss, for the classifiers of PCB's parts, and in float16.
     """
     objective, heads = learn.loss_func, learn.model.heads
     if not isinstance(objective, WholeBatch): raise InputError("shards lie on several ranks; open this context inside over_ranks(learn)")
     if "identity" not in heads: raise InputError(f"{' and '.join(objective.terms)} has no identity classifier to cut into shards; train without")
+    if not hasattr(heads["identity"], "weight"): raise InputError("the identity classifiers of parts are not cut into shards; train without")
     if (amp := getattr(learn, "mixed_precision", None)) and amp.amp_mode.value == "fp16": raise InputError("the scaled gradients of float16 are not known in shards; use bfloat16 or float32")
     kind, term, (classes, dim) = type(heads["identity"]), objective.terms["identity"], heads["identity"].weight.shape
     loss = ParallelIdentityLoss(heads["identity"], objective.mesh, term.loss.label_smoothing)      # it may refuse

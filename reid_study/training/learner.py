@@ -68,7 +68,7 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
 class QuickLearner(Learner):
     """fastai's, which asks at an event only those callbacks that have something to do then: most have not, and asking takes longer than doing.
 
-    Who has is found when a fit begins and when callbacks come and go. Batches that are where the network trains are not searched for what is not.
+    Who has is found when a fit begins and when callbacks come and go. Batches that are where the network is are not searched for what is not.
     """
     def add_cb(self, cb): self._listeners = {}; return super().add_cb(cb)
     def remove_cb(self, cb): self._listeners = {}; return super().remove_cb(cb)
@@ -81,7 +81,7 @@ class QuickLearner(Learner):
                 self._listeners[name] = [cb for cb in self.cbs.sorted("order") if name == "after_fit" or hasattr(type(cb), name) or name in vars(cb)]
             for callback in self._listeners[name]: callback(name)
 
-    def _set_device(self, batch): return batch if getattr(batch[0], "device", None) == self.dls.device else super()._set_device(batch)
+    def _set_device(self, batch): return batch if getattr(batch[0], "device", None) == next(self.model.parameters()).device else super()._set_device(batch)
 
 class QuickOptimizer(OptimWrapper):
     "fastai's wrapper of an AdamW, whose hyperparameters are asked for several times a step: they are named here, without a search through all that the optimiser holds."
