@@ -84,17 +84,16 @@ def contestants(learn, steps, precision):
         optimizer.zero_grad()
 
     def bare(batch=learn.dls.train.one_batch()):
-        network.train()      # the Learner leaves it in evaluation
         for _ in range(steps): step(*batch)
         return steps
 
     def loading():
-        network.train()
         for batch in learn.dls.train: step(*batch)
         return steps
 
     def learner():
         with learn.no_logging(), learn.no_bar(): fit(learn, 1, 1e-3)
+        network.train()      # fastai leaves it in evaluation, in which the others would go on
         return steps
 
     def no_validation(): raise CancelValidException
