@@ -25,7 +25,7 @@ class IdentityLoss(nn.Module):
 
     def compute(self, logits, pids):
         "The loss and its statistics: `accuracy`, the share of images given to the right identity, the mean over parts where there are some. Raises `InputError` for shapes that do not fit and logits that are no floats."
-        if logits.ndim not in (2, 3) or pids.shape != logits.shape[:1]:
+        if logits.ndim not in (2, 3) or logits.shape[2:] == (1,) or pids.shape != logits.shape[:1]:
             raise InputError(f"logits {list(logits.shape)} and pids {list(pids.shape)} must be [B, C] or [B, parts, C], and [B]")
         check_logits(logits)
         parts = logits.shape[1] if logits.ndim == 3 else 1
