@@ -14,7 +14,7 @@ from fastcore.script import call_parse
 from reid_study.core import write_json
 from reid_study.evaluation.retrieval import evaluate_retrieval
 from reid_study.networks.embedder import embed_all
-from reid_study.runs import read_run, trained
+from reid_study.study.run import read_run, trained
 
 
 @call_parse

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import num_cpus
 from fastcore.script import call_parse
 
-from reid_study.core import cores
 from reid_study.data.augment import MEAN, STD
 from reid_study.data.images import read_image
 from reid_study.data.people import make_people
-from reid_study.export import ImageEmbedder, decoded, embed_folder, find_images
+from reid_study.inference.export import ImageEmbedder, decoded, embed_folder, find_images
 from reid_study.networks.embedder import make_embedder
 
 from turns import in_turns, ratio
@@ -106,7 +106,7 @@ def main(
     for name, s in seconds.items():
         middle, low, high = ratio(s, seconds[OURS])
         table.append(dict(name=name, seconds=float(np.median(s)), images_per_second=float(len(files)/np.median(s)), ratio=middle, low=low, high=high))
-    print(f"\n{len(files)} images, {backbone} at {height}×{width}, batches of {batch}, {threads} threads of torch, {cores()} cores, {device}, {rounds} rounds")
+    print(f"\n{len(files)} images, {backbone} at {height}×{width}, batches of {batch}, {threads} threads of torch, {num_cpus()} {device}, {rounds} rounds")
     print(f"{'':30}{'seconds':>9}{'images/s':>10}{'ratio':>8}   95%")
     for r in table: print(f"{r['name']:30}{r['seconds']:9.3f}{r['images_per_second']:10.0f}{r['ratio']:8.2f}   {r['low']:.2f} to {r['high']:.2f}")
     apart = float(np.abs(given[OURS] - given[TORCHREID]).max()/np.abs(given[OURS]).max()) if TORCHREID in given else None
@@ -114,5 +114,5 @@ def main(
         print(f"largest difference between {OURS} and {TORCHREID}: {apart:.1e} of the largest coordinate")
         if apart > 1e-4: raise SystemExit("they do not embed the same images in the same way")
     if out:
-        setting = dict(images=len(files), backbone=backbone, height=height, width=width, batch=batch, threads=threads, cores=cores(), device=device, rounds=rounds, torch=torch.__version__)
+        setting = dict(images=len(files), backbone=backbone, height=height, width=width, batch=batch, threads=threads, cores=num_cpus(), device=device, rounds=rounds, torch=torch.__version__)
         Path(out).write_text(json.dumps(dict(setting=setting, table=table, difference=apart), indent=1) + "\n")

@@ -20,8 +20,8 @@ from fastai.callback.core import Callback, CancelFitException
 from fastcore.script import call_parse
 
 from reid_study.networks.embedder import make_embedder
-from reid_study.recipes import get_recipe
-from reid_study.runs import make_config, open_data, prepare
+from reid_study.training.recipes import get_recipe
+from reid_study.study.run import make_config, open_data, prepare
 from reid_study.training.gpu import Recorded
 from reid_study.training.learner import fit, make_learner
 

@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.script import call_parse
 
 from reid_study.core import write_json
-from reid_study.runs import read_run, run_id, training_config
+from reid_study.study.run import read_run, run_id, training_config
 
 
 @call_parse

@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.callback.core import CancelValidException
+from fastcore.basics import num_cpus
 from fastcore.script import call_parse
 
-from reid_study.core import cores
 from reid_study.data.images import image_store
 from reid_study.data.people import make_people
 from reid_study.data.splits import hold_out
 from reid_study.networks.embedder import make_embedder
 from reid_study.networks.heads import Classifier
-from reid_study.runs import read_people
+from reid_study.study.run import read_people
 from reid_study.training.learner import fit, make_learner
 
 from turns import in_turns, ratio
@@ -116,7 +116,7 @@ def main(
     people: int = 120,             # drawn identities, of about 15 images each
     steps: int = 200,              # steps of a round: an epoch of Market-1501 has 202
     rounds: int = 4,               # turns
-    threads: int = cores(),        # torch's threads, for everybody
+    threads: int = num_cpus(),        # torch's threads, for everybody
     device: str = "cpu",           # cpu or cuda
     precision: str = "float32",    # of our own steps: float32, or bfloat16 on a GPU
     out: str = None,               # write the figures to this JSON file
@@ -132,7 +132,7 @@ def main(
         runs = contestants(learn, steps, precision)
         if not torchreid: print("torchreid: left out, no path given")
         else:
-            for workers in (0, cores()):
+            for workers in (0, num_cpus()):
                 for layout in ("as built", "channels last"):
                     network = make_embedder(backbone, 256, {"identity": lambda dim: Classifier(dim, people)})
                     if layout == "as built": network = network.to(memory_format=torch.contiguous_format)
@@ -150,5 +150,5 @@ def main(
     print(f"{backbone} at {height}×{width}, 64 images a step, {threads} threads, {device}, {precision}, {rounds} rounds\n{'':58}{'ms':>8}{'images/s':>10}   to the bare step          to our Learner")
     for r in rows: print(f"{r['name']:58}{r['ms']:8.1f}{r['images_per_second']:10.0f}   " + "   ".join("{:.3f} ({:.3f} to {:.3f})".format(*r[k]) for k in ("bare", "learner")))
     if out:
-        setting = dict(backbone=backbone, height=height, width=width, batch=64, steps=steps, rounds=rounds, threads=threads, cores=cores(), device=torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device, precision=precision, torch=torch.__version__)
+        setting = dict(backbone=backbone, height=height, width=width, batch=64, steps=steps, rounds=rounds, threads=threads, cores=num_cpus(), device=torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device, precision=precision, torch=torch.__version__)
         Path(out).write_text(json.dumps({"setting": setting, "table": rows}, indent=1) + "\n")

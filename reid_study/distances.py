@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .core import InputError, choose
+from .core import InputError, lookup
 
 # %% ../nbs/01_distances.ipynb #2e34a8fb
 class _Unit(torch.autograd.Function):
@@ -311,5 +311,5 @@ def get_distance(name, dim=None):
     `dim`: width of the embeddings, for a distance that owns weights.
     """
     if isinstance(name, Distance): return name
-    make = choose(name, DISTANCES, "distance")
+    make = lookup(name, DISTANCES, "distance")
     return make(dim) if "dim" in inspect.signature(make).parameters else make()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reid_study.data.people import make_people
-from reid_study.runs import make_config, read_run
+from reid_study.study.run import make_config, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 

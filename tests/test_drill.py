@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from reid_study.data.people import make_people
-from reid_study.runs import read_run
+from reid_study.study.run import read_run
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 REID = Path(sys.executable).with_name("reid-study")
@@ -184,7 +184,7 @@ def test_the_same_artefacts_give_the_same_pages(place, undisturbed):
     victim = next((place/"results"/"run").iterdir())
     config = json.loads((victim/"config.json").read_text()) | {"code": "0"*12}
     from reid_study.core import write_json
-    from reid_study.runs import run_id, seal
+    from reid_study.study.run import run_id, seal
     (victim/"SHA256SUMS").unlink(); write_json(victim/"config.json", config); seal(victim, victim.with_name(run_id(config)))
     refused = subprocess.run([REID, "study", place/"drill.yaml", "--data", place/"data", "--runs", place/"adopted", "--out", place/"adopted-pages",
                               "--results", place/"results", "--device", "cpu"], capture_output=True, text=True, env=ENV, timeout=900)

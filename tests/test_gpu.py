@@ -9,7 +9,7 @@ import torch
 from fastai.callback.core import Callback
 
 from reid_study.data.market1501 import ATTRIBUTES
-from reid_study.recipes import RECIPES
+from reid_study.training.recipes import RECIPES
 from reid_study.training.learner import fit, make_learner
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

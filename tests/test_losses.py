@@ -16,7 +16,7 @@ from reid_study.distances import DISTANCES, get_distance
 from reid_study.losses.base import MetricLoss
 from reid_study.losses.mining import MINERS
 from reid_study.networks.heads import BNNeck
-from reid_study.recipes import FILLED, LOSSES, RECIPES
+from reid_study.training.recipes import FILLED, LOSSES, RECIPES
 from reid_study.testing import check_degenerate
 
 CLASSES, DIM = 4, 8

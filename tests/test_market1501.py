@@ -25,7 +25,7 @@ def test_validation_identities():
 
 def test_drawn_people_train_and_photographs_are_searched(tmp_path):
     from reid_study.data.people import make_people
-    from reid_study.runs import make_config, make_run, read_run, test_config as tested
+    from reid_study.study.run import make_config, make_run, read_run, test_config as tested
     make_people(tmp_path/"people", n_train=14, n_test=4, n_distractors=2, n_junk=2, progress=False)
     (tmp_path/MARKET.name).symlink_to(MARKET)
     training = make_config("people", "identity+attributes", data=tmp_path, validation=0, epochs=1, steps=2, p=4, k=2, height=32, width=16)

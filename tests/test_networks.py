@@ -10,13 +10,13 @@ from torch import nn
 
 from reid_study import runs
 from reid_study.data.people import make_people
-from reid_study.export import load_embedder, save_embedder
+from reid_study.inference.export import load_embedder, save_embedder
 from reid_study.networks.osnet import WIDTHS, load_torchreid, osnet_features
 from reid_study.networks.backbones import get_backbone
-from reid_study.plan import jobs, manifest
-from reid_study.runs import PROTOCOLS, backbone_code, code_fingerprint, code_of, fingerprinted, make_config, make_run, read_run, run_id
-from reid_study.study import Workflow, adopt
-from reid_study.tuning import trial_config, tuning_config
+from reid_study.study.spec import jobs, manifest
+from reid_study.study.run import PROTOCOLS, backbone_code, code_fingerprint, code_of, fingerprinted, make_config, make_run, read_run, run_id
+from reid_study.study.workflow import Workflow, adopt
+from reid_study.study.tuning import trial_config, tuning_config
 
 SMALL = dict(validation=4, epochs=1, p=4, k=2, height=32, width=16, steps=2)
 

@@ -13,8 +13,8 @@ from PIL import Image
 import reid_study
 from reid_study import jobs, report
 from reid_study.core import InputError, write_json
-from reid_study.report import find_runs, galleries, headline, hidden_people, markdown_table, overlap, results_table, spread_sentence, to_html
-from reid_study.runs import run_id, seal
+from reid_study.report.tables import find_runs, galleries, headline, hidden_people, markdown_table, overlap, results_table, spread_sentence, to_html
+from reid_study.study.run import run_id, seal
 
 TEMPLATE = Path(reid_study.__file__).parents[1]/"nbs"/"study"/"compare.ipynb"
 RECIPES = "identity", "triplet", "identity+triplet"
@@ -196,8 +196,8 @@ def test_pictures_are_the_same_bytes_for_the_same_runs(root, draw):
 
 
 def test_every_question_has_a_page(tmp_path):
-    from reid_study.invented import invented_study
-    from reid_study.study import page_jobs, write_page
+    from reid_study.study.simulated import invented_study
+    from reid_study.study.workflow import page_jobs, write_page
     manifest, runs = invented_study(tmp_path/"study", seeds=3)
     pages = page_jobs(manifest, runs, tmp_path/"pages", tmp_path)
     for page in ("index", *(f"q{i}" for i in range(1, 10))):

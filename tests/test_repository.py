@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reid_study.recipes import RECIPES
-from reid_study.runs import code_now, code_of, score_code, score_code_now
+from reid_study.training.recipes import RECIPES
+from reid_study.study.run import code_now, code_of, score_code, score_code_now
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/"nbs").rglob("*.ipynb"))

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from reid_study.data.people import make_people
-from reid_study.export import embed_folder, load_embedder, save_embedder
-from reid_study.runs import make_config, make_run
-from reid_study.search import search_page
+from reid_study.inference.export import embed_folder, load_embedder, save_embedder
+from reid_study.study.run import make_config, make_run
+from reid_study.inference.search import search_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync "

@@ -13,8 +13,8 @@ import yaml
 
 from reid_study.core import InputError
 from reid_study.data.people import make_people
-from reid_study.runs import make_config, open_data, partial_folder, place, read_run
-from reid_study.study import run_study
+from reid_study.study.run import make_config, open_data, partial_folder, place, read_run
+from reid_study.study.workflow import run_study
 
 SMALL = dict(validation=4, epochs=4, p=4, k=4, height=32, width=16)
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -28,7 +28,7 @@ def data(tmp_path_factory):
 
 
 def start(config, data, runs):
-    code = f"from reid_study.runs import make_run; make_run({config!r}, {str(data)!r}, {str(runs)!r}, 'cpu')"
+    code = f"from reid_study.study.run import make_run; make_run({config!r}, {str(data)!r}, {str(runs)!r}, 'cpu')"
     return subprocess.Popen([sys.executable, "-c", code], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

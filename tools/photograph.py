@@ -8,7 +8,7 @@ import numpy as np
 from fastcore.script import call_parse
 from PIL import Image
 
-from reid_study.study import write_pages
+from reid_study.study.workflow import write_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDE, HIGH = 1080, 16_000

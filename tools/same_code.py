@@ -22,9 +22,9 @@ import pandas as pd
 from fastcore.script import call_parse
 from tqdm import tqdm
 
-from reid_study.core import cores, read_json, write_json
-from reid_study.recipes import CORE, RECIPES
-from reid_study.runs import code_of, dataset_root, make_run, place, read_dataset, read_run, score_code, training_config
+from reid_study.core import read_json, write_json
+from reid_study.training.recipes import CORE, RECIPES
+from reid_study.study.run import code_of, dataset_root, make_run, place, read_dataset, read_run, score_code, training_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = ("seconds", "images_per_second")       # the end of the names of what may differ
@@ -75,7 +75,7 @@ def main(
     "Make runs by both codes; write results/same_code.json if they are the same."
     if made:
         configs, data, runs = json.loads(made)
-        with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
+        with ProcessPoolExecutor(num_cpus(), get_context("spawn")) as pool:
             list(tqdm(pool.map(make, configs, [data]*len(configs), [runs]*len(configs)), total=len(configs), unit="run"))
         return print("\n" + json.dumps(fingerprints({config["recipe"] for config in configs})))
     configs = configurations(results, seed)
@@ -94,7 +94,7 @@ def main(
     for name, differ in found.items():
         if differ: print(f"{name}: {', '.join(differ)} not as at {base}", file=sys.stderr)
     if any(found.values()): sys.exit("the numbers are not those of the earlier code: nothing is written")
-    from reid_study.runs import code_now, score_code_now      # here, since BASE, which runs this file too, may not have them
+    from reid_study.study.run import code_now, score_code_now      # here, since BASE, which runs this file too, may not have them
     same = {now: then[recipe][name] for recipe in then for name, now in (code_now(recipe) | {"score_code": score_code_now()}).items() if now != then[recipe][name]}
     write_json(ROOT/"results"/"same_code.json", same)
     print(f"{len(configs)} runs made by both, all the same to the last bit")

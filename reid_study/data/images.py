@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..core import InputError, digest, whole
+from ..core import InputError, digest, atomic
 
 # %% ../../nbs/13_data.images.ipynb #e6a18a14
 def fingerprint(paths):
@@ -46,7 +46,7 @@ def image_store(paths, size, folder):
     paths, size = list(paths), tuple(size)
     store = Path(folder)/f"{digest([fingerprint(paths), size])}.npy"
     if not store.exists():
-        with whole(store) as temporary, ThreadPoolExecutor() as pool:
+        with atomic(store) as temporary, ThreadPoolExecutor() as pool:
             array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(paths), *size, 3))
             images = pool.map(lambda path: read_image(path, size), paths)
             for i, image in enumerate(tqdm(images, total=len(paths), desc=f"decoding at {size[0]}×{size[1]}")):

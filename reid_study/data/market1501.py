@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ..core import InputError, whole
+from ..core import InputError, atomic
 
 # %% ../../nbs/11_data.market1501.ipynb #d593b03f
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -98,7 +98,7 @@ def unpack(path):
     target = path.parent/re.sub(r"(\.tar)?\.\w+$", "", path.name)
     if target.is_dir(): return target
     try:
-        with whole(target) as folder:
+        with atomic(target) as folder:
             folder.mkdir()
             if zipfile.is_zipfile(path): _unzip(path, folder)
             else:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import InputError, choose, read_json
+from ..core import InputError, lookup, read_json
 from .market1501 import read_market, unpack
 
 # %% ../../nbs/17_data.others.ipynb #1aa12069
@@ -68,7 +68,7 @@ def read_msmt17(root, version="v1", val=True, counts=MSMT17_COUNTS):
     there. Raises `InputError` for what is missing, a line or an image's name of another form, an image that is listed and not
     there, and counts that differ.
     """
-    train, test = choose(version, MSMT17_FOLDERS, "version of MSMT17")
+    train, test = lookup(version, MSMT17_FOLDERS, "version of MSMT17")
     root = _place(root, [train, test, *(f"list_{name}.txt" for name in ("train", "val", "query", "gallery"))])
     known, extra = (_listed(root/f"list_{name}.txt", root/train) for name in ("train", "val"))
     known = known + extra if val else known
@@ -112,7 +112,7 @@ def read_cuhk03(root, boxes="detected", counts=CUHK03_COUNTS):
     `counts`: boxes -> split -> (images, identities); None takes what is there. Raises `InputError` for what is missing, a name of
     another form, an image that is listed and not there, and counts that differ.
     """
-    choose(boxes, CUHK03_COUNTS, "kind of boxes")
+    lookup(boxes, CUHK03_COUNTS, "kind of boxes")
     root = _place(root, [f"images_{boxes}"])
     files = {root/f"cuhk03_new_protocol_config_{boxes}.mat": _splits_mat, root/f"splits_new_{boxes}.json": _splits_json}
     source = next((path for path in files if path.exists()), None)

@@ -22,7 +22,8 @@ from scipy.io import savemat
 from scipy.ndimage import gaussian_filter, zoom
 from tqdm import tqdm
 
-from ..core import InputError, cores, whole
+from fastcore.basics import num_cpus
+from ..core import InputError, atomic
 from .images import fingerprint
 
 # %% ../../nbs/10_data.people.ipynb #335bdf53
@@ -895,7 +896,7 @@ def make_people(root, seed=0, n_train=240, n_test=120, n_distractors=350, n_junk
         raise InputError(f"{root} is there already and holds something else; remove it or choose another place")
     seed, d = settings['seed'], settings['difficulty']
     people = people_cast(seed, n_train, n_test, d)
-    with whole(root) as tmp:
+    with atomic(root) as tmp:
         for folder in _FOLDERS: (tmp/folder).mkdir(parents=True)
         jobs = [('identity', tmp, seed, d, part, i, pid) for part in people for i, pid in enumerate(people[part])]
         jobs += [('others', tmp, seed, d, part, k, min(k + _BLOCK, n))
@@ -917,7 +918,7 @@ def _same(root, settings):
 def _run(jobs, workers, seed, difficulty, progress):
     "The results of all jobs in order, from this process or from a pool."
     cameras(seed, difficulty)                    # before a fork, so that the workers share the scenes
-    workers = min(workers or cores(), len(jobs))
+    workers = min(workers or num_cpus(), len(jobs))
     bar = lambda it: tqdm(it, total=len(jobs), desc='drawing people', unit='job', disable=not progress)
     if workers == 1:
         yield from bar(map(_work, jobs))

@@ -8,7 +8,7 @@ __all__ = ['SAMPLERS', 'BatchSampler', 'UniformSampler', 'PKSampler', 'TupleSamp
 # %% ../../nbs/15_data.samplers.ipynb #7f83ec47
 import numpy as np
 
-from ..core import InputError, choose
+from ..core import InputError, lookup
 
 # %% ../../nbs/15_data.samplers.ipynb #46e2c6b8
 class BatchSampler:
@@ -137,4 +137,4 @@ def make_sampler(name, pids, p=16, k=4, steps=None, seed=0):
 
     `steps`: batches that one iteration gives; None: one for each full batch of the data, so that every sampler trains equally long.
     """
-    return choose(name, SAMPLERS, "sampler")(np.asarray(pids), p, k, steps or max(len(pids)//(p*k), 1), seed)
+    return lookup(name, SAMPLERS, "sampler")(np.asarray(pids), p, k, steps or max(len(pids)//(p*k), 1), seed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core import InputError, choose
+from ..core import InputError, lookup
 
 # %% ../../nbs/43_losses.mining.ipynb #d3547497
 def positive_negative(pids, ref_pids=None):
@@ -140,4 +140,4 @@ MINERS = {"batch_hard": Miner(nearest, farthest), "random": Miner(random_negativ
 
 def get_miner(name):
     "A miner from its name in `MINERS`; a function is returned as it is; None and \"batch_all\" mean every tuple: None. Unknown names raise `InputError`."
-    return name if name is None or callable(name) else choose(name, MINERS | {"batch_all": None}, "miner")
+    return name if name is None or callable(name) else lookup(name, MINERS | {"batch_all": None}, "miner")

@@ -6,8 +6,8 @@
 __all__ = ['second_negative', 'all_hinges', 'QuadrupletLoss']
 
 # %% ../../nbs/42_losses.quadruplet.ipynb #a2f7dd3b
-from ..core import InputError, choose
-from .base import MetricLoss, check_margin, check_reduction, mean, pair_masks, settle, tally
+from ..core import InputError, lookup
+from .base import MetricLoss, check_margin, check_reduction, mean, pair_masks, reduce_hinges, hinge_sums
 from .batch_all import quadruplet_sum, triplet_sum
 from .triplet import pair_statistics
 
@@ -54,7 +54,7 @@ class QuadrupletLoss(MetricLoss):
         if not alpha > beta > 0: raise InputError(f"alpha={alpha} and beta={beta} must be alpha > beta > 0: the weak push has the smaller margin")
         if self.miner is not None and not hasattr(self.miner, "negative"):
             raise InputError('this miner picks no second negative; give it a method negative(rows, d_ap, allowed), or take miner="batch_hard" or "batch_all"')
-        self.reading = choose(reading, {r: r for r in ("negatives", "anchor")}, "reading")
+        self.reading = lookup(reading, {r: r for r in ("negatives", "anchor")}, "reading")
         self.alpha, self.beta, self.weak, self.reduction = alpha, beta, weak, check_reduction(reduction)
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
@@ -62,7 +62,7 @@ class QuadrupletLoss(MetricLoss):
             raise InputError('reading="negatives" needs distances between references, which are not there; take reading="anchor", or leave out ref_emb')
         strong, weak, statistics = (self.tuples(distances, pids, ref_pids, indices) if indices is not None
                                     else all_hinges(distances, pids, ref_pids, self.alpha, self.beta, self.reading))
-        (value, active), (weak, active_weak) = settle(strong, self.reduction), settle(weak, self.reduction)
+        (value, active), (weak, active_weak) = reduce_hinges(strong, self.reduction), reduce_hinges(weak, self.reduction)
         return value + self.weak*weak, {"active": active, "active_weak": active_weak} | statistics
 
     def tuples(self, distances, pids, ref_pids, indices):
@@ -74,7 +74,7 @@ class QuadrupletLoss(MetricLoss):
         else: n2, valid = second_negative(distances.detach(), pids, ref_pids, indices, self.reading, self.miner)
         d_ap, d_an, d_x = distances[a, p], distances[a, n1], distances[n1 if self.reading == "negatives" else a, n2]
         statistics = {"d_ap": mean(d_ap.detach()), "d_an": mean(d_an.detach()),
-                      "d_nn" if self.reading == "negatives" else "d_an2": settle(tally(d_x.detach(), valid))[0]}
-        return tally((d_ap - d_an + self.alpha).relu()), tally((d_ap - d_x + self.beta).relu(), valid), statistics
+                      "d_nn" if self.reading == "negatives" else "d_an2": reduce_hinges(hinge_sums(d_x.detach(), valid))[0]}
+        return hinge_sums((d_ap - d_an + self.alpha).relu()), hinge_sums((d_ap - d_x + self.beta).relu(), valid), statistics
 
     def extra_repr(self): return f"alpha={self.alpha}, beta={self.beta}, reading={self.reading}, reduction={self.reduction}, weak={self.weak}"

@@ -9,8 +9,8 @@ __all__ = ['tuple_distances', 'valid_pairs', 'pair_statistics', 'TripletLoss', '
 import torch
 from torch.nn import functional as F
 
-from ..core import InputError, choose
-from .base import MetricLoss, check_margin, check_reduction, mean, mean_distances, pair_masks, settle, tally
+from ..core import InputError, lookup
+from .base import MetricLoss, check_margin, check_reduction, mean, mean_distances, pair_masks, reduce_hinges, hinge_sums
 from .batch_all import triplet_sum
 
 # %% ../../nbs/41_losses.triplet.ipynb #6fbd3079
@@ -56,12 +56,12 @@ class TripletLoss(MetricLoss):
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
         if indices is None:
-            value, active = settle(triplet_sum(distances, pids, ref_pids, self.margin), self.reduction)
+            value, active = reduce_hinges(triplet_sum(distances, pids, ref_pids, self.margin), self.reduction)
             return value, {"active": active} | pair_statistics(distances, pids, ref_pids)
         d_ap, d_an = tuple_distances(distances, indices)
         gap = d_ap - d_an
         if self.margin == "soft": value, active = mean(F.softplus(gap)), mean((gap.detach() >= 0).to(gap.dtype))
-        else: value, active = settle(tally((gap + self.margin).relu()), self.reduction)
+        else: value, active = reduce_hinges(hinge_sums((gap + self.margin).relu()), self.reduction)
         return value, {"active": active, "d_ap": mean(d_ap.detach()), "d_an": mean(d_an.detach())}
 
     def extra_repr(self): return f"margin={self.margin}, reduction={self.reduction}"
@@ -78,7 +78,7 @@ class ImprovedTripletLoss(MetricLoss):
     """
     def __init__(self, margin=0.3, reading="outside", bound=0.0, distance="euclidean", miner="batch_hard", reduction="mean"):
         super().__init__(distance, miner)
-        choose(reading, dict.fromkeys(("inside", "outside")), "reading")
+        lookup(reading, dict.fromkeys(("inside", "outside")), "reading")
         check_margin("margin", margin); check_margin("bound", bound); check_reduction(reduction)
         if bound and reading == "inside": raise InputError(f'bound={bound} limits the pull outside the hinge; take reading="outside", or bound=0')
         self.margin, self.reading, self.bound, self.reduction = margin, reading, bound, reduction
@@ -89,11 +89,11 @@ class ImprovedTripletLoss(MetricLoss):
             hinge, statistics = triplet_sum(distances, pids, ref_pids, self.margin, weight), pair_statistics(distances, pids, ref_pids)
         else:
             d_ap, d_an = tuple_distances(distances, indices)
-            hinge, statistics = tally((weight*d_ap - d_an + self.margin).relu()), {"d_ap": mean(d_ap.detach()), "d_an": mean(d_an.detach())}
-        value, statistics["active"] = settle(hinge, self.reduction)
+            hinge, statistics = hinge_sums((weight*d_ap - d_an + self.margin).relu()), {"d_ap": mean(d_ap.detach()), "d_an": mean(d_an.detach())}
+        value, statistics["active"] = reduce_hinges(hinge, self.reduction)
         if self.reading == "inside": return value, statistics
         pairs = (valid_pairs(pids, ref_pids) if indices is None else pair_masks(pids, ref_pids, indices))[0]
-        pull, statistics["active_pull"] = settle(tally((distances - self.bound).relu(), pairs), self.reduction)
+        pull, statistics["active_pull"] = reduce_hinges(hinge_sums((distances - self.bound).relu(), pairs), self.reduction)
         return value + pull, statistics
 
     def extra_repr(self): return f"margin={self.margin}, reading={self.reading}, bound={self.bound}, reduction={self.reduction}"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import InputError, choose
+from ..core import InputError, lookup
 
 # %% ../../nbs/20_networks.backbones.ipynb #007a6a63
 class ResidualBlock(nn.Module):
@@ -74,4 +74,4 @@ BACKBONES = {"small": _small, "resnet18": resnet18, "resnet50": resnet50}
 
 def get_backbone(name, pretrained=False):
     "A backbone from its name in `BACKBONES`; `backbone.width_out` is its number of channels."
-    return choose(name, BACKBONES, "backbone")(pretrained)
+    return lookup(name, BACKBONES, "backbone")(pretrained)

@@ -45,7 +45,7 @@ class Embedder(nn.Module):
 
 # %% ../../nbs/22_networks.embedder.ipynb #bab1e02b
 def make_embedder(backbone="small", dim=256, heads=None, seed=0, pretrained=False):
-    """An `Embedder`, or what the backbone names as its `embedder` (as [PCB](24_networks.parts.ipynb) does), whose weights are a function of `seed`, the same for every recipe.
+    """An `Embedder`, or what the backbone names as its `embedder` (as [PCB](26_networks.parts.ipynb) does), whose weights are a function of `seed`, the same for every recipe.
 
     `heads`: name -> function of the width that makes the module. Torch's global generator is left as it was.
     """

@@ -9,7 +9,7 @@ __all__ = ['FUSIONS', 'BNNeck', 'Classifier', 'AttributeHead', 'VerificationHead
 import torch
 from torch import nn
 
-from ..core import choose
+from ..core import lookup
 from ..losses.attributes import TASKS
 
 # %% ../../nbs/21_networks.heads.ipynb #77e3848a
@@ -47,7 +47,7 @@ class VerificationHead(nn.Module):
     """
     def __init__(self, dim, fusion="squared"):
         super().__init__()
-        self.fuse, self.fusion, self.symmetric = choose(fusion, FUSIONS, "fusion"), fusion, fusion != "concatenation"
+        self.fuse, self.fusion, self.symmetric = lookup(fusion, FUSIONS, "fusion"), fusion, fusion != "concatenation"
         self.linear = nn.Linear(dim if self.symmetric else 2*dim, 2)
         nn.init.zeros_(self.linear.weight); nn.init.zeros_(self.linear.bias)
 
