@@ -22,7 +22,7 @@ from fastcore.script import call_parse
 from reid_study.networks.embedder import make_embedder
 from reid_study.training.recipes import get_recipe
 from reid_study.study.run import make_config, open_data, prepare
-from reid_study.training.gpu import Recorded
+from reid_study.training.gpu import record_network
 from reid_study.training.learner import fit, make_learner
 
 from turns import in_turns, ratio
@@ -40,7 +40,7 @@ def stepper(backbone, size, steps, way):
     started = time.perf_counter()
     called = Wrapped(torch.compile(network)) if "compiled" in way else network
     if "recorded" in way:
-        with torch.autocast("cuda", torch.bfloat16): Recorded.record(called, images)
+        with torch.autocast("cuda", torch.bfloat16): record_network(called, images)
 
     def run(steps=steps):
         for _ in range(steps):

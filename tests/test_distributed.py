@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 
 from reid_study.data.people import make_people
-from reid_study.study.run import make_config, read_run
+from reid_study.study.config import make_config
+from reid_study.study.run import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def launch(*arguments):
-    "`torchrun --nproc-per-node 2 -m reid_study.training.distributed` on this machine's CPUs."
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "reid_study.training.distributed", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+    "`torchrun --nproc-per-node 2 -m reid_study.study.distributed` on this machine's CPUs."
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command, environment = [*torchrun, "-m", "reid_study.study.distributed", *map(str, arguments)], {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600)
 
 
 def test_torchrun_makes_an_ordinary_run(tmp_path):
@@ -27,10 +29,11 @@ def test_torchrun_makes_an_ordinary_run(tmp_path):
     folder, = (p for p in (tmp_path/"runs"/"run").iterdir() if not p.name.startswith("."))
     assert done.stdout.count(str(folder)) == 1 and "mAP" in done.stdout            # rank 0 alone prints
     run = read_run(folder)
-    assert run.config["ranks"] == 2 and run.config.items() > make_config("people", "identity+triplet", data=tmp_path/"data", **settings).items()
+    assert run.config["ranks"] == 2 and run.config.items() > make_config("people", "identity+triplet", **settings).items()
     assert len(run.history) == 1 and (folder/"model.safetensors").exists() and not (folder/"checkpoint.pt").exists()
 
 
 def test_one_process_is_told_what_to_do():
-    done = subprocess.run([sys.executable, "-m", "reid_study.training.distributed", "identity"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-m", "reid_study.study.distributed", "identity"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "torchrun --nproc-per-node 2" in done.stderr and "Traceback" not in done.stderr

@@ -10,13 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from reid_study.data.people import make_people
-from reid_study.study.run import read_run
+from reid_study.study.config import training_config
+from reid_study.study.results import Results, read_results, write_results
+from reid_study.study.run import place as run_place, read_run
+from reid_study.study.tuning import read_tuning
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 REID = Path(sys.executable).with_name("reid-study")
@@ -61,12 +65,12 @@ def outcome(place, name):
     found = {}
     for folder in sorted((place/name/"runs").glob("*/[0-9a-f]*")):
         if folder.parent.name.startswith(".") or not (folder/"config.json").exists(): continue
-        run = read_run(folder)
+        run = read_tuning(folder) if folder.parent.name == "tune" else read_run(folder)
         assert {f.name for f in folder.glob(".*")} <= {".snakemake_timestamp"}      # a kill leaves nothing in what is finished
         tables = {f.name: pd.read_parquet(f).to_json() for f in sorted(folder.glob("*.parquet"))}
         for csv in sorted(folder.glob("*.csv")): tables[csv.name] = pd.read_csv(csv).drop(columns="seconds").to_json()
         found[f"{folder.parent.name}/{folder.name}"] = without_times(run.metrics), tables
-    return found, {page.name: page.read_text() for page in sorted((place/name/"pages"/"drill").glob("*.html")) if not re.match("recipes|arm_", page.name)}
+    return found, {page.name: page.read_text() for page in sorted((place/name/"pages"/"drill").glob("*.html")) if not re.match("recipes|arm_|main_|default_", page.name)}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +118,7 @@ def test_twenty_kills_change_no_number(place, undisturbed):
         else: time.sleep(random.uniform(1, 8))
         if (pid := victims(engine, place, "cut").get(kinds[0])) is None or engine.poll() is not None:
             if engine.poll() is not None and len(log) < KILLS:     # it ended before enough was killed: take something away and go on
-                for folder in list((place/"cut"/"runs"/"test").glob("[0-9a-f]*"))[:2] + list((place/"cut"/"runs"/"confirm").glob("[0-9a-f]*"))[:2]: shutil.rmtree(folder)
+                for folder in list((place/"cut"/"runs"/"test").glob("[0-9a-f]*"))[:2] + list((place/"cut"/"runs"/"train").glob("[0-9a-f]*"))[:2]: shutil.rmtree(folder)
             kinds.append(kinds.pop(0))                                           # there is none now: another kind first
             if set(kinds) == {"server"}: engine.kill(); engine.wait()            # an engine has one server, and the next engine another
             continue
@@ -149,8 +153,8 @@ def test_a_full_disk_is_named_and_nothing_is_lost(place, undisturbed):
 def test_damage_is_named_and_made_again(place, undisturbed):
     shutil.copytree(place/"whole", place/"damaged")
     runs = place/"damaged"/"runs"
-    weights, tested = next((m, t) for m in sorted((runs/"confirm").glob("*/model.safetensors")) for t in (runs/"test").glob("[0-9a-f]*")
-                           if json.loads((runs/".jobs"/"drill"/f"{t.name}.json").read_text())["needs"][0].endswith(m.parent.name))
+    tested = sorted((runs/"test").glob("[0-9a-f]*"))[0]
+    weights = run_place(training_config(read_run(tested).config), runs)/"model.safetensors"
     metrics = next(m for m in sorted((runs/"test").glob("*/metrics.json")) if m.parent != tested)
     table = sorted((runs/"run").glob("*/per_query.parquet"))[0]
     metrics.write_text(metrics.read_text().replace('"mAP": 0.', '"mAP": 0.9', 1))      # still JSON, another number
@@ -179,13 +183,11 @@ def test_the_same_artefacts_give_the_same_pages(place, undisturbed):
     again = subprocess.run([REID, "study", place/"drill.yaml", "--data", place/"data", "--runs", place/"adopted", "--out", place/"adopted-pages",
                             "--results", place/"results", "--device", "cpu"], capture_output=True, text=True, env=ENV, timeout=900)
     assert again.returncode == 0, again.stderr
-    assert not list((place/"adopted"/"confirm").glob("[0-9a-f]*")) and (place/"adopted-pages"/"drill"/"index.html").exists()
-    # results of another version of the code are refused before anything trains
-    victim = next((place/"results"/"run").iterdir())
-    config = json.loads((victim/"config.json").read_text()) | {"code": "0"*12}
-    from reid_study.core import write_json
-    from reid_study.study.run import run_id, seal
-    (victim/"SHA256SUMS").unlink(); write_json(victim/"config.json", config); seal(victim, victim.with_name(run_id(config)))
+    assert not list((place/"adopted").glob("train/[0-9a-f]*")) and (place/"adopted-pages"/"drill"/"index.html").exists()
+    # results of another version are refused before anything trains
+    old = read_results(place/"results")
+    runs = [replace(run, config=run.config | {"numerics": 0}) for run in old.table.run]
+    write_results(Results(old.study, old.table.assign(run=runs), old.tuning), place/"results")
     refused = subprocess.run([REID, "study", place/"drill.yaml", "--data", place/"data", "--runs", place/"adopted", "--out", place/"adopted-pages",
                               "--results", place/"results", "--device", "cpu"], capture_output=True, text=True, env=ENV, timeout=900)
-    assert refused.returncode == 2 and "another version of the code" in refused.stderr and run_id(config) in refused.stderr
+    assert refused.returncode == 2 and "another version" in refused.stderr and "numerics 0" in refused.stderr

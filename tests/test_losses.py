@@ -1,4 +1,4 @@
-"""What every loss has to hold, whoever wrote it: light imports, refused input, statistics, PML's call shape, half precision, degenerate batches, training."""
+"""What holds for every registered loss: light imports, refused input, PML's call shape, precision, degenerate batches, training."""
 import importlib
 import inspect
 import pkgutil
@@ -8,16 +8,14 @@ import sys
 import pytest
 import torch
 
-import reid_study.distances
 import reid_study.losses
 from reid_study.core import InputError
 from reid_study.data.market1501 import ATTRIBUTES
-from reid_study.distances import DISTANCES, get_distance
-from reid_study.losses.base import MetricLoss
-from reid_study.losses.mining import MINERS
+from reid_study.distances import DISTANCES, Distance, get_distance
+from reid_study.losses.base import COMMON_REFUSALS, FILLED, MetricLoss
 from reid_study.networks.heads import BNNeck
-from reid_study.training.recipes import FILLED, LOSSES, RECIPES
 from reid_study.testing import check_degenerate
+from reid_study.training.recipes import LOSSES, RECIPES
 
 CLASSES, DIM = 4, 8
 MODULES = sorted(m.name for m in pkgutil.iter_modules(reid_study.losses.__path__, "reid_study.losses."))
@@ -31,24 +29,21 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-# every loss with its defaults, and every reading, miner, distance and fusion of those that have a choice
+# every loss with its defaults, and with the settings that its chapter registers as variants
 VARIANTS = {name: (name, {}) for name in LOSSES}
-VARIANTS |= {f"triplet {miner}": ("triplet", {"miner": miner}) for miner in (*MINERS, "batch_all")}
-VARIANTS |= {f"triplet {distance}": ("triplet", {"distance": distance}) for distance in DISTANCES}
-VARIANTS |= {"triplet soft": ("triplet", {"margin": "soft"}), "triplet active": ("triplet", {"reduction": "active"}),
-             "improved_triplet inside": ("improved_triplet", {"reading": "inside"}), "improved_triplet all": ("improved_triplet", {"miner": None}),
-             "quadruplet anchor": ("quadruplet", {"reading": "anchor"}), "quadruplet all": ("quadruplet", {"miner": None}),
-             "memory triplet": ("memory", {"loss": "triplet"}), "multi_similarity all": ("multi_similarity", {"epsilon": None})}
-VARIANTS |= {f"verification {fusion}": ("verification", {"fusion": fusion}) for fusion in ("absolute", "product", "concatenation")}
+VARIANTS |= {f"{name} {variant}": (name, settings) for name, loss in LOSSES.items() for variant, settings in loss.variants.items()}
 
 
-def make(variant, **changes):
+def parameters_of(name): return inspect.signature(LOSSES[name].make).parameters
+
+
+def make(variant, /, **changes):
     "The loss of a variant, with CLASSES identities and embeddings DIM wide, from a seed."
     name, settings = VARIANTS[variant]
     kind = LOSSES[name].make
     filled = {"classes": CLASSES, "dim": DIM, "counts": None}
-    settings = {k: v for k, v in filled.items() if k in inspect.signature(kind).parameters} | settings | changes
-    if settings.get("distance"): settings["distance"] = get_distance(settings["distance"], DIM) if settings["distance"] in DISTANCES else settings["distance"]
+    settings = {k: v for k, v in filled.items() if k in parameters_of(name)} | settings | changes
+    if settings.get("distance") in DISTANCES: settings["distance"] = get_distance(settings["distance"], DIM)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         loss = kind(**settings)
@@ -59,11 +54,17 @@ def make(variant, **changes):
 
 def batch(variant, pids=(0, 0, 0, 1, 1, 2, 3, 3), device="cpu", dtype=torch.float, seed=1):
     "What the loss of a variant is called with: (input with gradient, target). Identities are of unequal size."
-    name, g = VARIANTS[variant][0], torch.Generator().manual_seed(seed)
-    width = {"identity": CLASSES, "attributes": 39}.get(name, DIM)
-    x = torch.randn(len(pids), width, generator=g).to(device, dtype).requires_grad_()
-    if name != "attributes": return x, torch.tensor(pids, dtype=torch.long, device=device)
+    loss, g = LOSSES[VARIANTS[variant][0]], torch.Generator().manual_seed(seed)
+    x = torch.randn(len(pids), width(loss.head), generator=g).to(device, dtype).requires_grad_()
+    if loss.target == "pid": return x, torch.tensor(pids, dtype=torch.long, device=device)
     return x, torch.randint(-1, 2, (len(pids), len(ATTRIBUTES)), generator=g).to(device)
+
+
+def width(head):
+    "How many numbers of an image a loss reads: a feature's, or a head's output."
+    if head is None: return DIM
+    arguments = (DIM, CLASSES)[:len(inspect.signature(head).parameters)]
+    with torch.random.fork_rng(devices=[]): return head(*arguments)(torch.zeros(1, DIM)).shape[1]
 
 
 def seeded(call, *args, **kwargs):
@@ -72,8 +73,14 @@ def seeded(call, *args, **kwargs):
         return call(*args, **kwargs)
 
 
+def priced(variant):
+    "Whether the distance has a price of its own, which every row pays, whatever the tuples."
+    distance = getattr(make(variant), "distance", None)
+    return isinstance(distance, Distance) and distance.penalty(torch.ones(1, DIM)) is not None
+
+
 METRIC = [v for v, (name, _) in VARIANTS.items() if issubclass(LOSSES[name].make, MetricLoss)]
-REFERRING = METRIC + ["memory", "memory triplet"]                   # those that accept tuples and references
+REFERRING = [v for v, (name, _) in VARIANTS.items() if "ref_emb" in inspect.signature(LOSSES[name].make.compute).parameters]
 
 
 # ---- imports and documentation
@@ -91,10 +98,13 @@ for name in {MODULES}:
 @pytest.mark.parametrize("module", [*MODULES, "reid_study.distances"])
 def test_everything_public_is_documented(module):
     module = importlib.import_module(module)
-    public = [o for n, o in vars(module).items() if not n.startswith("_") and (inspect.isclass(o) or inspect.isfunction(o)) and o.__module__ == module.__name__]
+    defined = [o for n, o in vars(module).items() if not n.startswith("_") and getattr(o, "__module__", None) == module.__name__]
+    public = [o for o in defined if inspect.isclass(o) or inspect.isfunction(o)]
     assert public
-    bare = [o.__qualname__ for o in public if not (o.__doc__ or "").strip() or o.__doc__.startswith(f"{o.__name__}(")]     # a dataclass writes its signature
-    bare += [f"{o.__qualname__}.compute" for o in public if inspect.isclass(o) and hasattr(o, "compute") and not inspect.getdoc(o.compute)]
+    bare = [o.__qualname__ for o in public if not (o.__doc__ or "").strip()
+            or o.__doc__.startswith(f"{o.__name__}(")]                  # a dataclass writes its signature
+    bare += [f"{o.__qualname__}.compute" for o in public
+             if inspect.isclass(o) and hasattr(o, "compute") and not inspect.getdoc(o.compute)]
     assert not bare, f"without a docstring: {bare}"
 
 
@@ -112,13 +122,13 @@ def test_a_misshapen_batch_is_refused(name, what):
     with pytest.raises(InputError): make(name)(*MISSHAPEN[what](*batch(name)))
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if "dim" in inspect.signature(LOSSES[n].make).parameters])
+@pytest.mark.parametrize("name", [n for n in LOSSES if "dim" in parameters_of(n)])
 def test_embeddings_of_another_width_are_refused(name):
     x, pids = batch(name)
     with pytest.raises(InputError): make(name)(x[:, 1:], pids)
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if "classes" in inspect.signature(LOSSES[n].make).parameters])
+@pytest.mark.parametrize("name", [n for n in LOSSES if "classes" in parameters_of(n)])
 @pytest.mark.parametrize("pid", [-1, CLASSES])
 def test_a_pid_without_a_class_is_refused(name, pid):
     x, pids = batch(name)
@@ -126,26 +136,31 @@ def test_a_pid_without_a_class_is_refused(name, pid):
     with pytest.raises(InputError, match=str(CLASSES - 1)): make(name)(x, pids)
 
 
-NUMBERS = [-0.1, float("nan"), float("inf"), "0.3", None]
-BAD = {"margin": NUMBERS, "alpha": NUMBERS, "beta": NUMBERS, "weak": NUMBERS, "bound": NUMBERS, "epsilon": NUMBERS[:-1],
-       "scale": [0, *NUMBERS], "temperature": [0, *NUMBERS], "negatives": [0, *NUMBERS], "memory_weight": NUMBERS,
-       "label_smoothing": [1, *NUMBERS], "base": [-1.1, 1.1, *NUMBERS[1:]], "size": [0, 1.5, None], "start": [-1, 1.5, None],
-       "classes": [0, 1.5, None], "dim": [0, 1.5, None], "counts": [[1, 2], [-1]*39],
-       "distance": ["manhatten"], "miner": ["hardest"], "reduction": ["sum"], "reading": ["sideways"], "fusion": ["sum"], "loss": ["quadruple"]}
-GOOD = {("memory", "margin"): [None], ("memory", "loss"): [], ("quadruplet", "miner"): []}       # margin=None: the inner loss's own
-FREE = {"normalize"}
-
-def settings_of(name): return [p for p in inspect.signature(LOSSES[name].make).parameters if p not in FREE]
+def settings_of(name): return [n for n, p in parameters_of(name).items() if not isinstance(p.default, bool)]    # a switch refuses nothing
 
 @pytest.mark.parametrize("name, setting", [(n, s) for n in LOSSES for s in settings_of(n)])
 def test_a_bad_setting_is_refused_by_its_name(name, setting):
-    assert setting in BAD, f"the table of bad settings lacks {setting}"
-    for value in BAD[setting]:
-        if value in GOOD.get((name, setting), ()): continue
+    bad = (COMMON_REFUSALS | LOSSES[name].refuses).get(setting)
+    assert bad, f"register_loss({name!r}, refuses=...) lacks {setting}: give values that it must refuse"
+    for value in bad:
         try: make(name, **{setting: value})
         except InputError as e: assert setting in str(e), f"{setting}={value!r}: the message does not name it: {e}"
         except Exception as e: pytest.fail(f"{setting}={value!r}: {type(e).__name__}, {e}")
         else: pytest.fail(f"{setting}={value!r} is accepted")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_number_is_tuned_or_fixed(name):
+    loss = LOSSES[name]
+    numbers = [s for s in settings_of(name) if isinstance(loss.settings.get(s), (int, float))]
+    for setting in numbers:
+        assert (setting in loss.search) != (setting in loss.fixed), f"{setting}: give it a range in search, or name it in fixed"
+    for setting, bounds in loss.search.items():
+        ranges = bounds if isinstance(bounds, dict) else {loss.settings.get("distance"): bounds}
+        assert all(0 < low < high for low, high in ranges.values())
+        assert not isinstance(bounds, dict) or set(bounds) == set(DISTANCES), f"{setting}: a range for each distance"
+        low, high = loss.search_space()[setting]
+        assert low <= loss.settings[setting] <= high
 
 
 def test_margins_of_quadruplets_are_ordered():
@@ -205,7 +220,7 @@ def learns_from(variant, *args, **kwargs):
 INDICES = {"triplets": [[0, 1], [1, 0], [3, 4]], "pairs": [[0, 3], [1, 4], [0, 4], [3, 1]]}       # rows 2, 5, 6, 7 are in none
 
 @pytest.mark.parametrize("shape", INDICES)
-@pytest.mark.parametrize("variant", [v for v in METRIC if not v.startswith("quadruplet") and v != "triplet hamming"])
+@pytest.mark.parametrize("variant", [v for v in METRIC if VARIANTS[v][0] != "quadruplet" and not priced(v)])
 def test_tuples_say_who_learns(variant, shape):
     x, pids = batch(variant)
     with torch.no_grad(): x[0] += 3*x[3]; x[1] -= 3*x[4]            # far positives and near negatives: every hinge is open
@@ -231,7 +246,7 @@ def test_references_are_what_the_batch_is_compared_with(variant):
     if not random(variant): assert value(ref.flip(0), ref_pids.flip(0)) == pytest.approx(value(ref, ref_pids), rel=1e-5)
     assert value(batch("contrastive", ref_pids.tolist(), seed=3)[0], ref_pids) != pytest.approx(value(ref, ref_pids), rel=1e-5)
     triplets = torch.tensor([0]), torch.tensor([1]), torch.tensor([2])            # references 1 and 2 have pids 0 and 1
-    if variant not in ("quadruplet anchor", "triplet hamming", "memory", "memory triplet"):
+    if VARIANTS[variant][0] not in ("quadruplet", "memory") and not priced(variant):
         with torch.no_grad(): ref[1], ref[2] = -x[0], 0.9*x[0] + 0.1*ref[2]
         rows, columns = learns_from(variant, x, pids, triplets, ref_emb=ref, ref_labels=ref_pids)
         assert rows == [0] and set(columns) <= {1, 2} and columns
@@ -260,15 +275,13 @@ def test_autocast_changes_nothing(variant, dtype):
     assert value.item() == pytest.approx(seeded(make(variant), x.detach().float(), target).item(), rel=1e-5)
 
 
-ALSO_FROM_ONE_KIND = {"cosface", "arcface", "circle_class", "center", "contrastive", "memory", "memory triplet", "proxy_anchor",
-                      "triplet hamming"}   # from a class, one kind of pair, an earlier batch, or the distance's penalty
-
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if VARIANTS[v][0] not in ("identity", "attributes")])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if LOSSES[VARIANTS[v][0]].head is None])
 def test_degenerate_batches(variant):
-    check_degenerate(make(variant), DIM, zero=variant not in ALSO_FROM_ONE_KIND)
+    check_degenerate(make(variant), DIM, zero=LOSSES[VARIANTS[variant][0]].needs_pairs and not priced(variant))
 
 
-@pytest.mark.parametrize("variant, case", [("identity", "no image"), ("attributes", "no image"), ("attributes", "nothing known")])
+@pytest.mark.parametrize("variant, case", [(n, "no image") for n, loss in LOSSES.items() if loss.head] +
+                         [(n, "nothing known") for n, loss in LOSSES.items() if loss.target == "attributes"])
 def test_nothing_to_classify_is_a_zero_with_a_graph(variant, case):
     x, target = batch(variant, () if case == "no image" else (0, 1, 2))
     if case == "nothing known": target.fill_(-1)
@@ -326,5 +339,4 @@ def test_every_loss_is_in_a_recipe():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_a_recipe_fills_in_has_no_default(name):
-    parameters = inspect.signature(LOSSES[name].make).parameters
-    assert all(p.default is not inspect.Parameter.empty for n, p in parameters.items() if n not in FILLED)
+    assert all(p.default is not inspect.Parameter.empty for n, p in parameters_of(name).items() if n not in FILLED)

@@ -10,30 +10,31 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import reid_study
-from reid_study import jobs, report
 from reid_study.core import InputError, write_json
-from reid_study.report.tables import find_runs, galleries, headline, hidden_people, markdown_table, overlap, results_table, spread_sentence, to_html
-from reid_study.study.run import run_id, seal
+from reid_study.report import figures
+from reid_study.report.figures import overlap
+from reid_study.report.html import galleries, hidden_people, shown, to_html
+from reid_study.report.prose import comparison_headline, spread_sentence
+from reid_study.report.tables import find_runs, results_markdown, results_table
+from reid_study.study.config import make_config
+from reid_study.study.run import PROJECT, partial_folder, place, seal
+from reid_study.study.worker import execute as run_notebook
 
-TEMPLATE = Path(reid_study.__file__).parents[1]/"nbs"/"study"/"compare.ipynb"
+TEMPLATE = PROJECT/"nbs"/"study"/"compare.ipynb"
 RECIPES = "identity", "triplet", "identity+triplet"
-SETTINGS = {"identity": {"identity.weight": 1.0}, "triplet": {"triplet.margin": 0.3},
-            "identity+triplet": {"identity.weight": 1.0, "triplet.margin": 0.3}}
 
 
 def fake_run(root, recipe, seed, metrics=None, **changes):
-    "The folder of a finished run with plausible artefacts that no training made."
-    config = dict(dataset="people", recipe=recipe, seed=seed, settings=SETTINGS[recipe], backbone="small", pretrained=False, dim=256, height=64,
-                  width=32, p=16, k=4, sampler="pk", epochs=5, steps=0, split="validation", lr=3e-3, weight_decay=.05, precision="float32", validation=10, threads=1) | changes
+    "The folder of a finished run, under `root`, with plausible artefacts that no training made."
+    config = make_config(**dict(dataset="people", recipe=recipe, seed=seed, validation=10, epochs=5) | changes)
     rng = np.random.default_rng([seed, len(recipe)])
-    folder = root/"unsealed"
+    folder = partial_folder(config, root)
     folder.mkdir(parents=True)
     protocol = dict(same_camera="junk", junk_pid=-1, distractor_pid=0, ap="rectangle", ties="expected", unmatched="dropped", max_rank=50)
     cmc = np.minimum(1, np.linspace(.5, 1, 50) + .05*rng.random()).tolist()
     write_json(folder/"config.json", config)
     write_json(folder/"metrics.json", dict(
-        mAP=.4 + .2*rng.random(), mINP=.2 + .1*rng.random(), cmc=cmc, queries=40, dropped=0, gallery=90, cameras=True, distance="Euclidean(normalize=True)",
+        mAP=.4 + .2*rng.random(), mINP=.2 + .1*rng.random(), cmc=cmc, queries=40, dropped=0, gallery=90, cameras=True, chance=.05, distance="Euclidean(normalize=True)",
         protocol=protocol, train_seconds=30 + rng.random(), embedding_seconds=.4, evaluation_seconds=.1, images_per_second=1500.0, parameters=10**6) | (metrics or {}))
     write_json(folder/"env.json", dict(python="3.11.7", torch="2.14.1", cpu="Some processor", cores=4, threads=1, device="cpu"))
     epochs, terms = np.arange(1, config["epochs"] + 1), {}
@@ -41,13 +42,14 @@ def fake_run(root, recipe, seed, metrics=None, **changes):
     pd.DataFrame(dict(epoch=epochs, lr=1e-3, loss=2/epochs, **terms, mAP=.5 - .3/epochs, rank1=.5, seconds=6.0)).to_csv(folder/"history.csv", index=False)
     people, names = np.repeat(np.arange(1, 11), 4), [f"query/{i:04}.jpg" for i in range(8)]
     tables = dict(
-        per_query=pd.DataFrame(dict(query=np.arange(40), pid=people, AP=rng.random(40), INP=.1, rank1=1.0, first_rank=1.0, matches=3, valid=True)),
+        per_query=pd.DataFrame(dict(query=np.arange(40), pid=people, AP=rng.random(40), d_ap=.5, d_an=1.1, valid=True)),
         pairs=pd.DataFrame(dict(distance=np.arange(.0125, 2, .025), positive=rng.integers(0, 9, 80), negative=rng.integers(0, 90, 80))),
         view=pd.DataFrame(dict(x=rng.normal(size=40), y=rng.normal(size=40), pid=people, camid=np.tile([1, 2, 3, 4], 10))),
         ranking=pd.DataFrame([(q, 1, 1, r, f"gallery/{r:04}.jpg", r % 3, 2, r % 3 == 1) for q in names for r in range(1, 11)],
                              columns="query_path query_pid query_camid rank path pid camid match".split()))
     for name, table in tables.items(): table.to_parquet(folder/f"{name}.parquet", index=False)
-    return seal(folder, root/run_id(config))
+    (folder/"model.safetensors").touch()      # a report does not read weights
+    return seal(folder, place(config, root))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def images(tmp_path_factory):
 
 
 def execute(runs, out, **parameters):
-    jobs.execute(TEMPLATE, out, dict(runs=[str(runs)], **parameters))
+    run_notebook(TEMPLATE, out, dict(runs=[str(runs)], **parameters))
     return out
 
 
@@ -102,11 +104,11 @@ def test_the_template_runs_with_its_parameters(executed):
 
 
 def test_the_table_is_what_one_computes_by_hand(root):
-    rows = [[cell.strip().replace("**", "") for cell in line.split("|")[1:-1]] for line in markdown_table(find_runs(root)).splitlines()]
+    rows = [[cell.strip().replace("**", "") for cell in line.split("|")[1:-1]] for line in results_markdown(find_runs(root)).splitlines()]
     assert rows[0] == ["recipe", "family", "mAP", "rank-1", "rank-5", "rank-10", "mINP"]
     assert [(r[0], r[1]) for r in rows[2:]] == [("identity", "representation"), ("triplet", "metric"), ("identity+triplet", "both")]
     for recipe, _, *cells in rows[2:]:
-        found = [json.loads((f/"metrics.json").read_text()) for f in root.iterdir() if json.loads((f/"config.json").read_text())["recipe"] == recipe]
+        found = [json.loads((f/"metrics.json").read_text()) for f in (root/"run").glob("[!.]*") if json.loads((f/"config.json").read_text())["recipe"] == recipe]
         columns = [100*m["mAP"] for m in found], *([100*m["cmc"][k - 1] for m in found] for k in (1, 5, 10)), [100*m["mINP"] for m in found]
         assert cells == [f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in columns]
 
@@ -114,10 +116,10 @@ def test_the_table_is_what_one_computes_by_hand(root):
 def test_the_best_of_each_score_is_bold(tmp_path):
     for recipe, mAP in zip(RECIPES, (.5, .70004, .7)): fake_run(tmp_path, recipe, 0, dict(mAP=mAP))
     runs = find_runs(tmp_path)
-    assert markdown_table(runs).count("**70.0**") == 2 and "| 50.0 |" in markdown_table(runs)
+    assert results_markdown(runs).count("**70.0**") == 2 and "| 50.0 |" in results_markdown(runs)
     assert results_table(runs).count("<b>70.0</b>") == 2
-    assert "One seed" in spread_sentence(runs) and "±" not in markdown_table(runs)
-    assert "**triplet** has the highest mAP of **70.0%**; **identity+triplet** is next" in headline(runs)
+    assert "One seed" in spread_sentence(runs) and "±" not in results_markdown(runs)
+    assert "**triplet** has the highest mAP of **70.0%**; **identity+triplet** is next" in comparison_headline(runs)
 
 
 def test_few_seeds_give_a_descriptive_spread(tmp_path):
@@ -126,7 +128,7 @@ def test_few_seeds_give_a_descriptive_spread(tmp_path):
     assert "descriptive" in spread_sentence(runs[:4]) and "descriptive" not in spread_sentence(runs) and "verdict" in spread_sentence(runs)
 
 
-@pytest.mark.parametrize("changes, word", [(dict(dataset="market1501"), "dataset"), (dict(epochs=9), "epochs"), (dict(height=128), "height"), (dict(code="0"), "code")])
+@pytest.mark.parametrize("changes, word", [(dict(dataset="market1501"), "dataset"), (dict(epochs=9), "epochs"), (dict(height=128), "height"), (dict(precision="bfloat16"), "precision")])
 def test_runs_of_another_configuration_are_refused(root, tmp_path, changes, word):
     other = fake_run(tmp_path, "triplet", 2, **changes)
     with pytest.raises(InputError, match=word) as e: find_runs([root, other])
@@ -152,7 +154,7 @@ def test_one_recipe_has_one_choice_of_settings(root, tmp_path):
 
 
 def test_a_run_given_twice_counts_once(root):
-    assert [r.id for r in find_runs([root, *root.iterdir()])] == [r.id for r in find_runs(root)]
+    assert [r.id for r in find_runs([root, *(root/"run").glob("[!.]*")])] == [r.id for r in find_runs(root)]
 
 
 def test_real_people_are_shown_only_on_request(tmp_path, images):
@@ -191,16 +193,16 @@ def test_names_are_escaped(tmp_path):
 
 @pytest.mark.parametrize("draw", ["score_spread", "cmc_curves", "distance_histograms", "embedding_views", "training_curves", "validation_curves"])
 def test_pictures_are_the_same_bytes_for_the_same_runs(root, draw):
-    one, two = (report.picture(getattr(report, draw)(find_runs(root)), "caption").data for _ in range(2))
-    assert one == two and 'alt="caption"' in one
+    one, two = (shown(getattr(figures, draw), find_runs(root)).data for _ in range(2))
+    assert one == two and f'alt="{figures.caption(getattr(figures, draw))[:20]}' in one
 
 
 def test_every_question_has_a_page(tmp_path):
-    from reid_study.study.simulated import invented_study
-    from reid_study.study.workflow import page_jobs, write_page
-    manifest, runs = invented_study(tmp_path/"study", seeds=3)
-    pages = page_jobs(manifest, runs, tmp_path/"pages", tmp_path)
-    for page in ("index", *(f"q{i}" for i in range(1, 10))):
-        template, parameters, html = pages[page]
-        write_page(template, parameters, html)
-        assert "<h1" in html.read_text(), page
+    from reid_study.study.results import read_results
+    from reid_study.study.simulated import simulated_study
+    from reid_study.study.workflow import TEMPLATES, pages
+    results = simulated_study(tmp_path/"study", seeds=3)
+    for page, (template, parameters) in pages(read_results(results), results, tmp_path).items():
+        run_notebook(TEMPLATES/f"{template}.ipynb", tmp_path/f"{page}.ipynb", parameters)
+        text = to_html(tmp_path/f"{page}.ipynb", tmp_path/f"{page}.html").read_text()
+        assert text.count("<h1") == 1 and "Provenance" in text, page

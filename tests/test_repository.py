@@ -1,19 +1,27 @@
-"""What holds for the repository as a whole: clean notebooks, a library in step, nothing that must not be committed."""
+"""What holds for the repository as a whole: clean notebooks, a library in step, a tidy package, nothing that must not be committed."""
+import ast
 import filecmp
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from reid_study.study.results import read_results
+from reid_study.study.spec import arm_configs, read_study
+from reid_study.study.config import run_id
+from reid_study.study.tuning import best_settings
+from reid_study.study.workflow import tunings
 from reid_study.training.recipes import RECIPES
-from reid_study.study.run import code_now, code_of, score_code, score_code_now
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT/"nbs").rglob("*.ipynb"))
-NOTEBOOKS = [n for n in NOTEBOOKS if ".ipynb_checkpoints" not in n.parts]
+NOTEBOOKS = [n for n in sorted((ROOT/"nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in n.parts]
+CHAPTERS = [n for n in NOTEBOOKS if n.parent.name != "study"]
+MODULES = [m for m in sorted((ROOT/"reid_study").rglob("*.py")) if m.name not in ("__init__.py", "_modidx.py")]
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +37,8 @@ def rebuilt(tmp_path_factory):
         subprocess.run([Path(sys.executable).parent/tool], cwd=copy, check=True, capture_output=True)
     return copy
 
+
+# ---- notebooks and library
 
 def test_notebooks_are_clean(rebuilt):
     dirty = [str(n.relative_to(ROOT)) for n in NOTEBOOKS if n.read_bytes() != (rebuilt/n.relative_to(ROOT)).read_bytes()]
@@ -50,7 +60,7 @@ def test_a_study_notebook_has_one_parameters_cell(path):
     assert not any(c.get("outputs") for c in cells), "templates are committed without outputs"
 
 
-@pytest.mark.parametrize("path", [n for n in NOTEBOOKS if n.parent.name != "study"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_a_chapter_has_no_error_and_no_private_path(path):
     text = path.read_text()
     outputs = [o for c in json.loads(text)["cells"] for o in c.get("outputs", [])]
@@ -59,6 +69,76 @@ def test_a_chapter_has_no_error_and_no_private_path(path):
     assert not any(place in printed for place in ("site-packages", "/home/", "/root/", "/tmp/tmp", str(ROOT))), "an output names a place on somebody's machine"
     assert not any(o.get("name") == "stderr" for o in outputs), "make the chapter again without warnings and progress bars: make book"
 
+
+def test_chapter_numbers_are_unique():
+    numbers = Counter(m[1] for n in CHAPTERS if (m := re.match(r"(\d+[a-z]?)_", n.name)))
+    assert not [number for number, times in numbers.items() if times > 1]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_lines_of_code_are_short(path):
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    long = [line for c in cells for line in "".join(c["source"]).splitlines() if len(line) > 140]
+    assert not long, long[:3]
+
+
+def exported(path):
+    "The sources of a chapter's exported cells."
+    cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    return [s for s in cells if re.search(r"^#\|\s*export", s, re.M)]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_a_chapter_that_exports_code_asserts_something(path):
+    cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    if exported(path): assert any(re.search(r"\b(assert|test_\w+\(|refuses\(|check_\w+\()", s) for s in cells if s not in exported(path))
+
+
+# ---- the package
+
+ORDER = ("core", "testing", "distances", "data", "networks", "losses", "evaluation", "training", "study", "report", "inference", "cli")     # each imports from its left only
+
+
+def imports(module):
+    "The (module, names) that a module imports from this library, in functions too."
+    here = ["reid_study", *module.relative_to(ROOT/"reid_study").with_suffix("").parts]
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("reid_study")):
+            name = ".".join([*here[:len(here) - node.level], *([node.module] if node.module else [])]) if node.level else node.module
+            yield name, [alias.name for alias in node.names]
+        if isinstance(node, ast.Import): yield from ((alias.name, []) for alias in node.names if alias.name.startswith("reid_study"))
+
+
+def test_packages_import_in_one_direction():
+    wrong = []
+    for module in MODULES:
+        own = module.relative_to(ROOT/"reid_study").with_suffix("").parts[0]
+        for name, _ in imports(module):
+            other = (name.split(".") + [""])[1]
+            if other and ORDER.index(other) > ORDER.index(own): wrong.append(f"{module.relative_to(ROOT)} imports {name}")
+    assert not wrong, wrong
+
+
+def test_nothing_imports_private_names():
+    wrong = [f"{m.relative_to(ROOT)}: {name}.{n}" for m in MODULES for name, names in imports(m) for n in names if n.startswith("_")]
+    assert not wrong, wrong
+
+
+def test_a_public_name_means_one_thing():
+    "Functions and classes of the study and the report have names of their own."
+    found = {}
+    for module in MODULES:
+        if module.parent.name not in ("study", "report"): continue
+        for node in ast.parse(module.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"): found.setdefault(node.name, []).append(module.stem)
+    assert not {name: modules for name, modules in found.items() if len(modules) > 1 and name != "main"}
+
+
+def test_the_top_of_the_package():
+    assert {m.stem for m in MODULES if m.parent.name == "reid_study"} == {"core", "distances", "testing", "cli"}
+
+
+# ---- what is committed
 
 def committed():
     out = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
@@ -69,6 +149,12 @@ def committed():
 def test_no_committed_file_is_over_1_mb():
     large = {str(p.relative_to(ROOT)): p.stat().st_size for p in committed() if p.stat().st_size > 2**20}
     assert not large
+
+
+def test_the_repository_is_small():
+    results = [p for p in committed() if p.is_relative_to(ROOT/"results")]
+    assert len(committed()) <= 350 and len(results) <= 150 and sum(p.stat().st_size for p in results) <= 20*2**20
+    assert (ROOT/"README.md").stat().st_size <= 10*2**10
 
 
 def test_no_photographs_are_committed():
@@ -83,23 +169,25 @@ def test_pages_are_in_step():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+# ---- what is published
+
 def test_learning_rates_are_those_that_the_search_chose():
-    "Each recipe's rate is the one with the highest mAP in the committed table."
+    "The rate of each recipe in the committed table is the one with the highest mAP."
     import pandas as pd
     table = pd.read_csv(ROOT/"results"/"market1501_learning_rates.csv")
-    assert set(table.recipe) == set(RECIPES)
     assert set(table.groupby("recipe").lr.nunique()) == {table.lr.nunique()}, "every recipe was tried at every rate"
     best = table.loc[table.groupby("recipe").mAP.idxmax()].set_index("recipe").lr
-    assert best.to_dict() == {name: r.lr for name, r in RECIPES.items()}
+    assert best.to_dict() == {name: RECIPES[name].lr for name in best.index}
 
 
-def test_published_runs_are_of_the_code_of_today():
-    "Else they would be read with a code that did not make them; tools/same_code.py shows that a change changes no number."
-    now = {recipe: code_of(recipe) for recipe in RECIPES}
-    raw = {value for recipe in RECIPES for value in code_now(recipe).values()} | {score_code_now()}
-    assert set(json.loads((ROOT/"results"/"same_code.json").read_text())) <= raw
-    for file in sorted((ROOT/"results").glob("*/*/*/config.json")):
-        config = json.loads(file.read_text())
-        first = config.get("first", config)
-        assert {name: first[name] for name in ("code", "loss_code")} == now[first["recipe"]], file
-        if "search" not in config: assert config["score_code"] == score_code(), file
+@pytest.mark.parametrize("folder", [p.parent for p in sorted((ROOT/"results").glob("*/study.json"))], ids=lambda p: p.name)
+def test_published_runs_are_those_that_the_study_file_asks_for(folder):
+    "Else they would be reported as the results of a study that would now make others."
+    study, results = read_study(ROOT/"studies"/f"{folder.name}.yaml"), read_results(folder)
+    assert {recipe: run_id(config) for recipe, config in tunings(study).items()} == {recipe: t.id for recipe, t in results.tuning.items()}
+    asked = set()
+    for arm, a in study.arms.items():
+        for recipe in a.names:
+            best = best_settings(results.tuning[recipe]) if a.settings == "tuned" else None
+            asked |= {(arm, recipe, seed, str(change), run_id(config)) for seed, change, config in arm_configs(study, arm, recipe, best)}
+    assert asked == {(row.arm, row.recipe, row.seed, str(row.change), row.run.id) for row in results.table.itertuples()}

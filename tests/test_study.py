@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 from reid_study.core import InputError
+from reid_study.data.datasets import read_dataset
 from reid_study.data.people import make_people
-from reid_study.study.run import make_config, open_data, partial_folder, place, read_run
+from reid_study.study.config import make_config
+from reid_study.study.results import read_results
+from reid_study.study.run import open_data, partial_folder, place, read_run
 from reid_study.study.workflow import run_study
 
 SMALL = dict(validation=4, epochs=4, p=4, k=4, height=32, width=16)
@@ -41,7 +44,7 @@ def same(a, b): return a[0].equals(b[0]) and a[1:3] == b[1:3] and a[3].equals(b[
 
 
 def test_a_killed_run_ends_with_the_same_numbers(data, tmp_path):
-    config = make_config("people", "identity+triplet", data=data, **SMALL | {"epochs": 8})
+    config = make_config("people", "identity+triplet", **SMALL | {"epochs": 8})
     undisturbed = start(config, data, tmp_path/"whole")
     assert undisturbed.wait(300) == 0, undisturbed.stderr.read()
 
@@ -59,7 +62,7 @@ def test_a_killed_run_ends_with_the_same_numbers(data, tmp_path):
 
 
 def test_two_processes_that_want_one_run_make_it_once(data, tmp_path):
-    config = make_config("people", "identity", data=data, **SMALL)
+    config = make_config("people", "identity", **SMALL)
     both = [start(config, data, tmp_path) for _ in range(2)]
     assert [p.wait(300) for p in both] == [0, 0], [p.stderr.read() for p in both]
     assert len(read_run(place(config, tmp_path)).history) == SMALL["epochs"] and len(list((tmp_path/"run").glob("[!.]*"))) == 1
@@ -79,15 +82,16 @@ def test_the_command_line_from_data_to_report(data, tmp_path):
     (tmp_path/"two.yaml").write_text(yaml.safe_dump({"title": "Two recipes", "dataset": "people", "protocol": SMALL, "arms": {
         "main": {"recipes": ["identity", "identity+triplet"], "seeds": 2}}}))
     code, out, err = call("study", "two.yaml", "--data", str(data), "--check")
-    assert code == 0 and "4 trainings" in out and not (tmp_path/"reports").exists(), err
+    assert code == 0 and "4 runs" in out and not (tmp_path/"reports").exists(), err
     argv = ["study", "two.yaml", "--data", str(data), "--results", "results"]
     code, out, err = call(*argv)
     assert code == 0 and "4/4" in err, err
     page = (tmp_path/"reports"/"two"/"index.html").read_text()
     assert "identity+triplet" in page and "data:image/png;base64" in page
     runs = [read_run(f) for f in (tmp_path/"runs"/"run").glob("[!.]*")]
-    assert len(runs) == 4 and sum((tmp_path/"runs"/"logs"/f"{r.id}.ipynb").exists() for r in runs) == 3      # one was made by `run` before
-    assert sorted(f.name for f in (tmp_path/"results"/"run").iterdir()) == sorted(r.id for r in runs)
+    assert len(runs) == 4 and (tmp_path/"runs"/"logs"/"two"/"recipe-main-identity.ipynb").exists()
+    assert sorted(run.id for run in read_results(tmp_path/"results").table.run) == sorted(r.id for r in runs)
+    assert "identity+triplet" in (tmp_path/"reports"/"two"/"main_identity_triplet.html").read_text()
 
     before = {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
     code, out, err = call(*argv)   # again: no job begins, the same page is there
@@ -109,13 +113,15 @@ def test_bad_images_are_named(data, tmp_path):
     shutil.copytree(data/"people", broken/"people")
     victim = sorted((broken/"people"/"bounding_box_train").iterdir())[3]
     victim.write_bytes(b"")
-    with pytest.raises(InputError, match=victim.name): make_config("people", "identity", data=broken, **SMALL)
+    config = make_config("people", "identity", **SMALL)
+    with pytest.raises(InputError, match=victim.name): open_data(config, broken)
     victim.write_bytes(b"not an image")
-    with pytest.raises(InputError, match="not as they were drawn"): make_config("people", "identity", data=broken, **SMALL)
-    with pytest.raises(InputError, match=victim.name): open_data(make_config("people", "identity", data=data, **SMALL), broken)
+    with pytest.raises(InputError, match="not as they were drawn"): open_data(config, broken)
+    opened = {"people": (read_dataset("people", broken), "0"*12)}
+    with pytest.raises(InputError, match=victim.name): open_data(config, broken, opened)
     assert not list((broken/"cache").glob("*"))
     victim.unlink()
-    with pytest.raises(InputError, match="half unpacked"): make_config("people", "identity", data=broken, **SMALL)
+    with pytest.raises(InputError, match="half unpacked"): open_data(config, broken)
 
 
 def test_a_failing_run_is_reported_and_others_are_kept(data, tmp_path):

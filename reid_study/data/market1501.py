@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError, atomic
+from .datasets import register_dataset
 
 # %% ../../nbs/11_data.market1501.ipynb #d593b03f
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -57,6 +58,8 @@ def read_market(root, counts=None):
     return table.merge(read_attributes(attributes), on="pid", how="left").fillna(
         dict.fromkeys(ATTRIBUTES, -1)).astype(dict.fromkeys(ATTRIBUTES, "int8")) if attributes.exists() else table
 
+# %% ../../nbs/11_data.market1501.ipynb #7a9c6701
+@register_dataset("market1501", title="Market-1501", folder="Market-1501-v15.09.15", kind="photographs")
 def read_market1501(root):
     "Read the authors' Market-1501 release (folder or archive) and check its counts."
     return read_market(root, MARKET1501_COUNTS)

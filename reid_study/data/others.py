@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError, lookup, read_json
+from .datasets import register_dataset
 from .market1501 import read_market, unpack
 
 # %% ../../nbs/17_data.others.ipynb #1aa12069
@@ -61,6 +62,9 @@ def _listed(path, folder):
         rows.append((str(folder/match[1]), int(match[3]), int(match[2])))
     return rows
 
+# %% ../../nbs/17_data.others.ipynb #de4d8763
+@register_dataset("msmt17_v2", title="MSMT17 (V2)", folder="MSMT17_V2", kind="photographs", version="v2")
+@register_dataset("msmt17", title="MSMT17", folder="MSMT17_V1", kind="photographs")
 def read_msmt17(root, version="v1", val=True, counts=MSMT17_COUNTS):
     """Read MSMT17 (folder or archive; `version` "v1" or "v2") into the table of images and check its counts.
 
@@ -105,6 +109,9 @@ def _named(name, source):
     if match is None: raise InputError(f"{source}: {name!r} is not like 1_002_1_03.png (pair, person, camera, number); get the file again")
     return 1000*int(match[1]) + int(match[2]), int(match[3])
 
+# %% ../../nbs/17_data.others.ipynb #3dbf056a
+@register_dataset("cuhk03_labeled", title="CUHK03 (labeled)", folder="cuhk03", kind="photographs", boxes="labeled")
+@register_dataset("cuhk03_detected", title="CUHK03 (detected)", folder="cuhk03", kind="photographs")
 def read_cuhk03(root, boxes="detected", counts=CUHK03_COUNTS):
     """Read CUHK03 with the new protocol's splits, `boxes` "detected" or "labeled", into the table of images and check its counts.
 
@@ -123,6 +130,7 @@ def read_cuhk03(root, boxes="detected", counts=CUHK03_COUNTS):
 # %% ../../nbs/17_data.others.ipynb #7ab787a0
 DUKE_COUNTS = {"train": (16522, 702), "query": (2228, 702), "gallery": (17661, 1110)}
 
+@register_dataset("dukemtmc", title="DukeMTMC-reID", folder="DukeMTMC-reID", kind="photographs")
 def read_duke(root, counts=DUKE_COUNTS):
     """Read a folder or archive of DukeMTMC-reID, which its authors withdrew, into the table of images and check its counts.
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEIGHT', 'WIDTH', 'VERSION', 'DIFFICULTIES', 'Person', 'attributes', 'Pose', 'Camera', 'cameras', 'Shot', 'draw',
-           'join', 'people_cast', 'make_people', 'people_sheet']
+           'join', 'people_cast', 'make_people', 'people_fingerprint', 'read_people', 'people_sheet']
 
 # %% ../../nbs/10_data.people.ipynb #b43a0f27
 import colorsys
@@ -23,8 +23,10 @@ from scipy.ndimage import gaussian_filter, zoom
 from tqdm import tqdm
 
 from fastcore.basics import num_cpus
-from ..core import InputError, atomic
+from ..core import InputError, atomic, check_number, digest, read_json
+from .datasets import register_dataset
 from .images import fingerprint
+from .market1501 import FOLDERS, read_market
 
 # %% ../../nbs/10_data.people.ipynb #335bdf53
 HEIGHT, WIDTH = 128, 64     # pixels of an image, as in Market-1501
@@ -927,6 +929,33 @@ def _run(jobs, workers, seed, difficulty, progress):
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try: yield from bar(pool.map(_work, jobs, chunksize=2))
     finally: pool.shutdown(cancel_futures=True)
+
+# %% ../../nbs/10_data.people.ipynb #58d5972d
+def _made(root):
+    "The content of `people.json` in a folder of drawn people."
+    remedy = f"remove the folder {root}, and the people are drawn again"
+    made = read_json(Path(root)/"people.json", remedy)
+    if made["settings"]["version"] != VERSION: raise InputError(f"{root} was drawn by another version of the renderer; {remedy}")
+    return made
+
+def people_fingerprint(root, table):
+    "A hash of the settings that the people at `root` were drawn with. Images that have changed since raise `InputError`."
+    made = _made(root)
+    if made.get("images") != fingerprint(sorted(map(Path, table.path))):
+        raise InputError(f"{root}: the images are not as they were drawn; remove the folder, and the people are drawn again")
+    return digest(made["settings"])
+
+# %% ../../nbs/10_data.people.ipynb #f8d15477
+@register_dataset("people", title="drawn pedestrians", folder="people", kind="drawn", fingerprint=people_fingerprint)
+def read_people(root):
+    """Read the drawn pedestrians at `root` into the table of images; they are drawn first if the folder is not there.
+
+    Raises `InputError` for a folder that another version drew, and for counts that differ from those in `people.json`.
+    """
+    if not Path(root).exists(): make_people(root)
+    made = _made(root)
+    identities = {"train": made["settings"]["n_train"], "query": made["settings"]["n_test"], "gallery": made["settings"]["n_test"]}
+    return read_market(root, {split: (made["counts"][folder], identities[split]) for split, folder in FOLDERS.items()})
 
 # %% ../../nbs/10_data.people.ipynb #05476e0d
 def people_sheet(people=6, seed=0, difficulty=.5):

@@ -18,16 +18,16 @@ from ..core import InputError
 from ..data.augment import normalize
 from ..distances import Euclidean, Hamming, Manhattan, fit_kissme, fit_whitening
 from .geometry import geometry
+from .retrieval import chance_mAP, evaluate_split
 from ..losses.attributes import attribute_accuracy
 from ..losses.diagnostics import gradient_share
 from ..networks.embedder import outputs_all
-from ..training.callbacks import evaluate_split
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #dcb97eb9
 def score(learn, queries=1000, images=3000):
     """(metrics, tables) of a trained learner on its query and gallery: what a run's metrics.json and parquet files hold.
 
-    Metrics: those of the primary retrieval, "retrievals" (mAP and rank-1 by distance, over at most `queries` queries, evenly
+    Metrics: those of the primary retrieval, "chance" (the mAP of random rankings), "retrievals" (mAP and rank-1 by distance, over at most `queries` queries, evenly
     spread), "geometry" (over whole identities of the gallery, about `images` images), "attributes" and "gradient_share" where
     the recipe has them, and seconds. Tables: "per_query" (with "d_ap" and "d_an", mean distances), "pairs", "view", "ranking".
     """
@@ -37,7 +37,8 @@ def score(learn, queries=1000, images=3000):
     embedded, embeddings = time.perf_counter(), outputs["after"]
     result = evaluate_split(embeddings, table)
     scored = time.perf_counter()
-    metrics = result.as_dict() | {"embedding_seconds": round(embedded - started, 3), "evaluation_seconds": round(scored - embedded, 3)}
+    metrics = result.as_dict() | {"chance": chance_mAP(result.matches, result.n_gallery)}
+    metrics |= {"embedding_seconds": round(embedded - started, 3), "evaluation_seconds": round(scored - embedded, 3)}
     if len(objective.terms) > 1: metrics["gradient_share"] = _gradient_share(learn, objective)
     objective.cpu()
     metrics |= {"retrievals": _retrievals(learn, objective, outputs, table, queries), "geometry": _geometry(embeddings, table, images)}

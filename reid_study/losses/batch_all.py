@@ -8,8 +8,7 @@ __all__ = ['triplet_sum', 'quadruplet_sum']
 # %% ../../nbs/44_losses.batch_all.ipynb #c26dea42
 import torch
 
-from ..core import InputError
-from .base import check_margin
+from ..core import InputError, check_number
 
 # %% ../../nbs/44_losses.batch_all.ipynb #69003438
 def _segments(pids, ref_pids):
@@ -17,15 +16,18 @@ def _segments(pids, ref_pids):
     sorted_pids, order = ref_pids.sort()
     return order, torch.searchsorted(sorted_pids, pids), torch.searchsorted(sorted_pids, pids, right=True)
 
+# %% ../../nbs/44_losses.batch_all.ipynb #9c04da22
 def _total(distances, G, active, margin):
     "Σ G·d + margin·active, in the precision of the distances; rows and constant are added up in float64."
     return ((G*distances).sum(1).sum(dtype=torch.float64) + margin*active.double()).to(distances.dtype)
 
+# %% ../../nbs/44_losses.batch_all.ipynb #076d1bd3
 def _check(distances, pids, ref_pids, margin):
-    check_margin("margin", margin)
+    check_number("margin", margin, least=0, note=", in units of the distance")
     shape = [len(pids), len(pids if ref_pids is None else ref_pids)]
     if list(distances.shape) != shape:
-        raise InputError(f"distances {list(distances.shape)} must be {shape}: a row for each of pids, a column for each image it is compared with")
+        raise InputError(f"distances {list(distances.shape)} must be {shape}: a row for each of pids, "
+                         "a column for each image it is compared with")
     if distances.dtype not in (torch.float32, torch.float64):
         raise InputError(f"distances are {distances.dtype}; convert them with .float()")
 
@@ -39,7 +41,7 @@ def triplet_sum(distances, pids, ref_pids=None, margin=0.3, pull=1.0):
     O(MN log K) time for K images of an identity, O(MN) memory, one host synchronisation.
     """
     _check(distances, pids, ref_pids, margin)
-    check_margin("pull", pull)
+    check_number("pull", pull, least=0)
     with torch.no_grad():
         order, start, end = _segments(pids, pids if ref_pids is None else ref_pids)
         K = int((end - start).max()) if distances.numel() else 0
@@ -66,6 +68,7 @@ def _histogram(slots, size):
     slots = slots.reshape(-1)
     return slots.new_zeros(size).scatter_add_(0, slots, slots.new_ones(()).expand_as(slots))
 
+# %% ../../nbs/44_losses.batch_all.ipynb #f522788e
 def _shared(rank, owner, start, circle):
     """The hinges among all u > v in which a negative has the identity of the positive pair.
 

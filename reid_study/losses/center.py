@@ -9,11 +9,13 @@ __all__ = ['CenterLoss']
 import torch
 from torch import nn
 
+from ..core import check_number
 from ..distances import unit
-from .base import check_whole, mean
+from .base import mean, register_loss
 from .margin_softmax import check_batch
 
 # %% ../../nbs/34_losses.center.ipynb #233d88e0
+@register_loss("center", needs_pairs=False)
 class CenterLoss(nn.Module):
     """Half the mean squared distance of embeddings [B, dim] to the centre of their identity (Wen et al., ECCV 2016, eq. 2).
 
@@ -23,7 +25,7 @@ class CenterLoss(nn.Module):
     """
     def __init__(self, classes, dim, normalize=True):
         super().__init__()
-        check_whole("classes", classes); check_whole("dim", dim)
+        check_number("classes", classes, least=1, whole=True); check_number("dim", dim, least=1, whole=True)
         self.normalize = normalize
         self.centres = nn.Parameter(torch.zeros(classes, dim))
 

@@ -9,9 +9,12 @@ __all__ = ['CircleLoss']
 import torch
 from torch.nn import functional as F
 
-from .base import MetricLoss, anchor_mean, check_margin, check_positive, log_sum_exp, mean_distances, not_empty, pair_masks
+from ..core import check_number
+from .base import (NOT_A_MARGIN, NOT_POSITIVE, MetricLoss, anchor_mean, log_sum_exp, mean_distances, not_empty, pair_masks,
+                                    register_loss)
 
 # %% ../../nbs/48_losses.circle.ipynb #f096c06c
+@register_loss("circle", search={"margin": (0.1, 0.4), "scale": (16, 128)}, refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE})
 class CircleLoss(MetricLoss):
     """log(1 + Σ_n e^(scale w_n (s_an - margin)) Σ_p e^(-scale w_p (s_ap - 1 + margin))), the mean over anchors that have a
     positive and a negative; the weights w_p = (1 + margin - s_ap)₊ and w_n = (s_an + margin)₊ carry no gradient, and s is the
@@ -22,7 +25,7 @@ class CircleLoss(MetricLoss):
     """
     def __init__(self, margin=0.25, scale=64.0):
         super().__init__("cosine")
-        check_margin("margin", margin); check_positive("scale", scale)
+        check_number("margin", margin, least=0, note=", in units of the cosine"); check_number("scale", scale, above=0)
         self.margin, self.scale = margin, scale
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):

@@ -8,9 +8,11 @@ __all__ = ['ContrastiveLoss']
 # %% ../../nbs/40_losses.contrastive.ipynb #ad7652ea
 import torch
 
-from .base import MetricLoss, check_margin, pair_masks
+from ..core import check_number
+from .base import NOT_A_MARGIN, MetricLoss, pair_masks, register_loss
 
 # %% ../../nbs/40_losses.contrastive.ipynb #70b5cdbc
+@register_loss("contrastive", search={"margin": (0.4, 1.4)}, refuses={"margin": NOT_A_MARGIN}, needs_pairs=False)
 class ContrastiveLoss(MetricLoss):
     """Mean of d² over positive pairs plus mean of (margin - d)₊² over negative pairs (Hadsell et al., CVPR 2006, eq. 4, without its ½).
 
@@ -20,8 +22,7 @@ class ContrastiveLoss(MetricLoss):
     """
     def __init__(self, margin=1.0, distance="euclidean", miner=None):
         super().__init__(distance, miner)
-        check_margin("margin", margin)
-        self.margin = margin
+        self.margin = check_number("margin", margin, least=0, note=", in units of the distance")
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
         positive, negative = (m.to(distances.dtype).flatten() for m in pair_masks(pids, ref_pids, indices))
@@ -31,7 +32,8 @@ class ContrastiveLoss(MetricLoss):
             n_positive, n_negative = positive.sum().clamp(min=1), negative.sum().clamp(min=1)
             short = negative*(residual < 0)
             weight = positive/n_positive + short/n_negative
-            statistics = {"active": short.sum()/n_negative, "d_ap": torch.dot(positive, d)/n_positive, "d_an": torch.dot(negative, d)/n_negative}
+            d_ap, d_an = torch.dot(positive, d)/n_positive, torch.dot(negative, d)/n_negative
+            statistics = {"active": short.sum()/n_negative, "d_ap": d_ap, "d_an": d_an}
         return torch.dot(weight, residual.square()), statistics
 
     def extra_repr(self): return f"margin={self.margin}"

@@ -29,14 +29,15 @@ def gradient_share(terms, feature):
 def collapse(history, term, margin=None, chance=None):
     """One sentence that names why a term of the loss does not learn, with the likely cause and remedy; "" where nothing speaks against it.
 
-    `history`: a pandas table, a row an epoch, with columns `term`, `term.active`, `term.d_ap`, `term.d_an`, `mAP`; what lacks is not judged.
-    `margin`: of the term, in units of its distance, or "soft". `chance`: the mAP of a random ranking.
+    `history`: a pandas table, a row an epoch, with columns `term`, `term.active`, `term.d_ap`, `term.d_an`, `mAP`; what is missing is not
+    judged. `margin`: of the term, in units of its distance, or "soft". `chance`: the mAP of a random ranking.
     """
     def column(name): return history[name].to_numpy(float) if name in history else np.empty(0)
     loss, active, d_ap, d_an, mAP = map(column, (term, f"{term}.active", f"{term}.d_ap", f"{term}.d_an", "mAP"))
     broken = [~np.isfinite(values) for values in (loss, active, d_ap, d_an) if len(values)]
     if np.any(broken):
-        return f"{term} is not finite from epoch {np.any(broken, 0).argmax() + 1} on: lower the learning rate, clip gradients, or train in float32."
+        epoch = np.any(broken, 0).argmax() + 1
+        return f"{term} is not finite from epoch {epoch} on: lower the learning rate, clip gradients, or train in float32."
     mAP = mAP[np.isfinite(mAP)]                                             # not every epoch is validated
     sentence = _no_tuples(term, active, d_ap, d_an) or _one_point(term, margin, loss, active, d_ap, d_an)
     if sentence or len(mAP) and _end(mAP) > (2*chance if chance else 1.5*mAP[0]): return sentence        # retrieval has learnt
@@ -54,22 +55,27 @@ def _sits(margin, loss):
 
 # %% ../../nbs/43b_losses.diagnostics.ipynb #010819c8
 def _no_tuples(term, active, d_ap, d_an):
+    "Nothing was ever active, and no distance of a tuple was ever recorded."
     if not len(active) or not len(d_ap) or not len(d_an) or active.any() or d_ap.any() or d_an.any(): return ""
     return f"{term} never saw a tuple: no batch had two images of one person and one of another; use the PK sampler."
 
+# %% ../../nbs/43b_losses.diagnostics.ipynb #e610f010
 def _one_point(term, margin, loss, active, d_ap, d_an):
     "Negatives are tiny beside the margin and positives within it, and the hinges are open: all embeddings are one, or two opposite ones."
     if not len(d_ap) or not len(d_an) or len(active) and _end(active) < 0.25: return ""
     small = (d_an < 0.05) & (d_ap < 0.05) if margin in (None, "soft") else (d_an < 0.2*margin) & (d_ap < margin)
     if not small[-max(len(small)//5, 1):].all(): return ""
     since = np.flatnonzero(~small)[-1] + 2 if not small.all() else 1
-    return (f"{term} has collapsed: all embeddings are one point since epoch {since}, or two opposite ones (d_ap {_end(d_ap):.3f}, d_an {_end(d_an):.3f}){_sits(margin, loss)}; "
-            "the learning rate is too high, the mining too hard too early, or the labels are noise: lower the rate, warm it up, or begin with easier tuples.")
+    return (f"{term} has collapsed: all embeddings are one point since epoch {since}, or two opposite ones "
+            f"(d_ap {_end(d_ap):.3f}, d_an {_end(d_an):.3f}){_sits(margin, loss)}; the learning rate is too high, the mining too hard "
+            "too early, or the labels are noise: lower the rate, warm it up, or begin with easier tuples.")
 
+# %% ../../nbs/43b_losses.diagnostics.ipynb #c83581b1
 def _never_active(term, margin, active):
     "Hardly a hinge is open in the second half of the epochs. (The soft margin has none to close.)"
     if margin == "soft" or not len(active) or active[len(active)//2:].max() >= 1e-3: return ""
-    idle = "has never been active" if active.max() < 1e-3 else f"is not active any more since epoch {np.flatnonzero(active >= 1e-3)[-1] + 2}"
+    awake = np.flatnonzero(active >= 1e-3)
+    idle = f"is not active any more since epoch {awake[-1] + 2}" if len(awake) else "has never been active"
     return f"{term} {idle}: nothing is left to learn from it; enlarge the margin or mine harder tuples."
 
 # %% ../../nbs/43b_losses.diagnostics.ipynb #3d764817
@@ -88,6 +94,9 @@ def _never_apart(term, margin, loss, active, d_ap, d_an):
     return (f"{term} has not separated anything: {found}{_sits(margin, loss)}; the learning rate is far too high or too low, "
             "or the labels are noise: try another rate first, then easier tuples, then look at the labels.")
 
+# %% ../../nbs/43b_losses.diagnostics.ipynb #91e0b666
 def _at_chance(mAP, chance):
+    "The mAP is near that of random rankings."
     if chance is None or not len(mAP) or _end(mAP) > 1.2*chance: return ""
-    return f"retrieval is at chance (mAP {_end(mAP):.3f}, chance {chance:.3f}), whatever the loss says: does this term train the feature that retrieval reads?"
+    return (f"retrieval is at chance (mAP {_end(mAP):.3f}, chance {chance:.3f}), whatever the loss says: "
+            "does this term train the feature that retrieval reads?")

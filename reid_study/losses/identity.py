@@ -10,9 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import InputError
+from ..core import InputError, check_number
+from .base import NOT_A_MARGIN, register_loss
+from ..networks.heads import Classifier
 
 # %% ../../nbs/30_losses.identity.ipynb #984fd801
+@register_loss("identity", head=Classifier, search={"lr_factor": (0.3, 10)}, fixed=("label_smoothing",),
+               refuses={"label_smoothing": (1, *NOT_A_MARGIN)}, needs_pairs=False)
 class IdentityLoss(nn.Module):
     """Cross-entropy over training identities, on logits [B, C] and class indices `pids` [B]; of logits [B, parts, C], the sum over parts.
 
@@ -20,28 +24,33 @@ class IdentityLoss(nn.Module):
     """
     def __init__(self, label_smoothing=0.0):
         super().__init__()
-        check_smoothing(label_smoothing)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, least=0, below=1)
 
     def compute(self, logits, pids):
-        "The loss and its statistics: `accuracy`, the share of images given to the right identity, the mean over parts where there are some. Raises `InputError` for shapes that do not fit and logits that are no floats."
+        """(loss, statistics): `accuracy`, the share of images given to the right identity, averaged over parts where there are some.
+
+        Raises `InputError` for shapes that do not fit and logits that are not floats.
+        """
         if logits.ndim not in (2, 3) or logits.shape[2:] == (1,) or pids.shape != logits.shape[:1]:
             raise InputError(f"logits {list(logits.shape)} and pids {list(pids.shape)} must be [B, C] or [B, parts, C], and [B]")
         check_logits(logits)
         parts = logits.shape[1] if logits.ndim == 3 else 1
         if logits.ndim == 3: logits, pids = logits.flatten(0, 1), pids.repeat_interleave(parts)
         answers = max(len(pids), 1)
-        total = F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), pids, label_smoothing=self.label_smoothing, reduction="sum")
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        total = F.cross_entropy(logits, pids, label_smoothing=self.label_smoothing, reduction="sum")
         return parts*total/answers, {"accuracy": (logits.detach().argmax(1) == pids).float().sum()/answers}
 
     def forward(self, logits, pids): return self.compute(logits, pids)[0]
 
     def extra_repr(self): return f"label_smoothing={self.label_smoothing}"
 
+# %% ../../nbs/30_losses.identity.ipynb #941dfb15
 def check_smoothing(value):
     "Raise `InputError` unless a label smoothing is a number in [0, 1)."
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1: raise InputError(f"label_smoothing={value!r} must be a number in [0, 1)")
+    check_number("label_smoothing", value, least=0, below=1)
 
+# %% ../../nbs/30_losses.identity.ipynb #2efb3727
 def check_logits(logits):
     "Raise `InputError` unless logits are floats."
     if not logits.is_floating_point(): raise InputError(f"logits are {logits.dtype}; give the classifier's output as floats")

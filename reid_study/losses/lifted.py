@@ -8,9 +8,11 @@ __all__ = ['LiftedStructureLoss']
 # %% ../../nbs/45_losses.lifted.ipynb #3763c40b
 import torch
 
-from .base import MetricLoss, check_margin, log_sum_exp, mean_distances, not_empty, pair_masks
+from ..core import check_number
+from .base import NOT_A_MARGIN, MetricLoss, log_sum_exp, mean_distances, not_empty, pair_masks, register_loss
 
 # %% ../../nbs/45_losses.lifted.ipynb #b2c10cbf
+@register_loss("lifted", search={"margin": (0.4, 1.4)}, refuses={"margin": NOT_A_MARGIN})
 class LiftedStructureLoss(MetricLoss):
     """½ (log(Σ_k e^(margin - d_ik) + Σ_l e^(margin - d_jl)) + d_ij)₊², the mean over positive pairs (i, j); k are the
     negatives of i, and l those of j (Oh Song et al., CVPR 2016, eq. 4).
@@ -21,8 +23,7 @@ class LiftedStructureLoss(MetricLoss):
     """
     def __init__(self, margin=1.0, distance="euclidean", miner=None):
         super().__init__(distance, miner)
-        check_margin("margin", margin)
-        self.margin = margin
+        self.margin = check_number("margin", margin, least=0, note=", in units of the distance")
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
         positive, negative = pair_masks(pids, ref_pids, indices)

@@ -15,8 +15,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..core import InputError
-from .base import check_whole, mean
+from ..core import InputError, check_number
+from .base import mean
 from .margin_softmax import check_batch
 
 # %% ../../nbs/35_losses.many_identities.ipynb #6a6cedf6
@@ -63,11 +63,13 @@ def _sharded_softmax(x, weight_shards, labels):
     "(cross-entropy [B], predicted class [B]), in float32 or better."
     shards = list(weight_shards)
     if not shards or any(w.ndim != 2 or not len(w) or w.shape[1] != shards[0].shape[1] for w in shards):
-        raise InputError(f"weight_shards must be at least one matrix [classes of the shard, dim], all of one dim, not {[list(w.shape) for w in shards]}")
+        raise InputError("weight_shards must be at least one matrix [classes of the shard, dim], all of one dim, "
+                         f"not {[list(w.shape) for w in shards]}")
     check_batch(x, labels, sum(map(len, shards)), shards[0].shape[1])
     dtype = torch.promote_types(torch.promote_types(x.dtype, shards[0].dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False): return _ShardedSoftmax.apply(x.to(dtype), labels, *shards)
 
+# %% ../../nbs/35_losses.many_identities.ipynb #b80f0539
 def sharded_cross_entropy(x, weight_shards, labels):
     """Mean cross-entropy of the logits x @ wᵀ, with the classes in shards: the value and gradient of the whole, the memory of one.
 
@@ -77,6 +79,7 @@ def sharded_cross_entropy(x, weight_shards, labels):
     """
     return mean(_sharded_softmax(x, weight_shards, labels)[0])
 
+# %% ../../nbs/35_losses.many_identities.ipynb #a2dda707
 def _weights(classes, dim):
     "Weight vectors [classes, dim] of a classifier that starts undecided, as `Classifier` does."
     return nn.Parameter(torch.empty(classes, dim).normal_(std=0.001))
@@ -89,7 +92,7 @@ class ShardedIdentityLoss(nn.Module):
     """
     def __init__(self, classes, dim, shard=8192):
         super().__init__()
-        check_whole("classes", classes); check_whole("dim", dim); check_whole("shard", shard)
+        for name, value in (("classes", classes), ("dim", dim), ("shard", shard)): check_number(name, value, least=1, whole=True)
         self.shards = nn.ParameterList(_weights(min(shard, classes - first), dim) for first in range(0, classes, shard))
 
     def compute(self, embeddings, pids):
@@ -125,7 +128,7 @@ class SampledSoftmaxLoss(nn.Module):
     """
     def __init__(self, classes, dim, sample=2048, correction=True):
         super().__init__()
-        check_whole("classes", classes); check_whole("dim", dim); check_whole("sample", sample)
+        for name, value in (("classes", classes), ("dim", dim), ("sample", sample)): check_number(name, value, least=1, whole=True)
         self.sample, self.correction = sample, correction
         self.weight = _weights(classes, dim)
 
@@ -149,7 +152,8 @@ class SampledSoftmaxLoss(nn.Module):
 
     def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
 
-    def extra_repr(self): return f"classes={len(self.weight)}, dim={self.weight.shape[1]}, sample={self.sample}, correction={self.correction}"
+    def extra_repr(self):
+        return f"classes={len(self.weight)}, dim={self.weight.shape[1]}, sample={self.sample}, correction={self.correction}"
 
 # %% ../../nbs/35_losses.many_identities.ipynb #8dab60df
 def _resident(key):
@@ -166,7 +170,7 @@ def step_cost(make, classes, images=64, dim=256, k=4, seconds=0.5):
     beyond what the process had before the loss was made. For memory use a fresh process that has run something like it
     once (imports). Linux only, `InputError` elsewhere.
     """
-    check_whole("classes", classes); check_whole("images", images); check_whole("k", k)
+    for name, value in (("classes", classes), ("images", images), ("k", k)): check_number(name, value, least=1, whole=True)
     forget = Path("/proc/self/clear_refs")
     if not forget.exists(): raise InputError("step_cost reads memory from /proc/self, which only Linux has; run it there")
     before, g, cpu, wall = _resident("VmRSS"), torch.Generator().manual_seed(0), [], []
@@ -200,7 +204,8 @@ def cost_picture(table, floor=1.0):
     """
     from matplotlib.figure import Figure
     names = list(dict.fromkeys(r["name"] for r in table))
-    shades = {"identity": iter(("#12233d", "#1f5592", "#3f86c6", "#6aa6d8", "#7d6bb0", "#a08cc8")), "metric": iter(("#8c2d26", "#c8443c", "#d9962b", "#b3651d"))}
+    shades = {"identity": iter(("#12233d", "#1f5592", "#3f86c6", "#6aa6d8", "#7d6bb0", "#a08cc8")),
+              "metric": iter(("#8c2d26", "#c8443c", "#d9962b", "#b3651d"))}
     colours = {n: next(shades[next(r["family"] for r in table if r["name"] == n)]) for n in names}
     fig = Figure(figsize=(11.5, 4.2), layout="constrained")
     for ax, key, label in zip(fig.subplots(1, 2), ("cpu", "megabytes"), ("seconds of CPU a step", "MB at the peak of a step")):
@@ -210,7 +215,8 @@ def cost_picture(table, floor=1.0):
         high *= 2
         heights = _apart([math.log10(lines[n][-1][1]) for n in names], 0.058*math.log10(high/low))
         for n, h in zip(names, heights):
-            ax.annotate(n, lines[n][-1], (lines[n][-1][0]*1.9, 10**h), textcoords="data", va="center", fontsize=8.5, color=colours[n], annotation_clip=False,
-                        arrowprops=dict(arrowstyle="-", color=colours[n], lw=.5, alpha=.6, shrinkA=1, shrinkB=4))
+            line = dict(arrowstyle="-", color=colours[n], lw=.5, alpha=.6, shrinkA=1, shrinkB=4)
+            ax.annotate(n, lines[n][-1], (lines[n][-1][0]*1.9, 10**h), textcoords="data", va="center", fontsize=8.5, color=colours[n],
+                        annotation_clip=False, arrowprops=line)
         ax.set(xlabel="identities", ylabel=label, ylim=(low, high)); ax.minorticks_off(); ax.spines[["top", "right"]].set_visible(False)
     return fig

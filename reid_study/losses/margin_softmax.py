@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import InputError
+from ..core import InputError, check_number
 from ..distances import check_embeddings, unit
-from .base import check_margin, check_pids, check_positive, check_whole, mean
+from .base import NOT_A_MARGIN, NOT_POSITIVE, check_pids, mean, register_loss
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #e577c2a0
 def cosine_logits(embeddings, weight, scale=1.0):
@@ -23,6 +23,7 @@ def cosine_logits(embeddings, weight, scale=1.0):
     with torch.autocast(embeddings.device.type, enabled=False):
         return scale*unit(embeddings.to(dtype)) @ unit(weight.to(dtype)).T
 
+# %% ../../nbs/33_losses.margin_softmax.ipynb #06e41cdf
 def check_batch(embeddings, pids, classes, dim):
     """Raise `InputError` unless embeddings are floats [B, dim] and pids [B] lie in 0 ... classes - 1.
 
@@ -30,11 +31,13 @@ def check_batch(embeddings, pids, classes, dim):
     """
     check_embeddings(embeddings)
     check_pids(embeddings, pids)
-    if embeddings.shape[1] != dim: raise InputError(f"embeddings have width {embeddings.shape[1]}, the loss was made for dim={dim}; make both the same")
+    if embeddings.shape[1] != dim:
+        raise InputError(f"embeddings have width {embeddings.shape[1]}, the loss was made for dim={dim}; make both the same")
     if pids.device.type != "cpu" or not len(pids): return
     low, high = pids.aminmax()
     if low < 0 or high >= classes:
-        raise InputError(f"pids from {low} to {high} must lie in 0 to {classes - 1}, the classes of the loss; number the training identities from 0")
+        raise InputError(f"pids from {low} to {high} must lie in 0 to {classes - 1}, the classes of the loss; "
+                         "number the training identities from 0")
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #990f7696
 class MarginSoftmax(nn.Module):
@@ -47,9 +50,8 @@ class MarginSoftmax(nn.Module):
     """
     def __init__(self, classes, dim, margin, scale):
         super().__init__()
-        check_whole("classes", classes); check_whole("dim", dim)
-        check_margin("margin", margin)
-        check_positive("scale", scale)
+        check_number("classes", classes, least=1, whole=True); check_number("dim", dim, least=1, whole=True)
+        check_number("margin", margin, least=0); check_number("scale", scale, above=0)
         self.margin, self.scale = margin, scale
         self.weight = nn.Parameter(torch.randn(classes, dim)*dim**-0.5)      # about unit length
 
@@ -70,6 +72,8 @@ class MarginSoftmax(nn.Module):
     def extra_repr(self): return f"classes={len(self.weight)}, dim={self.weight.shape[1]}, margin={self.margin}, scale={self.scale}"
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #152fed82
+@register_loss("cosface", classifies=True, search={"margin": (0.05, 0.5), "scale": (8, 64)},
+               refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE}, needs_pairs=False)
 class CosFaceLoss(MarginSoftmax):
     "Margin on the cosine: the own logit is scale·(cos θ - margin) (Wang et al., CVPR 2018, eq. 4). See `MarginSoftmax`."
     def __init__(self, classes, dim, margin=0.25, scale=24.0): super().__init__(classes, dim, margin, scale)
@@ -78,6 +82,8 @@ class CosFaceLoss(MarginSoftmax):
         return logits.scatter_add_(1, own, logits.new_full(own.shape, -self.scale*self.margin))
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #05888e65
+@register_loss("arcface", classifies=True, search={"margin": (0.05, 0.5), "scale": (8, 64)},
+               refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE}, needs_pairs=False)
 class ArcFaceLoss(MarginSoftmax):
     """Margin on the angle: the own logit is scale·cos(θ + margin), margin in radians (Deng et al., CVPR 2019, eq. 3).
 
@@ -98,6 +104,8 @@ class ArcFaceLoss(MarginSoftmax):
         return torch.where(cosine > -cos_m, cosine*cos_m - sine*sin_m, cosine + (cos_m - 1))
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #fc769ba8
+@register_loss("circle_class", classifies=True, search={"margin": (0.1, 0.4), "scale": (16, 128)},
+               refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE}, needs_pairs=False)
 class CircleClassLoss(MarginSoftmax):
     """Circle loss with a weight vector for each identity (Sun et al., CVPR 2020, eq. 4 to 10, one positive an image).
 

@@ -9,9 +9,9 @@ __all__ = ['Queue', 'CrossBatchMemory']
 import torch
 from torch import nn
 
-from ..core import InputError, lookup
+from ..core import InputError, check_number, lookup
 from ..distances import get_distance
-from .base import check_whole
+from .base import NOT_A_COUNT, NOT_A_MARGIN, register_loss
 from .contrastive import ContrastiveLoss
 from .triplet import TripletLoss
 
@@ -19,7 +19,7 @@ from .triplet import TripletLoss
 class Queue(nn.Module):
     """The latest `size` embeddings [size, dim] and their pids [size], oldest first; only the last `filled` rows are real.
 
-    Buffers and counters are part of the state dict, so a training that goes on from a checkpoint has the same memory.
+    Buffers and counters are part of the state dict, so a training that resumes from a checkpoint has the same memory.
     """
     def __init__(self, size, dim):
         super().__init__()
@@ -37,7 +37,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, embeddings, pids):
-        "Append embeddings [B, dim] and pids [B], and drop as many of the oldest. New tensors, since a gradient graph may still read the old."
+        "Append embeddings [B, dim] and pids [B] and drop as many of the oldest; in new tensors, since a graph may still read the old."
         self.embeddings = torch.cat([self.embeddings[len(pids):], embeddings[-self.size:].to(self.embeddings)])
         self.pids = torch.cat([self.pids[len(pids):], pids[-self.size:].to(self.pids)])
         self.batches, self.seen = self.batches + 1, self.seen + len(pids)
@@ -48,14 +48,19 @@ class Queue(nn.Module):
     def extra_repr(self): return f"size={self.size}, dim={self.embeddings.shape[1]}, filled={self.filled}"
 
 # %% ../../nbs/43a_losses.memory.ipynb #b0749cbe
+@register_loss("memory", search={"memory_weight": (0.25, 4)}, fixed=("margin", "size", "start"), needs_pairs=False,
+               refuses={"loss": ("quadruple",), "margin": NOT_A_MARGIN[:-1], "size": NOT_A_COUNT, "memory_weight": NOT_A_MARGIN,
+                        "start": (-1, 1.5, None)},
+               variants={"triplet": {"loss": "triplet"}})
 class CrossBatchMemory(nn.Module):
     """loss(batch) + memory_weight · loss(batch against the embeddings of earlier batches). Cross-Batch Memory, CVPR 2020, algorithm 1.
 
-    `dim`: width of the embeddings. `loss`: "contrastive" or "triplet", made with `margin` and `distance` (None: its own defaults), or any loss
-    of the shape of `MetricLoss` that accepts references. `size`: how many embeddings are kept, the latest ones. `start`: batches that
-    only fill the memory before it counts. A batch enters after it has been compared, so no image meets itself.
+    `dim`: width of the embeddings. `loss`: "contrastive" or "triplet", made with `margin` and `distance` (None: its own defaults),
+    or any loss of the shape of `MetricLoss` that accepts references. `size`: how many embeddings are kept, the latest ones.
+    `start`: batches that only fill the memory before it counts. A batch enters after it has been compared, so no image meets itself.
     In evaluation mode the memory is read but not filled. A distance's `penalty` enters with both parts.
-    Statistics: the loss's; the same against the memory, prefixed `memory_`; and `memory`, the memory's loss. Raises `InputError` for bad settings.
+    Statistics: the loss's; the same against the memory, prefixed `memory_`; and `memory`, the memory's loss.
+    Raises `InputError` for bad settings.
     """
     def __init__(self, dim, loss="contrastive", margin=None, distance=None, size=1024, memory_weight=1.0, start=0):
         super().__init__()
@@ -79,19 +84,21 @@ class CrossBatchMemory(nn.Module):
 
     def forward(self, embeddings, pids, indices_tuple=None, ref_emb=None, ref_labels=None):
         return self.compute(embeddings, pids, indices_tuple, ref_emb, ref_labels)[0]
+
     def extra_repr(self): return f"memory_weight={self.memory_weight}, start={self.start}"
 
 # %% ../../nbs/43a_losses.memory.ipynb #c919109a
 def _check(dim, size, memory_weight, start):
     "Raise `InputError` for numbers that make no memory."
-    check_whole("dim", dim); check_whole("size", size); check_whole("start", start, 0)
-    if isinstance(memory_weight, bool) or not isinstance(memory_weight, (int, float)) or not 0 <= memory_weight < float("inf"):
-        raise InputError(f"memory_weight={memory_weight!r} must be a number of at least 0")
+    for name, value, least in (("dim", dim, 1), ("size", size, 1), ("start", start, 0)): check_number(name, value, least, whole=True)
+    check_number("memory_weight", memory_weight, least=0)
 
+# %% ../../nbs/43a_losses.memory.ipynb #6cd1dc32
 def _make(loss, dim, margin, distance):
     "A loss from its name and the settings that are not None; a loss is returned as it is."
     settings = {} if margin is None else {"margin": margin}
     if distance is not None: settings["distance"] = get_distance(distance, dim)
-    if isinstance(loss, str): return lookup(loss, {"contrastive": ContrastiveLoss, "triplet": TripletLoss}, "loss for a memory")(**settings)
+    named = {"contrastive": ContrastiveLoss, "triplet": TripletLoss}
+    if isinstance(loss, str): return lookup(loss, named, "loss for a memory")(**settings)
     if settings: raise InputError(f"{' and '.join(settings)}: only for a loss given by name; {type(loss).__name__} has its own")
     return loss

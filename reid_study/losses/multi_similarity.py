@@ -9,10 +9,14 @@ __all__ = ['MultiSimilarityLoss', 'keep_informative']
 import torch
 from torch.nn import functional as F
 
-from ..core import InputError
-from .base import MetricLoss, anchor_mean, check_margin, check_positive, log_sum_exp, mean_distances, pair_masks
+from ..core import check_number
+from .base import (NOT_A_MARGIN, NOT_POSITIVE, MetricLoss, anchor_mean, log_sum_exp, mean_distances, pair_masks,
+                                    register_loss)
 
 # %% ../../nbs/46_losses.multi_similarity.ipynb #4faa16e8
+@register_loss("multi_similarity", search={"alpha": (1, 10), "beta": (20, 80), "base": (0.2, 0.8)}, fixed=("epsilon",),
+               refuses={"alpha": NOT_POSITIVE, "beta": NOT_POSITIVE, "base": (-1.1, 1.1, *NOT_A_MARGIN[1:]), "epsilon": NOT_A_MARGIN[:-1]},
+               variants={"all": {"epsilon": None}})
 class MultiSimilarityLoss(MetricLoss):
     """log(1 + Σ_p e^(-alpha (s_ap - base)))/alpha + log(1 + Σ_n e^(beta (s_an - base)))/beta, the mean over anchors that have
     a positive and a negative; s is the cosine similarity (Wang et al., CVPR 2019, section 3.3).
@@ -24,9 +28,9 @@ class MultiSimilarityLoss(MetricLoss):
     """
     def __init__(self, alpha=2.0, beta=50.0, base=0.5, epsilon=0.1):
         super().__init__("cosine")
-        check_positive("alpha", alpha); check_positive("beta", beta)
-        if not isinstance(base, (int, float)) or not -1 <= base <= 1: raise InputError(f"base={base!r} must be a cosine similarity, in [-1, 1]")
-        if epsilon is not None: check_margin("epsilon", epsilon)
+        check_number("alpha", alpha, above=0); check_number("beta", beta, above=0)
+        check_number("base", base, least=-1, most=1, note=": it is a cosine similarity")
+        if epsilon is not None: check_number("epsilon", epsilon, least=0)
         self.alpha, self.beta, self.base, self.epsilon = alpha, beta, base, epsilon
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
@@ -37,7 +41,9 @@ class MultiSimilarityLoss(MetricLoss):
         push = log_sum_exp(distances, negative, -self.beta) + self.beta*base
         each = F.softplus(pull)/self.alpha + F.softplus(push)/self.beta
         statistics = mean_distances(distances, positive, negative)
-        if self.epsilon is not None: statistics["active"] = (positive | negative).count_nonzero()/(pairs[0] | pairs[1]).count_nonzero().clamp(min=1)
+        if self.epsilon is not None:
+            kept, every = (positive | negative).count_nonzero(), (pairs[0] | pairs[1]).count_nonzero()
+            statistics["active"] = kept/every.clamp(min=1)
         return anchor_mean(each, pairs[0].any(1) & pairs[1].any(1)), statistics
 
     def extra_repr(self): return f"alpha={self.alpha}, beta={self.beta}, base={self.base}, epsilon={self.epsilon}"

@@ -8,7 +8,6 @@ __all__ = ['COLOURS', 'arrows', 'gradient_field', 'on_circle', 'of_anchor', 'cos
 # %% ../../nbs/38_losses.pictures.ipynb #66669432
 import time
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -26,7 +25,8 @@ def arrows(ax, loss, points, pids, title="", roles=None, scale=0.6):
     colours = [COLOURS[i] for i in roles] if roles is not None else [f"C{i}" for i in pids.tolist()]
     for p, s, c in zip(xy, step, colours):
         ax.scatter(*p, color=c, s=45, zorder=3)
-        if np.hypot(*s) > 1e-4: ax.annotate("", p + s, p, annotation_clip=False, arrowprops=dict(arrowstyle="->", color=c, lw=2, shrinkA=0, shrinkB=0))
+        arrow = dict(arrowstyle="->", color=c, lw=2, shrinkA=0, shrinkB=0)
+        if np.hypot(*s) > 1e-4: ax.annotate("", p + s, p, annotation_clip=False, arrowprops=arrow)
     ends = np.concatenate([xy, xy + step])
     low, high = ends.min(0) - .3, ends.max(0) + .3
     ax.set(title=title, xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xticks=[], yticks=[])
@@ -46,18 +46,22 @@ def gradient_field(ax, each, fixed=(), colours=(), title="", side=1.5, n=17, lev
     ax.contourf(axis, axis, shade, levels=12, cmap="Greys", alpha=.6)
     if level is not None: ax.contour(axis, axis, shade, levels=[level], colors="k", linestyles="--", linewidths=1)
     ax.quiver(*grid.detach().T, *(-g).T, color="k", width=.004, pivot="mid")
-    for point, colour in zip(torch.as_tensor(fixed, dtype=torch.float), colours): ax.scatter(*point, color=colour, s=70, zorder=3, edgecolors="w")
+    for point, colour in zip(torch.as_tensor(fixed, dtype=torch.float), colours):
+        ax.scatter(*point, color=colour, s=70, zorder=3, edgecolors="w")
     ax.set(title=title, aspect="equal", xticks=[], yticks=[], xlim=(-side, side), ylim=(-side, side))
 
+# %% ../../nbs/38_losses.pictures.ipynb #42d28960
 def on_circle(*degrees):
     "Points [N, 2] on the unit circle, from their angles in degrees."
     angle = torch.tensor(degrees, dtype=torch.float).deg2rad()
     return torch.stack([angle.cos(), angle.sin()], 1)
 
+# %% ../../nbs/38_losses.pictures.ipynb #9f870493
 def of_anchor(loss, fixed):
     """The loss of an anchor as a function of where it is, for `gradient_field`: the first of `fixed` [F, 2] is its positive, the others are
     negatives. Near the origin, where what is normalised has a steep gradient, it has none."""
-    alone = lambda p: loss(p[None] if p.norm() > .4 else p[None].detach(), torch.tensor([0]), ref_emb=fixed, ref_labels=torch.arange(len(fixed)))
+    pid, pids = torch.tensor([0]), torch.arange(len(fixed))
+    alone = lambda p: loss(p[None] if p.norm() > .4 else p[None].detach(), pid, ref_emb=fixed, ref_labels=pids)
     return lambda grid: torch.stack([alone(p) for p in grid])
 
 # %% ../../nbs/38_losses.pictures.ipynb #22b0c7e5
@@ -68,15 +72,8 @@ def cost_curve(losses, sizes=(64, 128, 256, 512, 1024), dim=256, k=4, rounds=5):
     `losses`: name -> function (embeddings [B, dim], pids [B]) -> value. The fastest of `rounds`; one identity has `k` images.
     Returns name -> milliseconds.
     """
-    result = {}
-    for name, loss in losses.items():
-        result[name] = []
-        for size in sizes:
-            x, pids = torch.randn(size, dim, requires_grad=True), torch.arange(size//k).repeat_interleave(k)
-            times = []
-            for _ in range(rounds):
-                started = time.process_time(); loss(x, pids).backward(); times.append(time.process_time() - started)
-            result[name].append(1e3*min(times))
+    import matplotlib.pyplot as plt
+    result = {name: [_milliseconds(loss, size, dim, k, rounds) for size in sizes] for name, loss in losses.items()}
     plt.figure(figsize=(5, 3))
     for name, ms in result.items():
         slope = np.log(ms[-1]/ms[-2])/np.log(sizes[-1]/sizes[-2])
@@ -84,3 +81,9 @@ def cost_curve(losses, sizes=(64, 128, 256, 512, 1024), dim=256, k=4, rounds=5):
     plt.xticks(sizes, sizes); plt.minorticks_off(); plt.legend(frameon=False, fontsize=8)
     plt.xlabel("images in the batch"); plt.ylabel("ms of CPU, forward and backward")
     return result
+
+def _milliseconds(loss, size, dim, k, rounds):
+    x, pids, times = torch.randn(size, dim, requires_grad=True), torch.arange(size//k).repeat_interleave(k), []
+    for _ in range(rounds):
+        started = time.process_time(); loss(x, pids).backward(); times.append(time.process_time() - started)
+    return 1e3*min(times)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .base import check_margin, check_positive, check_whole, mean
+from ..core import check_number
+from .base import NOT_A_MARGIN, NOT_POSITIVE, mean, register_loss
 from .margin_softmax import check_batch, cosine_logits
 
 # %% ../../nbs/49_losses.proxy_anchor.ipynb #352bb615
@@ -20,6 +21,8 @@ def log1p_sum_exp(z, groups, n):
     return top + (-top).exp().index_add(0, groups, (z - top[groups]).exp()).log()
 
 # %% ../../nbs/49_losses.proxy_anchor.ipynb #0efdcd3b
+@register_loss("proxy_anchor", search={"margin": (0.05, 0.4), "lr_factor": (1, 100)}, fixed=("scale",),
+               refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE}, needs_pairs=False)
 class ProxyAnchorLoss(nn.Module):
     """Proxies as anchors, on cosines s (Kim et al., CVPR 2020, eq. 4).
 
@@ -30,9 +33,8 @@ class ProxyAnchorLoss(nn.Module):
     """
     def __init__(self, classes, dim, margin=0.1, scale=32.0):
         super().__init__()
-        check_whole("classes", classes); check_whole("dim", dim)
-        check_margin("margin", margin)
-        check_positive("scale", scale)
+        check_number("classes", classes, least=1, whole=True); check_number("dim", dim, least=1, whole=True)
+        check_number("margin", margin, least=0, note=", in units of the cosine"); check_number("scale", scale, above=0)
         self.margin, self.scale = margin, scale
         self.proxies = nn.Parameter(torch.randn(classes, dim)*dim**-0.5)     # about unit length
 

@@ -6,62 +6,72 @@
 __all__ = ['second_negative', 'all_hinges', 'QuadrupletLoss']
 
 # %% ../../nbs/42_losses.quadruplet.ipynb #a2f7dd3b
-from ..core import InputError, lookup
-from .base import MetricLoss, check_margin, check_reduction, mean, pair_masks, reduce_hinges, hinge_sums
+from ..core import InputError, check_number, lookup
+from .base import (NOT_A_MARGIN, MetricLoss, check_reduction, hinge_sums, mean, pair_masks, reduce_hinges,
+                                    register_loss)
 from .batch_all import quadruplet_sum, triplet_sum
 from .triplet import pair_statistics
 
 # %% ../../nbs/42_losses.quadruplet.ipynb #9ca5b42b
-def second_negative(distances, pids, ref_pids, indices, reading, miner):
+def second_negative(distances, pids, ref_pids, indices, variant, miner):
     """For triplets (a, p, n1) the columns n2 [T] that the miner picks, and whether a third identity was there at all, bool [T].
 
-    `reading`: "negatives" looks for n2 from n1, "anchor" from a. `distances` [M, N] without gradient.
+    `variant`: "negatives" looks for n2 from n1, "anchor" from a. `distances` [M, N] without gradient.
     """
     a, p, n1 = indices
     refs = pids if ref_pids is None else ref_pids
     allowed = (refs != pids[a][:, None]) & (refs != refs[n1][:, None])
     if not len(a): return n1, allowed.any(1)
-    return miner.negative(distances[n1 if reading == "negatives" else a], distances[a, p], allowed), allowed.any(1)
+    return miner.negative(distances[n1 if variant == "negatives" else a], distances[a, p], allowed), allowed.any(1)
 
-def all_hinges(distances, pids, ref_pids, alpha, beta, reading):
+# %% ../../nbs/42_losses.quadruplet.ipynb #38fb3ee9
+def all_hinges(distances, pids, ref_pids, alpha, beta, variant):
     """The strong and the weak hinge over all tuples, each as (sum, number of open ones, number), and the mean distances.
 
-    For the reading "anchor" the weak tuples are (a, p, n2) with n2 of any other identity, provided that a third one is there.
+    For the variant "anchor" the weak tuples are (a, p, n2) with n2 of any other identity, provided that a third one is there.
     """
     strong, statistics = triplet_sum(distances, pids, ref_pids, alpha), pair_statistics(distances, pids, ref_pids)
     refs = pids if ref_pids is None else ref_pids
     third = ((refs > refs.min()) & (refs < refs.max())).any() if len(refs) else refs.any()     # some identity between two others
-    if reading == "anchor":
+    if variant == "anchor":
         weak = tuple(t*third for t in triplet_sum(distances, pids, ref_pids, beta))
         return strong, weak, statistics | {"d_an2": statistics["d_an"]*third}
     apart = pair_masks(pids)[1] & third
-    return strong, quadruplet_sum(distances, pids, beta), statistics | {"d_nn": distances.detach().masked_fill(~apart, 0).sum()/apart.sum().clamp(min=1)}
+    d_nn = distances.detach().masked_fill(~apart, 0).sum()/apart.sum().clamp(min=1)
+    return strong, quadruplet_sum(distances, pids, beta), statistics | {"d_nn": d_nn}
 
 # %% ../../nbs/42_losses.quadruplet.ipynb #3a80138c
+@register_loss("quadruplet", search={"alpha": (0.16, 0.8), "weak": (0.25, 4)}, fixed=("beta",),
+               refuses={"alpha": NOT_A_MARGIN, "beta": NOT_A_MARGIN, "weak": NOT_A_MARGIN, "variant": ("sideways",)},
+               variants={"anchor": {"variant": "anchor"}, "all": {"miner": None}})
 class QuadrupletLoss(MetricLoss):
     """(d_ap - d_an1 + alpha)₊ + weak·(d_ap - d_x + beta)₊ (Chen et al., CVPR 2017): a strong and a weak push.
 
-    `reading`: d_x is d(n1, n2) for "negatives", the paper's, and d(a, n2) for "anchor"; the identities of a, n1 and n2 differ.
+    `variant`: d_x is d(n1, n2) for "negatives", the paper's, and d(a, n2) for "anchor"; the identities of a, n1 and n2 differ.
     `alpha` > `beta` > 0: in units of the distance. `weak`: weight of the weak push, at least 0. `miner`: gives (a, p, n1) and, by
     its method `negative`, n2; None or "batch_all": the exact sums over all tuples. `reduction`: as in `TripletLoss`, for each
     hinge over its own tuples. `indices_tuple` may be (a, p, n1), where the miner adds n2, or (a, p, n1, n2).
     Statistics: `active`, `active_weak`, `d_ap`, `d_an`, and the mean d_x as `d_nn` or `d_an2`.
     Raises `InputError` for unknown settings, a miner without `negative`, and "negatives" with a reference set.
     """
-    def __init__(self, alpha=0.3, beta=0.15, reading="negatives", distance="euclidean", miner="batch_hard", reduction="mean", weak=1.0):
+    def __init__(self, alpha=0.3, beta=0.15, variant="negatives", distance="euclidean", miner="batch_hard", reduction="mean", weak=1.0):
         super().__init__(distance, miner)
-        for name, value in {"alpha": alpha, "beta": beta, "weak": weak}.items(): check_margin(name, value)
-        if not alpha > beta > 0: raise InputError(f"alpha={alpha} and beta={beta} must be alpha > beta > 0: the weak push has the smaller margin")
+        for name, value in (("alpha", alpha), ("beta", beta)): check_number(name, value, least=0, note=", in units of the distance")
+        check_number("weak", weak, least=0)
+        if not alpha > beta > 0:
+            raise InputError(f"alpha={alpha} and beta={beta} must be alpha > beta > 0: the weak push has the smaller margin")
         if self.miner is not None and not hasattr(self.miner, "negative"):
-            raise InputError('this miner picks no second negative; give it a method negative(rows, d_ap, allowed), or take miner="batch_hard" or "batch_all"')
-        self.reading = lookup(reading, {r: r for r in ("negatives", "anchor")}, "reading")
+            raise InputError('this miner picks no second negative; give it a method negative(rows, d_ap, allowed), '
+                             'or take miner="batch_hard" or "batch_all"')
+        self.variant = lookup(variant, {"negatives": "negatives", "anchor": "anchor"}, "variant")
         self.alpha, self.beta, self.weak, self.reduction = alpha, beta, weak, check_reduction(reduction)
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
-        if self.reading == "negatives" and ref_pids is not None:
-            raise InputError('reading="negatives" needs distances between references, which are not there; take reading="anchor", or leave out ref_emb')
+        if self.variant == "negatives" and ref_pids is not None:
+            raise InputError('variant="negatives" needs distances between references, which are not there; '
+                             'take variant="anchor", or leave out ref_emb')
         strong, weak, statistics = (self.tuples(distances, pids, ref_pids, indices) if indices is not None
-                                    else all_hinges(distances, pids, ref_pids, self.alpha, self.beta, self.reading))
+                                    else all_hinges(distances, pids, ref_pids, self.alpha, self.beta, self.variant))
         (value, active), (weak, active_weak) = reduce_hinges(strong, self.reduction), reduce_hinges(weak, self.reduction)
         return value + self.weak*weak, {"active": active, "active_weak": active_weak} | statistics
 
@@ -70,11 +80,13 @@ class QuadrupletLoss(MetricLoss):
         if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n1) or (a, p, n1, n2), not a tuple of {len(indices)}")
         a, p, n1, *n2 = indices
         if n2: n2, valid = n2[0], None
-        elif self.miner is None: raise InputError('triplets need a miner for the second negative; set one such as miner="batch_hard", or give (a, p, n1, n2)')
-        else: n2, valid = second_negative(distances.detach(), pids, ref_pids, indices, self.reading, self.miner)
-        d_ap, d_an, d_x = distances[a, p], distances[a, n1], distances[n1 if self.reading == "negatives" else a, n2]
+        elif self.miner is None:
+            raise InputError('triplets need a miner for the second negative; set one such as miner="batch_hard", or give (a, p, n1, n2)')
+        else: n2, valid = second_negative(distances.detach(), pids, ref_pids, indices, self.variant, self.miner)
+        d_ap, d_an, d_x = distances[a, p], distances[a, n1], distances[n1 if self.variant == "negatives" else a, n2]
         statistics = {"d_ap": mean(d_ap.detach()), "d_an": mean(d_an.detach()),
-                      "d_nn" if self.reading == "negatives" else "d_an2": reduce_hinges(hinge_sums(d_x.detach(), valid))[0]}
+                      "d_nn" if self.variant == "negatives" else "d_an2": reduce_hinges(hinge_sums(d_x.detach(), valid))[0]}
         return hinge_sums((d_ap - d_an + self.alpha).relu()), hinge_sums((d_ap - d_x + self.beta).relu(), valid), statistics
 
-    def extra_repr(self): return f"alpha={self.alpha}, beta={self.beta}, reading={self.reading}, reduction={self.reduction}, weak={self.weak}"
+    def extra_repr(self):
+        return f"alpha={self.alpha}, beta={self.beta}, variant={self.variant}, reduction={self.reduction}, weak={self.weak}"

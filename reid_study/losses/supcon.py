@@ -8,9 +8,11 @@ __all__ = ['SupConLoss']
 # %% ../../nbs/47_losses.supcon.ipynb #61804258
 import torch
 
-from .base import MetricLoss, anchor_mean, check_positive, log_sum_exp, mean_distances, pair_masks
+from ..core import check_number
+from .base import NOT_POSITIVE, MetricLoss, anchor_mean, log_sum_exp, mean_distances, pair_masks, register_loss
 
 # %% ../../nbs/47_losses.supcon.ipynb #66332a78
+@register_loss("supcon", search={"temperature": (0.03, 0.5)}, refuses={"temperature": NOT_POSITIVE})
 class SupConLoss(MetricLoss):
     """-1/|P(i)| Σ_p log(e^(s_ip/temperature) / Σ_a e^(s_ia/temperature)), the mean over anchors i that have a positive p and
     a negative; a is every other image, s the cosine similarity (Khosla et al., NeurIPS 2020, eq. 2).
@@ -19,8 +21,7 @@ class SupConLoss(MetricLoss):
     """
     def __init__(self, temperature=0.1):
         super().__init__("cosine")
-        check_positive("temperature", temperature)
-        self.temperature = temperature
+        self.temperature = check_number("temperature", temperature, above=0)
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
         positive, negative = pair_masks(pids, ref_pids, indices)

@@ -9,20 +9,25 @@ __all__ = ['tuple_distances', 'valid_pairs', 'pair_statistics', 'TripletLoss', '
 import torch
 from torch.nn import functional as F
 
-from ..core import InputError, lookup
-from .base import MetricLoss, check_margin, check_reduction, mean, mean_distances, pair_masks, reduce_hinges, hinge_sums
+from ..core import InputError, check_number, lookup
+from ..distances import DISTANCES
+from .base import (NOT_A_MARGIN, MetricLoss, check_reduction, hinge_sums, mean, mean_distances, pair_masks,
+                                    reduce_hinges, register_loss)
 from .batch_all import triplet_sum
+from .mining import MINERS
 
 # %% ../../nbs/41_losses.triplet.ipynb #6fbd3079
 def tuple_distances(distances, indices):
     """(d_ap, d_an), each [T], of triplets (a, p, n) or of pairs (a1, p, a2, n), all of length T, from distances [M, N].
 
-    The k-th positive pair meets the k-th negative pair, so lists of unequal length mean nothing here: an `InputError`, as is any number of tensors but three or four.
+    The k-th positive pair meets the k-th negative pair, so lists of unequal length mean nothing here and raise `InputError`, as does
+    any number of tensors but three or four.
     """
     if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not a tuple of {len(indices)}")
     a, p, b, n = indices if len(indices) == 4 else (indices[0], indices[1], indices[0], indices[2])
     if len({len(a), len(p), len(b), len(n)}) > 1:
-        raise InputError(f"indices of {len(a)}, {len(p)}, {len(b)} and {len(n)} places: a triplet loss compares the k-th positive with the k-th negative pair; make triplets of them first")
+        raise InputError(f"indices of {len(a)}, {len(p)}, {len(b)} and {len(n)} places: a triplet loss compares the k-th positive with the "
+                         "k-th negative pair; make triplets of them first")
     width = distances.shape[1]
     return distances.flatten().index_select(0, torch.cat([a*width + p, b*width + n])).chunk(2)    # one way back for both
 
@@ -33,11 +38,16 @@ def valid_pairs(pids, ref_pids=None):
     both = positive.any(1, keepdim=True) & negative.any(1, keepdim=True)
     return positive & both, negative & both
 
+# %% ../../nbs/41_losses.triplet.ipynb #be59bf92
 def pair_statistics(distances, pids, ref_pids=None):
     "Mean distances `d_ap` and `d_an` of the pairs that are in any triplet."
     return mean_distances(distances, *valid_pairs(pids, ref_pids))
 
 # %% ../../nbs/41_losses.triplet.ipynb #58439d36
+@register_loss("triplet", search={"margin": {"euclidean": (0.1, 0.8), "mahalanobis": (0.1, 0.8), "manhattan": (0.08, 0.6),
+                                             "cosine": (0.05, 0.5), "hamming": (0.03, 0.3)}}, refuses={"margin": NOT_A_MARGIN},
+               variants={miner: {"miner": miner} for miner in (*MINERS, "batch_all")} | {name: {"distance": name} for name in DISTANCES}
+                        | {"soft": {"margin": "soft"}, "active": {"reduction": "active"}})
 class TripletLoss(MetricLoss):
     """(d_ap - d_an + margin)₊ (FaceNet, section 3.1), reduced over the tuples of the miner; with batch-hard mining, over valid anchors.
 
@@ -45,14 +55,17 @@ class TripletLoss(MetricLoss):
     `miner`: a name from `MINERS` or a function (distances, pids, ref_pids) -> (a, p, n) or (a1, p, a2, n); None or
     "batch_all": the exact sum over all triplets. `reduction`: "mean" over all tuples, or "active" over those with an open hinge.
     Statistics: `active` (share of tuples whose hinge is open; for "soft", d_ap >= d_an); `d_ap`, `d_an`: mean distances over the tuples,
-    or over the pairs of all triplets where there is no miner, so they say nothing across miners. Raises `InputError` for unknown settings and for a soft margin where all triplets are summed or only open hinges count.
+    or over the pairs of all triplets where there is no miner, so they say nothing across miners. Raises `InputError` for unknown
+    settings, and for a soft margin where all triplets are summed or only open hinges count.
     """
     def __init__(self, margin=0.3, distance="euclidean", miner="batch_hard", reduction="mean"):
         super().__init__(distance, miner)
         self.margin, self.reduction = margin, check_reduction(reduction)
-        if margin != "soft": return check_margin("margin", margin)
-        if self.miner is None: raise InputError('margin="soft" needs tuples; choose a miner such as "batch_hard", or a number as the margin')
-        if reduction == "active": raise InputError('reduction="active" needs hinges that close; margin="soft" has none: take reduction="mean"')
+        if margin != "soft": check_number("margin", margin, least=0, note=", in units of the distance")
+        elif self.miner is None:
+            raise InputError('margin="soft" needs tuples; choose a miner such as "batch_hard", or a number as the margin')
+        elif reduction == "active":
+            raise InputError('reduction="active" needs hinges that close; margin="soft" has none: take reduction="mean"')
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
         if indices is None:
@@ -67,33 +80,38 @@ class TripletLoss(MetricLoss):
     def extra_repr(self): return f"margin={self.margin}, reduction={self.reduction}"
 
 # %% ../../nbs/41_losses.triplet.ipynb #3dda83de
+@register_loss("improved_triplet", search={"margin": (0.1, 0.8)}, fixed=("bound",),
+               refuses={"margin": NOT_A_MARGIN, "bound": NOT_A_MARGIN, "variant": ("sideways",)},
+               variants={"inside": {"variant": "inside"}, "all": {"miner": None}})
 class ImprovedTripletLoss(MetricLoss):
-    """A triplet loss that also pulls the positive pair, after Cheng et al. (CVPR 2016), in two readings.
+    """A triplet loss that also pulls the positive pair, after Cheng et al. (CVPR 2016), in two variants.
 
-    `reading`: "inside" is (d_ap + d_ap - d_an + margin)₊, whose pull ends with the hinge; "outside" is
+    `variant`: "inside" is (d_ap + d_ap - d_an + margin)₊, whose pull ends with the hinge; "outside" is
     (d_ap - bound)₊ + (d_ap - d_an + margin)₊, whose pull goes on until d_ap is at `bound`. The hinge is reduced over its tuples,
     the outside pull over its positive pairs (a, p), each once; (p, a) is another. `margin`, `bound`: in units of the distance, at least 0.
     `miner`, `reduction`: as in `TripletLoss`. Statistics: `active`, `d_ap`, `d_an`; "outside" also `active_pull`, the share of
     pairs with d_ap > bound. Raises `InputError` for unknown settings and for a bound without a pull outside.
     """
-    def __init__(self, margin=0.3, reading="outside", bound=0.0, distance="euclidean", miner="batch_hard", reduction="mean"):
+    def __init__(self, margin=0.3, variant="outside", bound=0.0, distance="euclidean", miner="batch_hard", reduction="mean"):
         super().__init__(distance, miner)
-        lookup(reading, dict.fromkeys(("inside", "outside")), "reading")
-        check_margin("margin", margin); check_margin("bound", bound); check_reduction(reduction)
-        if bound and reading == "inside": raise InputError(f'bound={bound} limits the pull outside the hinge; take reading="outside", or bound=0')
-        self.margin, self.reading, self.bound, self.reduction = margin, reading, bound, reduction
+        lookup(variant, dict.fromkeys(("inside", "outside")), "variant")
+        for name, value in (("margin", margin), ("bound", bound)): check_number(name, value, least=0, note=", in units of the distance")
+        if bound and variant == "inside":
+            raise InputError(f'bound={bound} limits the pull outside the hinge; take variant="outside", or bound=0')
+        self.margin, self.variant, self.bound, self.reduction = margin, variant, bound, check_reduction(reduction)
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
-        weight = 2 if self.reading == "inside" else 1
+        weight = 2 if self.variant == "inside" else 1
         if indices is None:
             hinge, statistics = triplet_sum(distances, pids, ref_pids, self.margin, weight), pair_statistics(distances, pids, ref_pids)
         else:
             d_ap, d_an = tuple_distances(distances, indices)
-            hinge, statistics = hinge_sums((weight*d_ap - d_an + self.margin).relu()), {"d_ap": mean(d_ap.detach()), "d_an": mean(d_an.detach())}
+            hinge = hinge_sums((weight*d_ap - d_an + self.margin).relu())
+            statistics = {"d_ap": mean(d_ap.detach()), "d_an": mean(d_an.detach())}
         value, statistics["active"] = reduce_hinges(hinge, self.reduction)
-        if self.reading == "inside": return value, statistics
+        if self.variant == "inside": return value, statistics
         pairs = (valid_pairs(pids, ref_pids) if indices is None else pair_masks(pids, ref_pids, indices))[0]
         pull, statistics["active_pull"] = reduce_hinges(hinge_sums((distances - self.bound).relu(), pairs), self.reduction)
         return value + pull, statistics
 
-    def extra_repr(self): return f"margin={self.margin}, reading={self.reading}, bound={self.bound}, reduction={self.reduction}"
+    def extra_repr(self): return f"margin={self.margin}, variant={self.variant}, bound={self.bound}, reduction={self.reduction}"

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import InputError
+from ..core import InputError, check_number
 from ..distances import check_embeddings, unit
-from .base import check_pids, check_positive, check_whole, mean
-from ..networks.heads import VerificationHead
+from .base import NOT_POSITIVE, check_pids, mean, register_loss
+from ..networks.heads import FUSIONS, VerificationHead
 
 # %% ../../nbs/32_losses.verification.ipynb #e8c6a48e
 def draw_pairs(pids, negatives):
@@ -38,6 +38,8 @@ def draw_pairs(pids, negatives):
     return i[pairs], j[pairs], len(positive)
 
 # %% ../../nbs/32_losses.verification.ipynb #2304f640
+@register_loss("verification", search={"lr_factor": (0.3, 10)}, fixed=("negatives",),
+               refuses={"negatives": NOT_POSITIVE, "fusion": ("sum",)}, variants={fusion: {"fusion": fusion} for fusion in FUSIONS})
 class VerificationLoss(nn.Module):
     """Cross-entropy of "the same person" or "different people" over pairs of a batch, L = -Σ_i y_i log v_i (Zheng et al., TOMM 2017).
 
@@ -47,7 +49,7 @@ class VerificationLoss(nn.Module):
     """
     def __init__(self, dim, fusion="squared", negatives=16):
         super().__init__()
-        check_whole("dim", dim); check_positive("negatives", negatives)
+        check_number("dim", dim, least=1, whole=True); check_number("negatives", negatives, above=0)
         self.head, self.dim, self.negatives = VerificationHead(dim, fusion), dim, negatives
 
     def compute(self, embeddings, pids):
@@ -83,7 +85,8 @@ class VerificationLoss(nn.Module):
 
     def _prepare(self, x):
         "Embeddings [N, D] of length √D, in the precision of the head."
-        if x.ndim != 2 or x.shape[1] != self.dim: raise InputError(f"embeddings are {list(x.shape)}, but this loss was made for [N, {self.dim}]; make it with their width")
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise InputError(f"embeddings are {list(x.shape)}, but this loss was made for [N, {self.dim}]; make it with their width")
         return unit(x.to(self.head.linear.weight.dtype))*self.dim**0.5
 
     def extra_repr(self): return f"negatives={self.negatives}"

@@ -44,14 +44,15 @@ class Embedder(nn.Module):
     def _before(self, images): return self.embedding(self.pooled(self.backbone(images).mean((2, 3))))
 
 # %% ../../nbs/22_networks.embedder.ipynb #bab1e02b
-def make_embedder(backbone="small", dim=256, heads=None, seed=0, pretrained=False):
-    """An `Embedder`, or what the backbone names as its `embedder` (as [PCB](26_networks.parts.ipynb) does), whose weights are a function of `seed`, the same for every recipe.
+def make_embedder(backbone="small", dim=256, heads=None, seed=0, pretrained=False, weights=None):
+    """An `Embedder` whose weights are a function of `seed`, the same for every recipe.
 
-    `heads`: name -> function of the width that makes the module. Torch's global generator is left as it was.
+    A backbone with an attribute `embedder` chooses another class, as [PCB](26_networks.parts.ipynb) does. `heads`: name -> function
+    of the width that makes the module. `pretrained`, `weights`: see `get_backbone`. Torch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        body = get_backbone(backbone, pretrained)
+        body = get_backbone(backbone, pretrained, weights)
         network = getattr(body, "embedder", Embedder)(body, dim)
         network.attach(heads or {})
     return network.to(memory_format=torch.channels_last)

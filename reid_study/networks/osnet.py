@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import InputError, lookup
+from .backbones import register_backbone
 from .weights import cached, load_renamed, read_weights
 
 # %% ../../nbs/24_networks.osnet.ipynb #806aaa4c
@@ -140,18 +141,22 @@ def _osnet(name, pretrained):
     network = OSNet(WIDTHS[name])
     return load_torchreid(network, cached(f"{name}_imagenet.pth")) if pretrained else network
 
+@register_backbone(load=load_torchreid)
 def osnet_x0_25(pretrained=False):
     "OSNet of a quarter of the width: [B, 3, H, W] -> [B, 128, H/16, W/16]."
     return _osnet("osnet_x0_25", pretrained)
 
+@register_backbone(load=load_torchreid)
 def osnet_x0_5(pretrained=False):
     "OSNet of half the width: [B, 3, H, W] -> [B, 256, H/16, W/16]."
     return _osnet("osnet_x0_5", pretrained)
 
+@register_backbone(load=load_torchreid)
 def osnet_x0_75(pretrained=False):
     "OSNet of three quarters of the width: [B, 3, H, W] -> [B, 384, H/16, W/16]."
     return _osnet("osnet_x0_75", pretrained)
 
+@register_backbone(load=load_torchreid)
 def osnet_x1_0(pretrained=False):
     "OSNet: [B, 3, H, W] -> [B, 512, H/16, W/16]."
     return _osnet("osnet_x1_0", pretrained)

@@ -10,13 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import InputError
-from .backbones import get_backbone
+from ..core import InputError, check_number
+from .backbones import load_torchvision, register_backbone, resnet50, small
 
 # %% ../../nbs/26_networks.parts.ipynb #896c091d
-def _whole_number(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1: raise InputError(f"{name}={value!r} must be a whole number of at least 1")
-
 class Stripes(nn.Module):
     """Horizontal stripes of a map, the mean of each reduced by a 1×1 convolution, batch normalisation and ReLU: [B, channels, H, W] -> [B, parts, width].
 
@@ -24,7 +21,7 @@ class Stripes(nn.Module):
     """
     def __init__(self, channels, parts=6, width=256, shared=False):
         super().__init__()
-        for name, value in (("channels", channels), ("parts", parts), ("width", width)): _whole_number(name, value)
+        for name, value in (("channels", channels), ("parts", parts), ("width", width)): check_number(name, value, least=1, whole=True)
         self.parts, self.width, self.shared = parts, width, shared
         times = 1 if shared else parts
         self.reduce = nn.Conv1d(times*channels, times*width, 1, groups=times, bias=False)
@@ -48,7 +45,7 @@ class PCB(nn.Module):
     """
     def __init__(self, backbone, dim=384, parts=6, shared=False):
         super().__init__()
-        _whole_number("parts", parts); _whole_number("dim", dim)
+        for name, value in (("parts", parts), ("dim", dim)): check_number(name, value, least=1, whole=True)
         if dim % parts: raise InputError(f"dim={dim} cannot be shared among {parts} parts; use a multiple, such as dim={-(-dim//parts)*parts}")
         self.backbone, self.stripes, self.heads = backbone, Stripes(backbone.width_out, parts, dim//parts, shared), nn.ModuleDict()
 
@@ -68,15 +65,16 @@ class EachPart(nn.ModuleList):
     def forward(self, x): return torch.stack([head(part) for head, part in zip(self, x.chunk(len(self), 1))], 1)
 
 # %% ../../nbs/26_networks.parts.ipynb #57ad41fd
-def small_pcb(pretrained=False):
-    "The small backbone, embedded by `PCB`: images at least 96 pixels high."
-    return _for_pcb("small", pretrained)
-
-def resnet50_pcb(pretrained=False):
-    "ResNet-50 with last stride 1, embedded by `PCB`: images at least 96 pixels high, 384×128 in the paper, with dim=1536."
-    return _for_pcb("resnet50", pretrained)
-
-def _for_pcb(name, pretrained):
-    backbone = get_backbone(name, pretrained)
+def _for_pcb(backbone):
     backbone.embedder = PCB
     return backbone
+
+@register_backbone()
+def small_pcb(pretrained=False):
+    "The small backbone, embedded by `PCB`: images at least 96 pixels high."
+    return _for_pcb(small(pretrained))
+
+@register_backbone(load=load_torchvision)
+def resnet50_pcb(pretrained=False):
+    "ResNet-50 with last stride 1, embedded by `PCB`: images at least 96 pixels high, 384×128 in the paper, with dim=1536."
+    return _for_pcb(resnet50(pretrained))

@@ -1,0 +1,138 @@
+"""Do trainings give the numbers that they gave? Every recipe is trained for four steps in float64 and compared with golden.json.
+
+After a change that is meant to change numbers, raise the version and rewrite the table:  python tests/test_golden.py
+"""
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+
+from reid_study.core import import_all
+from reid_study.data.market1501 import ATTRIBUTES
+from reid_study.distances import Euclidean
+from reid_study.evaluation.retrieval import evaluate_split
+from reid_study.networks.backbones import BACKBONES
+from reid_study.networks.embedder import make_embedder
+from reid_study.training.learner import NUMERICS, fit, make_learner
+from reid_study.training.recipes import RECIPES
+
+TABLE = Path(__file__).with_name("golden.json")
+TOLERANCE = 1e-6      # relative: rounding of another machine, with float64's sixteen digits, stays far below; a changed formula does not
+
+
+def noise(shape):
+    "Whole numbers from 0 to 63 that look random and are the same everywhere."
+    i = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
+    return (i*np.uint64(2654435761) % np.uint64(2**32) >> np.uint64(26)).astype(int)
+
+
+def people():
+    "A table of 12 identities on 3 cameras, of which 8 train, and its images: a colour each, a light for each camera, and noise."
+    rows = [(f"{pid:04}_c{cam}_{i}.jpg", pid, cam) for pid in range(1, 13) for cam in range(1, 4) for i in range(2)]
+    table = pd.DataFrame(rows, columns=["path", "pid", "camid"])
+    table["split"] = np.where(table.pid <= 8, "train", np.where(~table.duplicated(["pid", "camid"]), "query", "gallery"))
+    table = table.assign(**{name: (table.pid + i) % 2 for i, name in enumerate(ATTRIBUTES)})
+    colour = 60*table.pid.to_numpy()[:, None]*np.array([1, 2, 3]) % 130 + 20*table.camid.to_numpy()[:, None]
+    return table, (colour[:, None, None] + noise((len(table), 32, 16, 3))).astype(np.uint8)
+
+
+class Float64(Callback):
+    "The loss as float32 for fastai's own record; what trains and what is compared here stays float64."
+    def after_loss(self): self.learn.loss = self.loss.float()
+
+
+def in_float64(network):
+    "The network, which turns its images into float64 first."
+    network.register_forward_pre_hook(lambda _, images: (images[0].double(),))
+    return network
+
+
+def train(recipe, sampler, table, images):
+    "quantity -> its values: means of each epoch; of the trained network the mAP, the mean distance of two embeddings, and checksums of its weights."
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)      # so that the initial weights are drawn in float64
+    try: learn = make_learner(recipe, table, images, dim=32, p=4, k=4, steps=2, sampler=sampler, validate_every=2)
+    finally: torch.set_default_dtype(torch.float32)
+    in_float64(learn.model)
+    learn.add_cb(Float64())
+    start = flat(learn, "parameters")
+    with learn.no_logging(), learn.no_bar(): history = fit(learn, 2, RECIPES[recipe].lr)
+    embeddings = embed(learn)
+    checks = {"mAP": evaluate_split(embeddings, learn.dls.valid.dataset).mAP, "distance": Euclidean()(embeddings).mean().item(),
+              "moved": (flat(learn, "parameters") - start).norm().item(), "buffers": flat(learn, "buffers").norm().item()}
+    return history.drop(columns=["epoch", "lr", "seconds", "mAP", "rank1"]).to_dict("list") | {name: [value] for name, value in checks.items()}
+
+
+def flat(learn, kind):
+    "The network's and the losses' parameters or buffers as one vector."
+    return torch.cat([v.detach().double().flatten() for part in (learn.model, learn.loss_func) for v in getattr(part, kind)()])
+
+
+@torch.no_grad()
+def embed(learn):
+    "The embeddings of the validation images, in float64 (`embed_all` makes them float32)."
+    learn.model.eval()
+    return torch.cat([learn.model(images)["after"] for images, _ in learn.dls.valid])
+
+
+def forward(backbone):
+    "Norms of what a backbone's network makes of a batch, in training and in evaluation."
+    torch.set_default_dtype(torch.float64)
+    try: network = in_float64(make_embedder(backbone, 12, seed=0))
+    finally: torch.set_default_dtype(torch.float32)
+    images = torch.from_numpy(noise((4, 3, 96, 48))/32 - 1)
+    with torch.no_grad(): return {name: [network.train(name == "training")(images)["after"].norm().item()] for name in ("training", "evaluation")}
+
+
+TRAININGS = list(dict.fromkeys((name, sampler) for name, recipe in RECIPES.items() for sampler in ("pk", recipe.native)))
+import_all("reid_study.networks")
+
+
+def close(a, b): return len(a) == len(b) and all(math.isclose(x, y, rel_tol=TOLERANCE, abs_tol=1e-9) for x, y in zip(a, b))
+
+
+def compare(name, found, version):
+    "Assert that the numbers are those of the table."
+    golden = json.loads(TABLE.read_text())["numbers"]
+    if name not in golden: pytest.skip(f"{name} is new; add its numbers with: python tests/test_golden.py")
+    changed = [key for key in golden[name].keys() | found.keys() if not close(golden[name].get(key, []), found.get(key, []))]
+    assert not changed, (f"the numbers of {name} changed ({', '.join(sorted(changed))}): either something is broken, or raise {version} "
+                         "and rewrite the table with: python tests/test_golden.py")
+
+
+@pytest.fixture(scope="module")
+def data(): return people()
+
+
+@pytest.mark.parametrize("recipe, sampler", TRAININGS)
+def test_recipe(recipe, sampler, data):
+    compare(f"{recipe}, {sampler}", train(recipe, sampler, *data), "NUMERICS in training.learner (or the version of the loss)")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_backbone(backbone): compare(f"backbone {backbone}", forward(backbone), "the version of the backbone")
+
+
+def test_the_table_is_of_this_version():
+    assert json.loads(TABLE.read_text())["numerics"] == NUMERICS, "NUMERICS was raised: rewrite the table with: python tests/test_golden.py"
+
+
+def all_numbers():
+    data = people()
+    return {f"{recipe}, {sampler}": train(recipe, sampler, *data) for recipe, sampler in TRAININGS} | {f"backbone {b}": forward(b) for b in BACKBONES}
+
+
+def as_text(numbers):
+    "JSON with a line for each quantity."
+    parts = [f"{json.dumps(name)}: {{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(values)}" for key, values in own.items()) + "}"
+             for name, own in numbers.items()]
+    return f'{{"numerics": {NUMERICS},\n"numbers": {{\n' + ",\n".join(parts) + "}}\n"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(as_text(all_numbers()))
