@@ -105,15 +105,20 @@ def main(
             for name in list(names):
                 if name == PML and size >= peer_from and turn: continue
                 r = _fresh(name, size, k, width, threads, gigabytes)
-                if r is None: print(f"{name}: left out from {size} images on, needs more than {gigabytes:g} GB"); names.remove(name); rows.pop(name); continue
+                if r is None:
+                    print(f"{name}: left out from {size} images on, needs more than {gigabytes:g} GB")
+                    names.remove(name); rows.pop(name)
+                    continue
                 rows[name].append(r)
         for name, rs in rows.items():
             seconds = [r["seconds"] for r in rs]
             r = dict(name=name, size=size, rounds=len(rs), seconds=float(np.median(seconds)), fastest=min(seconds), slowest=max(seconds),
-                     cpu=float(np.median([r["cpu"] for r in rs])), megabytes=float(np.median([r["megabytes"] for r in rs])), value=rs[0]["value"])
+                     value=rs[0]["value"], **{key: float(np.median([r[key] for r in rs])) for key in ("cpu", "megabytes")})
             last = next((t for t in table if t["name"] == name and t["size"]*2 == size), None)
             r["slope"] = float(np.log2(r["cpu"]/last["cpu"])) if last else None
             table.append(r)
-            print(f"{size:6} {name:40}{1e3*r['seconds']:11.2f} ms  {1e3*r['cpu']:11.2f} ms CPU  {r['megabytes']:9.1f} MB  slope {r['slope'] or float('nan'):5.2f}  value {r['value']:.7f}", flush=True)
-        if PML in rows and abs(rows[PML][0]["value"] - rows[TRIPLETS][0]["value"]) > 1e-5: raise SystemExit(f"{PML} finds another mean hinge")
+            print(f"{size:6} {name:40}{1e3*r['seconds']:11.2f} ms  {1e3*r['cpu']:11.2f} ms CPU  {r['megabytes']:9.1f} MB  "
+                  f"slope {r['slope'] or float('nan'):5.2f}  value {r['value']:.7f}", flush=True)
+        if PML in rows and abs(rows[PML][0]["value"] - rows[TRIPLETS][0]["value"]) > 1e-5:
+            raise SystemExit(f"{PML} finds another mean hinge")
         if out: Path(out).write_text(json.dumps(dict(setting=setting, table=table), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""How much harder is matching across cameras? Retrieval from each camera to each camera, with the network of a training that was tested.
+"""How much harder is matching across cameras? Retrieval from each camera to each camera, with a trained network.
 
     python benchmarks/cameras.py runs/test/ID --out results/benchmarks/cameras.json
 
@@ -18,13 +18,13 @@ from reid_study.study.run import read_run, trained
 
 
 @call_parse
-def main(run: str,             # Folder of a test, beside which its training is, with the model
+def main(run: str,             # Folder of a run on the test split, beside that of its training
          data: str = "data",   # Folder that holds the datasets
          out: str = None):     # Write the figures to this JSON file
     "mAP from camera to camera on the test split."
     run = read_run(run)
     torch.set_num_threads(run.config["threads"])
-    learn = trained(run.config, data, run.folder.parents[1], "cpu")
+    learn, _ = trained(run.config, data, run.folder.parents[1], "cpu")
     table, e = learn.dls.valid.dataset, embed_all(learn.model, learn.dls.valid)
     split, pid, cam = (table[c].to_numpy() for c in ("split", "pid", "camid"))
     cameras = np.unique(cam)
@@ -33,5 +33,6 @@ def main(run: str,             # Folder of a test, beside which its training is,
     within, across = mAP.diagonal().mean(), mAP[~np.eye(len(cameras), dtype=bool)].mean()
     print(np.round(mAP, 3))
     print(f"mAP within a camera {within:.3f}, across cameras {across:.3f} ({run.config['recipe']}, seed {run.config['seed']}, {run.id})")
-    if out: write_json(out, {"run": run.id} | {k: run.config[k] for k in ("recipe", "seed", "dataset", "height", "width", "epochs", "steps")}
-                       | {"identities": len(np.unique(pid[split == "query"])), "within": within, "across": across, "mAP": mAP.tolist()})
+    about = {k: run.config[k] for k in ("recipe", "seed", "dataset", "height", "width", "epochs", "steps")}
+    found = {"identities": len(np.unique(pid[split == "query"])), "within": within, "across": across, "mAP": mAP.tolist()}
+    if out: write_json(out, {"run": run.id} | about | found)

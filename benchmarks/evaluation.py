@@ -1,4 +1,4 @@
-"""Time and memory of the retrieval evaluation beside other projects' compiled evaluators: from embeddings to metrics, and from distances to metrics.
+"""Time and memory of the retrieval evaluation, from embeddings and from distances to metrics, beside other projects' compiled evaluators.
 
     python benchmarks/evaluation.py --torchreid PATH --fastreid PATH --out evaluation.json
 
@@ -29,7 +29,8 @@ def embeddings(queries, gallery, width, noise, seed=0, people=750, cameras=6, di
     g = torch.Generator().manual_seed(seed)
     strangers = int(gallery*distractors)
     popularity = torch.rand(people, generator=g) + 0.2
-    g_pids = torch.cat([torch.multinomial(popularity, gallery - strangers, True, generator=g) + 1, torch.zeros(strangers, dtype=torch.long)])
+    known = torch.multinomial(popularity, gallery - strangers, True, generator=g) + 1
+    g_pids = torch.cat([known, torch.zeros(strangers, dtype=torch.long)])
     q_pids = torch.arange(queries) % people + 1
     centre = torch.randn(people + 1, width, generator=g)
     q = centre[q_pids] + noise*torch.randn(queries, width, generator=g)
@@ -83,7 +84,8 @@ def contestant(name, path=None):
         _stub("faiss")
         _stub("fastreid.utils.faiss_utils", "index_init_cpu", "index_init_gpu", "search_index_pytorch", "search_raw_array_pytorch")
         distance, rank = (importlib.import_module(f"fastreid.{m}") for m in ("utils.compute_dist", "evaluation.rank"))
-        def measure(q, g): return torch.as_tensor(distance.build_dist(torch.from_numpy(q), torch.from_numpy(g), "cosine"))   # as in its evaluator, with its default metric
+        def measure(q, g):      # as in its evaluator, with its default metric
+            return torch.as_tensor(distance.build_dist(torch.from_numpy(q), torch.from_numpy(g), "cosine"))
         def evaluate(distances, *ids):
             cmc, AP, INP = rank.evaluate_rank(distances.numpy(), *ids)
             return np.mean(AP), cmc[0], AP
@@ -98,7 +100,7 @@ def _memory(key):
 
 
 def _measure(name, path, folder, threads):
-    "One contestant, once, in this process: seconds, peak bytes beyond the loaded embeddings, its metrics, and the seconds of its evaluator alone."
+    "One contestant, once, in this process: seconds, peak bytes beyond the embeddings, its metrics, and the seconds of its evaluator alone."
     torch.set_num_threads(threads)
     data = [np.load(Path(folder)/f"{i}.npy") for i in range(6)]
     run, evaluate = contestant(name, path)
@@ -132,7 +134,9 @@ def fresh(module, call, threads):
            f"except ImportError as x: r = dict(missing=str(x))\n" \
            f"print('\\n' + json.dumps(r))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    if done.returncode: return dict(missing=(done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}; out of memory?"])[-1], error=done.stderr)
+    if done.returncode:
+        told = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}; out of memory?"]
+        return dict(missing=told[-1], error=done.stderr)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -143,7 +147,8 @@ def compare(torchreid, fastreid, queries, gallery, width, noise, people, cameras
         if peer in ("torchreid", "fast-reid") and not path: print(f"{peer}: left out, no path given"); names.pop(peer)
     rows = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        for i, array in enumerate(embeddings(queries, gallery, width, noise, 0, people, cameras, distractors)): np.save(Path(folder)/f"{i}.npy", array)
+        for i, array in enumerate(embeddings(queries, gallery, width, noise, 0, people, cameras, distractors)):
+            np.save(Path(folder)/f"{i}.npy", array)
         for turn in range(rounds):
             for name, path in list(names.items()):
                 r = fresh("evaluation", f"_measure({name!r}, {path!r}, {folder!r}, {threads})", threads)
@@ -152,11 +157,14 @@ def compare(torchreid, fastreid, queries, gallery, width, noise, people, cameras
                 rows[name].append(r)
         AP = {name: np.load(f) for name in names if (f := Path(folder)/f"AP {name}.npy").exists()}
     middle = lambda rs, key: float(np.median([r[key] for r in rs])) if key in rs[0] else None
-    table = [dict(name=name, fastest=min(r["seconds"] for r in rs), slowest=max(r["seconds"] for r in rs), mAP=rs[0].get("mAP"), rank1=rs[0].get("rank1"))
+    table = [dict(name=name, fastest=min(r["seconds"] for r in rs), slowest=max(r["seconds"] for r in rs),
+                  **{key: rs[0].get(key) for key in ("mAP", "rank1")})
              | {key: middle(rs, key) for key in ("seconds", "cpu", "megabytes", "alone")} for name, rs in rows.items()]
     ours = table[0]
-    print(f"\n{queries} queries, {gallery} in the gallery, {width} wide, {threads} threads, {rounds} rounds; median, fastest run, median CPU time, median of the evaluator alone, median peak memory")
-    print(f"{'':26}{'median s':>9}{'ratio':>7}{'min s':>9}{'ratio':>7}{'CPU s':>8}{'ratio':>7}{'alone s':>9}{'ratio':>7}{'MB':>8}{'ratio':>7}{'mAP':>11}{'rank-1':>11}")
+    print(f"\n{queries} queries, {gallery} in the gallery, {width} wide, {threads} threads, {rounds} rounds; "
+          "median, fastest run, median CPU time, median of the evaluator alone, median peak memory")
+    print(f"{'':26}{'median s':>9}{'ratio':>7}{'min s':>9}{'ratio':>7}{'CPU s':>8}{'ratio':>7}"
+          f"{'alone s':>9}{'ratio':>7}{'MB':>8}{'ratio':>7}{'mAP':>11}{'rank-1':>11}")
     for r in table:
         for key in ("seconds", "fastest", "cpu", "alone", "megabytes"): r[f"{key}_ratio"] = None if r[key] is None else r[key]/ours[key]
         cells = [f"{r[key]:{w}.{d}f}{r[f'{key}_ratio']:7.2f}" if r[key] is not None else " "*(w + 7)

@@ -44,7 +44,8 @@ def exact(folder, threads, block, rows):
     folder, labels = Path(folder), dict(np.load(Path(folder)/"labels.npz"))
     few, pids = np.random.default_rng(0).standard_normal((400, 32), np.float32), np.arange(400) % 20 + 1
     evaluate_retrieval(streamed(few[:60], few), None, pids[:60], pids)       # imports, thread pools
-    cost, result = evaluation.peak(lambda: evaluate_retrieval(streamed(folder/"query.npy", folder/"gallery.npy", block=rows), None, **labels, block=block))
+    def run(): return evaluate_retrieval(streamed(folder/"query.npy", folder/"gallery.npy", block=rows), None, **labels, block=block)
+    cost, result = evaluation.peak(run)
     return cost | dict(mAP=result.mAP, rank1=result.rank(1))
 
 
@@ -89,14 +90,16 @@ def main(
         found = {EXACT: evaluation.fresh("gallery", f"exact({place!r}, {threads}, {block}, {rows})", threads)}
         r = found[EXACT]
         if "missing" in r: raise SystemExit(r.get("error") or r["missing"])
-        print(f"{EXACT}: {queries} queries in {r['seconds']:.0f} s ({1000*r['seconds']/queries:.1f} ms each), peak {r['megabytes']/1024:.2f} GiB beyond the start, "
-              f"mAP {r['mAP']:.4f}, rank-1 {r['rank1']:.4f}")
+        print(f"{EXACT}: {queries} queries in {r['seconds']:.0f} s ({1000*r['seconds']/queries:.1f} ms each), "
+              f"peak {r['megabytes']/1024:.2f} GiB beyond the start, mAP {r['mAP']:.4f}, rank-1 {r['rank1']:.4f}")
         for kind in kinds.split():
             found[kind] = r = evaluation.fresh("gallery", f"indexed({place!r}, {threads}, {kind!r}, 10, {few})", threads)
             if "missing" in r: print(f"{kind}: left out, {r['missing']}"); continue
-            line = f"{kind}: built in {r['build']['seconds']:.0f} s, peak {r['build']['megabytes']/1024:.2f} GiB, {r['milliseconds']:.2f} ms a query"
+            line = f"{kind}: built in {r['build']['seconds']:.0f} s, peak {r['build']['megabytes']/1024:.2f} GiB"
+            line += f", {r['milliseconds']:.2f} ms a query"
             if (true := Path(place)/"rows flat.npy").exists():
-                r["recall@10"] = float(np.mean([np.isin(a, b).mean() for a, b in zip(np.load(true), np.load(Path(place)/f"rows {kind}.npy"))]))
+                own = np.load(Path(place)/f"rows {kind}.npy")
+                r["recall@10"] = float(np.mean([np.isin(a, b).mean() for a, b in zip(np.load(true), own)]))
                 line += f", recall@10 {r['recall@10']:.1%}"
             print(line)
     if out: Path(out).write_text(json.dumps(dict(setting=setting, large=found), indent=1) + "\n")

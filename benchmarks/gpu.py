@@ -2,10 +2,11 @@
 
     python benchmarks/gpu.py --data data --out results/benchmarks/gpu.json
 
-A step is identity + triplet on one fixed batch on the device in bfloat16, channels last: forward, loss, backward, clipping, AdamW. The
-contestants take turns: the network as it is, recorded as CUDA graphs, and through torch.compile, recorded or not. Then 1, 2, 4, ... processes
-train side by side, each with a whole Learner: the images that all of them train in a second. With --data, runs of 60 epochs on Market-1501
-(ResNet-50, 128×64, all that trains), each alone on the GPU: the seconds of their first epochs, or of all; the first has the recording in it.
+A step is identity + triplet on one fixed batch on the device in bfloat16, channels last: forward, loss, backward, clipping, AdamW.
+The contestants take turns: the network as it is, recorded as CUDA graphs, and through torch.compile, recorded or not. Then 1, 2, 4, ...
+processes train side by side, each with a complete Learner: the images that all of them train in a second. With --data, runs of 60 epochs
+on Market-1501 (ResNet-50, 128×64, the complete training split), each alone on the GPU: the seconds of their first epochs, or of all; the
+first includes the recording.
 """
 import json
 import subprocess
@@ -20,10 +21,11 @@ from fastai.callback.core import Callback, CancelFitException
 from fastcore.script import call_parse
 
 from reid_study.networks.embedder import make_embedder
-from reid_study.training.recipes import get_recipe
-from reid_study.study.run import make_config, open_data, prepare
+from reid_study.study.config import make_config
+from reid_study.study.run import open_data, prepare
 from reid_study.training.gpu import record_network
 from reid_study.training.learner import fit, make_learner
+from reid_study.training.recipes import get_recipe
 
 from turns import in_turns, ratio
 
@@ -66,7 +68,8 @@ class Wrapped(torch.nn.Module):
 def trainer(backbone, height, width, seconds):
     "Train for some seconds in this process, after everything has warmed up; print images and seconds."
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"path": [f"{i}.jpg" for i in range(4000)], "pid": np.arange(4000)//16 + 1, "camid": np.arange(4000) % 6 + 1, "split": "train"})
+    i = np.arange(4000)
+    table = pd.DataFrame({"path": [f"{name}.jpg" for name in i], "pid": i//16 + 1, "camid": i % 6 + 1, "split": "train"})
     images = rng.integers(0, 256, (4000, height, width, 3), dtype=np.uint8)
     learn = make_learner("identity+triplet", table, images, backbone=backbone, dim=DIM, device="cuda", precision="bfloat16", steps=200)
     started, done = None, 0
@@ -92,8 +95,9 @@ def trainer(backbone, height, width, seconds):
 
 def side_by_side(backbone, height, width, seconds, n):
     "Images a second of `n` trainings together."
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import gpu; gpu.trainer({backbone!r}, {height}, {width}, {seconds})"
-    processes = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(n)]
+    here, call = str(Path(__file__).parent), f"gpu.trainer({backbone!r}, {height}, {width}, {seconds})"
+    command = [sys.executable, "-W", "ignore", "-c", f"import sys; sys.path.insert(0, {here!r}); import gpu; {call}"]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(n)]
     for p in processes: assert p.stdout.readline() == "warm\n"
     for p in processes: p.stdin.write("\n"); p.stdin.flush()
     told = [json.loads(p.communicate()[0].splitlines()[-1]) for p in processes]
@@ -106,19 +110,21 @@ def alone(data, recipe, n):
         order = 200
         def after_epoch(self):
             if self.epoch + 1 == n: raise CancelFitException
-    config = make_config("market1501", recipe, data=data, height=128, width=64, backbone="resnet50", dim=DIM, epochs=60, precision="bfloat16", validation=0)
+    config = make_config("market1501", recipe, height=128, width=64, backbone="resnet50", dim=DIM, epochs=60, precision="bfloat16",
+                         validation=0)
     open_data(config, data)     # decodes the images, the first time
     started = time.perf_counter()
     learn = prepare(config, data)
     learn.add_cb(Stop())
     with learn.no_logging(), learn.no_bar(): fit(learn, config["epochs"], config["lr"])
     torch.cuda.synchronize()
-    return {"recipe": recipe, "seconds": time.perf_counter() - started, "epochs": learn.history.table.seconds.tolist(), "loss": learn.history.table.loss.tolist()}
+    history = learn.history.table
+    return {"recipe": recipe, "seconds": time.perf_counter() - started, "epochs": history.seconds.tolist(), "loss": history.loss.tolist()}
 
 
 def _write(out, table, shared, runs):
-    if out: Path(out).write_text(json.dumps(dict(setting=dict(device=torch.cuda.get_device_name(), torch=torch.__version__, batch=BATCH, precision="bfloat16"),
-                                                 table=table, shared=shared, alone=runs), indent=1) + "\n")
+    setting = dict(device=torch.cuda.get_device_name(), torch=torch.__version__, batch=BATCH, precision="bfloat16")
+    if out: Path(out).write_text(json.dumps(dict(setting=setting, table=table, shared=shared, alone=runs), indent=1) + "\n")
 
 
 @call_parse
@@ -139,16 +145,19 @@ def main(
     for asked in recipes.split(",") if data else ():
         recipe, epochs = asked.split(":")
         runs.append(alone(data, recipe, int(epochs)))
-        print(f"{recipe}, alone: {epochs} of 60 epochs in {runs[-1]['seconds']:.1f} s, the first and second in {', '.join(f'{s:.2f}' for s in runs[-1]['epochs'][:2])}, "
-              f"the median one in {np.median(runs[-1]['epochs']):.2f} s", flush=True)
+        took = runs[-1]["epochs"]
+        print(f"{recipe}, alone: {epochs} of 60 epochs in {runs[-1]['seconds']:.1f} s, the first and second in "
+              f"{', '.join(f'{s:.2f}' for s in took[:2])}, the median one in {np.median(took):.2f} s", flush=True)
         _write(out, table, shared, runs)
     for network in filter(None, networks.split(",")):
         backbone, height, width = network.split()
         made = {way: stepper(backbone, (int(height), int(width)), steps, way) for way in ways.split(",")}
         times, _ = in_turns({way: run for way, (run, _) in made.items()}, rounds, torch.cuda.synchronize)
         for way, t in times.items():
-            table.append(dict(network=network, way=way, ms=float(np.median(t))/steps*1e3, ratio=ratio(t, times["as it is"]), first=made[way][1]))
-            print(f"{network:24}{way:20}{table[-1]['ms']:8.2f} ms   {table[-1]['ratio'][0]:.3f} of the network as it is; first step after {made[way][1]:.1f} s", flush=True)
+            row = dict(network=network, way=way, ms=float(np.median(t))/steps*1e3, ratio=ratio(t, times["as it is"]), first=made[way][1])
+            table.append(row)
+            print(f"{network:24}{way:20}{row['ms']:8.2f} ms   {row['ratio'][0]:.3f} of the network as it is; "
+                  f"first step after {row['first']:.1f} s", flush=True)
         del made
         _write(out, table, shared, runs)
         torch.cuda.empty_cache()

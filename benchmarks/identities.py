@@ -67,7 +67,8 @@ def _measure(name, classes, seconds, images, dim, k, threads):
 def _fresh(name, classes, seconds, setting, exact_memory):
     "`_measure` in a fresh process."
     threads = str(setting["threads"])
-    env = dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads) | ({"MALLOC_MMAP_THRESHOLD_": str(2**20)} if exact_memory else {})
+    env = dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+    if exact_memory: env["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     code = f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import identities as b\n" \
            f"print('\\n' + json.dumps(b._measure({name!r}, {classes}, {seconds}, **{setting!r})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
@@ -94,8 +95,10 @@ def main(
             for n in names: times[n].append(_fresh(n, size, 0.5, setting, False))
         for n in names:
             cpus = [t["cpu"] for t in times[n]]
-            r = dict(name=n, family=CONTESTANTS[n][0], classes=size, rounds=len(cpus), cpu=float(np.median(cpus)), fastest=min(cpus), slowest=max(cpus),
+            r = dict(name=n, family=CONTESTANTS[n][0], classes=size, rounds=len(cpus),
+                     cpu=float(np.median(cpus)), fastest=min(cpus), slowest=max(cpus),
                      seconds=float(np.median([t["seconds"] for t in times[n]])), megabytes=_fresh(n, size, 0, setting, True)["megabytes"])
             table.append(r)
             print(f"{size:9,} {n:32}{1e3*r['cpu']:10.2f} ms CPU {r['megabytes']:9.1f} MB", flush=True)
-        if out: Path(out).write_text(json.dumps(dict(setting=setting | dict(shard=SHARD, torch=torch.__version__), table=table), indent=1) + "\n")
+        found = dict(setting=setting | dict(shard=SHARD, torch=torch.__version__), table=table)
+        if out: Path(out).write_text(json.dumps(found, indent=1) + "\n")

@@ -82,24 +82,28 @@ PAIRS = {
     "triplet, batch-all": lambda batch, dim: triplet(None, None, "active"),
     "triplet, distance-weighted": lambda batch, dim: triplet(
         Miner(DistanceWeighted(dim)), miners.DistanceWeightedMiner(), same="on average", margin=0.8,
-        note="random draws, compared by their mean: PML draws K triplets for an anchor with K images, ours one for each of its K - 1 positive pairs"),
+        note="random draws, compared by their mean: PML draws K triplets for an anchor with K images, "
+             "ours one for each of its K - 1 positive pairs"),
     "lifted structure": lambda batch, dim: Contest(LiftedStructureLoss(1.0), losses.LiftedStructureLoss(neg_margin=1.0)),
-    "multi-similarity": lambda batch, dim: Contest(MultiSimilarityLoss(2.0, 50.0, 0.5, epsilon=None), losses.MultiSimilarityLoss(2.0, 50.0, 0.5)),
+    "multi-similarity": lambda batch, dim: Contest(
+        MultiSimilarityLoss(2.0, 50.0, 0.5, epsilon=None), losses.MultiSimilarityLoss(2.0, 50.0, 0.5)),
     "multi-similarity, mined": lambda batch, dim: Contest(
         MultiSimilarityLoss(2.0, 50.0, 0.5, 0.1), losses.MultiSimilarityLoss(2.0, 50.0, 0.5), miners.MultiSimilarityMiner(0.1)),
     "supervised contrastive": lambda batch, dim: Contest(SupConLoss(0.1), losses.SupConLoss(0.1)),
     "circle": lambda batch, dim: Contest(CircleLoss(0.25, 64.0), losses.CircleLoss(0.25, 64.0, reducer=reducers.MeanReducer())),
     "proxy-anchor": lambda batch, dim: with_weights(ProxyAnchorLoss(751, dim, 0.1, 32.0), losses.ProxyAnchorLoss(751, dim, 0.1, 32.0)),
     "cross-batch memory": lambda batch, dim: Contest(
-        CrossBatchMemory(dim, ContrastiveLoss(1.0), size=MEMORY), losses.CrossBatchMemory(contrastive(), dim, MEMORY), warm=MEMORY//batch + 1,
-        same="in value", note=f"compared with an empty memory, timed with {MEMORY} embeddings in it: there PML takes one mean over batch and memory, "
-                              "ours one for each. PML's memory holds a copy of the batch, so half of the gradient of the batch's own pairs is lost; "
-                              f"with {MEMORY} images in a batch it holds nothing else, and ours compares twice as many pairs")}
+        CrossBatchMemory(dim, ContrastiveLoss(1.0), size=MEMORY), losses.CrossBatchMemory(contrastive(), dim, MEMORY),
+        warm=MEMORY//batch + 1, same="in value",
+        note=f"compared with an empty memory, timed with {MEMORY} embeddings in it: there PML takes one mean over batch and memory, "
+             "ours one for each. PML's memory holds a copy of the batch, so half of the gradient of the batch's own pairs is lost; "
+             f"with {MEMORY} images in a batch it holds nothing else, and ours compares twice as many pairs")}
 
 CLASSIFIERS = {
     f"{name}, {classes} identities": (lambda batch, dim, ours=ours, theirs=theirs, margin=margin, classes=classes:
                                       with_weights(ours(classes, dim, 0.3, 24.0), theirs(classes, dim, margin=margin, scale=24.0)))
-    for name, ours, theirs, margin in (("ArcFace", ArcFaceLoss, losses.ArcFaceLoss, math.degrees(0.3)), ("CosFace", CosFaceLoss, losses.CosFaceLoss, 0.3))
+    for name, ours, theirs, margin in (("ArcFace", ArcFaceLoss, losses.ArcFaceLoss, math.degrees(0.3)),
+                                       ("CosFace", CosFaceLoss, losses.CosFaceLoss, 0.3))
     for classes in (751, 10_000)}
 
 
@@ -134,7 +138,8 @@ def agreement(contest, x, pids, draws=30):
     ours, theirs = values.values()
     apart = (gradients["ours"] - gradients["theirs"]).norm()/gradients["theirs"].norm()
     same = abs(ours - theirs) <= (5*spread**0.5 if contest.same == "on average" else 1e-4*abs(theirs))
-    if not same or (contest.same == "exactly" and apart > 1e-2): raise SystemExit(f"values {ours:.7f} (ours) and {theirs:.7f} (PML) or their gradients, {apart:.1e} apart, differ")
+    if not same or (contest.same == "exactly" and apart > 1e-2):
+        raise SystemExit(f"values {ours:.7f} (ours) and {theirs:.7f} (PML) or their gradients, {apart:.1e} apart, differ")
     return values
 
 
@@ -177,12 +182,14 @@ def row(name, batch, contest, found):
     r = dict(loss=name, batch=batch, rounds=len(times["ours"]), ours_ms=float(np.median(times["ours"])*1e3), note=contest.note) | found
     if "theirs" in times:
         ratio = times["theirs"]/times["ours"]
-        r |= dict(theirs_ms=float(np.median(times["theirs"])*1e3), ratio=float(np.median(ratio)), low=float(ratio.min()), high=float(ratio.max()))
+        r |= dict(theirs_ms=float(np.median(times["theirs"])*1e3), ratio=float(np.median(ratio)),
+                  low=float(ratio.min()), high=float(ratio.max()))
     return r
 
 
 def show(r):
-    measured = f"{r['theirs_ms']:10.3f}{r['ratio']:8.2f}   {r['low']:.2f} to {r['high']:.2f}" if "ratio" in r else f"   {r['theirs_failed']}"
+    measured = f"   {r['theirs_failed']}"
+    if "ratio" in r: measured = f"{r['theirs_ms']:10.3f}{r['ratio']:8.2f}   {r['low']:.2f} to {r['high']:.2f}"
     print(f"{r['loss']:28}{r['batch']:6}{r['ours_ms']:10.3f}{measured}", flush=True)
 
 
@@ -198,7 +205,9 @@ def summarise(rows, names):
 
 def limit(gigabytes, device):
     "Let this process have so much memory beyond what is loaded now."
-    if device == "cuda": return torch.cuda.set_per_process_memory_fraction(min(gigabytes*2**30/torch.cuda.get_device_properties(0).total_memory, 1.0))
+    if device == "cuda":
+        share = gigabytes*2**30/torch.cuda.get_device_properties(0).total_memory
+        return torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
     loaded = int(Path("/proc/self/statm").read_text().split()[0])*resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (int(loaded + gigabytes*2**30),)*2)
 
@@ -220,7 +229,8 @@ def main(
     torch.set_num_threads(threads)
     limit(gigabytes, device)
     chosen, rows = {name: make for name, make in (PAIRS | CLASSIFIERS).items() if only in name}, []
-    print(f"forward and backward, {dim} wide, K = {k}, {threads} threads, {device}; median milliseconds, ratio theirs/ours and its range over rounds")
+    print(f"forward and backward, {dim} wide, K = {k}, {threads} threads, {device}; "
+          "median milliseconds, ratio theirs/ours and its range over rounds")
     print(f"{'':28}{'batch':>6}{'ours':>10}{'PML':>10}{'ratio':>8}   range")
     for name, make in chosen.items():
         for batch in map(int, batches.split(",")):
@@ -233,7 +243,8 @@ def main(
             show(rows[-1])
     summary = {"pairs and triplets": summarise(rows, PAIRS), "classifiers": summarise(rows, CLASSIFIERS)}
     for family, s in summary.items():
-        if s: print(f"{family}: geometric mean of {s['cells']} ratios {s['geometric_mean']:.2f}, the least {s['least']:.2f} ({s['least_at']})")
+        if not s: continue
+        print(f"{family}: geometric mean of {s['cells']} ratios {s['geometric_mean']:.2f}, the least {s['least']:.2f} ({s['least_at']})")
     if out:
         setting = dict(k=k, dim=dim, rounds=rounds, seconds=seconds, threads=threads, device=device, gigabytes=gigabytes,
                        torch=torch.__version__, pytorch_metric_learning=pytorch_metric_learning.__version__)

@@ -1,45 +1,40 @@
-"""What does a run cost beside its training? From the log of a study that has just ended.
+"""What does a study cost beside its training? From the log of a study that has just ended.
 
-    python benchmarks/overhead.py embedded-all --out results/benchmarks/overhead.json
+    make study && python benchmarks/overhead.py embedded --out results/benchmarks/overhead.json
 
-A run's own overhead is the time of its job, and of the job that searches the test split with it if there is one, less that of the training
-steps: checking the images, building network and loaders, validation, scoring, pictures, writing. The engine's is the time between jobs: what
-the places at the machine stood empty.
+A job is all runs of one recipe in one arm. Its overhead is its time less that of the training steps: starting the notebook, opening the data,
+building networks and loaders, validation, scoring, pictures, writing. The engine's is the time that the places at the machine stood empty
+between the first job and the last. Both are divided by the number of runs.
 """
 import json
-from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 from fastcore.script import call_parse
 
 from reid_study.core import write_json
-from reid_study.study.run import read_run, run_id, training_config
+from reid_study.study.results import read_results
 
 
 @call_parse
-def main(study: str,           # Name of the study
-         runs: str = "runs",   # Folder of its runs
-         out: str = None):     # Write the figures to this JSON file
-    "Seconds of a run's job beside its training, and of the engine, a run."
+def main(study: str,            # Name of the study
+         runs: str = "runs",    # Folder of its runs
+         results: str = None,   # Folder of its tables (default: RUNS/results/STUDY)
+         out: str = None):      # Write the figures to this JSON file
+    "Seconds a run that a study spends beside training."
     log = Path(runs)/".jobs"/study/"events.jsonl"
-    events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if not log.exists(): raise SystemExit(f"{log} is missing: run the study first, with its runs removed")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
     took = {kind: {e["job"]: e["time"] for e in events if e["event"] == kind} for kind in ("started", "finished")}
-    folders = {job: folder for job in took["finished"] for stage in ("run", "confirm", "test") if (folder := Path(runs)/stage/job).exists()}
-    busy = {job: took["finished"][job] - took["started"][job] for job in folders}
-    beside, training = defaultdict(float), {}
-    for job, folder in folders.items():
-        run = read_run(folder)
-        tests = run.config["split"] == "test"
-        beside[run_id(training_config(run.config)) if tests else job] += busy[job]
-        if not tests: training[job] = run
-    if not training: raise SystemExit(f"no run of the study {study} was trained the last time that it ran; remove its runs and run it again")
-    beside = np.array([seconds - training[name].metrics["train_seconds"] for name, seconds in beside.items() if name in training])
-    first, last = min(took["started"][job] for job in folders), max(took["finished"][job] for job in folders)
-    places = next(iter(training.values())).env["side_by_side"]
-    empty = places*(last - first) - sum(busy.values())
-    result = {"study": study, "runs": len(training), "tests": len(folders) - len(training), "side_by_side": places,
-              "training": float(np.median([run.metrics["train_seconds"] for run in training.values()])),
-              "job": float(np.median(beside)), "job_most": float(beside.max()), "engine": float(empty/len(training)), "minutes": (last - first)/60}
-    print(json.dumps(result, indent=1))
-    if out: write_json(out, result)
+    table = read_results(results or Path(runs)/"results"/study).table
+    made = {run.id: run for row in table.itertuples() if f"recipe-{row.arm}-{row.recipe}" in took["finished"] for run in [row.run]}
+    if not made: raise SystemExit(f"no run of the study {study} was made the last time that it ran; remove its runs and run it again")
+    training = sum(run.metrics["train_seconds"] for run in made.values())
+    busy = {job: end - took["started"][job] for job, end in took["finished"].items()}
+    recipes, others = (sum(s for job, s in busy.items() if job.startswith("recipe-") == kind) for kind in (True, False))
+    places = max(run.env["side_by_side"] for run in made.values())
+    wall = max(took["finished"].values()) - min(took["started"].values())
+    empty = places*wall - sum(busy.values())
+    found = {"study": study, "runs": len(made), "jobs": len(busy), "side_by_side": places, "minutes": wall/60, "training_seconds_a_run": training/len(made),
+             "job_seconds_a_run": (recipes - training)/len(made), "pages_and_tables_seconds_a_run": others/len(made), "engine_seconds_a_run": empty/len(made)}
+    print(json.dumps(found, indent=1))
+    if out: write_json(out, found)

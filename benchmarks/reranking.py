@@ -151,24 +151,30 @@ def main(
         for _ in range(rounds):
             for name, path in names.items(): rows[name].append(_fresh(name, path, folder, threads, settings))
         table = [dict(name=name, **{key: float(np.median([r[key] for r in rs])) for key in ("seconds", "cpu", "megabytes")},
-                      fastest=min(r["seconds"] for r in rs), slowest=max(r["seconds"] for r in rs), **_accuracy(folder, name, data[2:])) for name, rs in rows.items()]
+                      fastest=min(r["seconds"] for r in rs), slowest=max(r["seconds"] for r in rs), **_accuracy(folder, name, data[2:]))
+                 for name, rs in rows.items()]
         agreement = {}
         if torchreid:
             for name, path in names.items(): _fresh(name, path, folder, threads, settings, exact=True)
             agreement = dict(exact_difference=_gaps(folder, "exact")[0])
             agreement["timed_difference"], agreement["timed_share_above_1e-5"] = _gaps(folder, "timed")
     ours = table[0]
-    print(f"\n{queries} queries, {gallery} in the gallery, {width} wide, k1={k1}, k2={k2}, weight={weight}, {threads} threads, {rounds} rounds; "
-          "median, fastest run, median CPU time, median peak memory")
-    print(f"{'':14}{'median s':>10}{'ratio':>8}{'min s':>10}{'ratio':>8}{'CPU s':>9}{'ratio':>8}{'MB':>9}{'ratio':>8}{'mAP':>11}{'rank-1':>11}")
+    print(f"\n{queries} queries, {gallery} in the gallery, {width} wide, k1={k1}, k2={k2}, weight={weight}, "
+          f"{threads} threads, {rounds} rounds; median, fastest run, median CPU time, median peak memory")
+    print(f"{'':14}{'median s':>10}{'ratio':>8}{'min s':>10}{'ratio':>8}{'CPU s':>9}{'ratio':>8}"
+          f"{'MB':>9}{'ratio':>8}{'mAP':>11}{'rank-1':>11}")
     for r in table:
         for key in ("seconds", "fastest", "cpu", "megabytes"): r[f"{key}_ratio"] = r[key]/ours[key]
-        print(f"{r['name']:14}{r['seconds']:10.2f}{r['seconds_ratio']:8.2f}{r['fastest']:10.2f}{r['fastest_ratio']:8.2f}{r['cpu']:9.2f}{r['cpu_ratio']:8.2f}"
+        print(f"{r['name']:14}{r['seconds']:10.2f}{r['seconds_ratio']:8.2f}{r['fastest']:10.2f}{r['fastest_ratio']:8.2f}"
+              f"{r['cpu']:9.2f}{r['cpu_ratio']:8.2f}"
               f"{r['megabytes']:9.0f}{r['megabytes_ratio']:8.2f}{r['mAP']:11.7f}{r['rank1']:11.7f}")
     if agreement:
-        print(f"largest difference from {PEER}: {agreement['exact_difference']:.1e} on equal terms; in the timed runs {agreement['timed_difference']:.1e}, "
+        print(f"largest difference from {PEER}: {agreement['exact_difference']:.1e} on equal terms; "
+              f"in the timed runs {agreement['timed_difference']:.1e}, "
               f"above 1e-5 in {agreement['timed_share_above_1e-5']:.1e} of all distances")
     if out:
-        setting = dict(queries=queries, gallery=gallery, width=width, noise=noise, **settings, threads=threads, rounds=rounds, torch=torch.__version__, numpy=np.__version__)
+        setting = dict(queries=queries, gallery=gallery, width=width, noise=noise, **settings, threads=threads, rounds=rounds,
+                       torch=torch.__version__, numpy=np.__version__)
         Path(out).write_text(json.dumps(dict(setting=setting, table=table, agreement=agreement), indent=1) + "\n")
-    if agreement and agreement["exact_difference"] > 1e-5: raise SystemExit(f"{PEER} finds other distances, by up to {agreement['exact_difference']:.1e}")
+    if agreement and agreement["exact_difference"] > 1e-5:
+        raise SystemExit(f"{PEER} finds other distances, by up to {agreement['exact_difference']:.1e}")

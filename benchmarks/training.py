@@ -24,11 +24,10 @@ from fastcore.basics import num_cpus
 from fastcore.script import call_parse
 
 from reid_study.data.images import image_store
-from reid_study.data.people import make_people
+from reid_study.data.people import make_people, read_people
 from reid_study.data.splits import hold_out
 from reid_study.networks.embedder import make_embedder
 from reid_study.networks.heads import Classifier
-from reid_study.study.run import read_people
 from reid_study.training.learner import fit, make_learner
 
 from turns import in_turns, ratio
@@ -53,7 +52,8 @@ def engine(path, people, network, size, batch, workers, device):
     try: import torchreid
     finally: sys.path.remove(str(path))
     table = read_people(people)
-    rows = {split: list(zip(part.path, part.pid.factorize(sort=True)[0].tolist(), part.camid.tolist())) for split, part in table.groupby("split")}
+    def row(part): return list(zip(part.path, part.pid.factorize(sort=True)[0].tolist(), part.camid.tolist()))
+    rows = {split: row(part) for split, part in table.groupby("split")}
 
     class Drawn(torchreid.data.datasets.ImageDataset):
         def __init__(self, root="", **settings): super().__init__(rows["train"], rows["query"], rows["gallery"], **settings)
@@ -62,8 +62,9 @@ def engine(path, people, network, size, batch, workers, device):
     torchreid.data.register_image_dataset(name, Drawn)
     on_gpu = torch.device(device).type == "cuda"
     with contextlib.redirect_stdout(io.StringIO()):
-        images = torchreid.data.ImageDataManager(sources=name, height=size[0], width=size[1], transforms=["random_flip", "random_crop", "random_erase"], use_gpu=on_gpu,
-                                                 batch_size_train=batch, num_instances=4, train_sampler="RandomIdentitySampler", workers=workers)
+        images = torchreid.data.ImageDataManager(
+            sources=name, height=size[0], width=size[1], transforms=["random_flip", "random_crop", "random_erase"], use_gpu=on_gpu,
+            batch_size_train=batch, num_instances=4, train_sampler="RandomIdentitySampler", workers=workers)
     model = Pair(network).to(device)
     made = torchreid.engine.ImageTripletEngine(images, model, torchreid.optim.build_optimizer(model, optim="adam", lr=1e-3), use_gpu=on_gpu)
     made.max_epoch = 1
@@ -138,7 +139,8 @@ def main(
                     if layout == "as built": network = network.to(memory_format=torch.contiguous_format)
                     try: made = engine(torchreid, folder, network, (height, width), 64, workers, device)
                     except ImportError as e: print(f"torchreid: left out, {e}"); break
-                    runs[f"torchreid, {f'{workers} processes decode' if workers else 'one process'}, network {layout}"] = lambda made=made: epoch(made)
+                    decoding = f"{workers} processes decode" if workers else "one process"
+                    runs[f"torchreid, {decoding}, network {layout}"] = lambda made=made: epoch(made)
         wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
         seconds, done = in_turns(runs, rounds, wait)
         seconds = {name: s/done[name] for name, s in seconds.items()}
@@ -147,8 +149,13 @@ def main(
         row = {"name": name, "ms": float(np.median(s)*1e3), "images_per_second": float(64/np.median(s))}
         for against, base in (("bare", BARE), ("learner", LEARNER)): row[against] = list(ratio(s, seconds[base]))
         rows.append(row)
-    print(f"{backbone} at {height}×{width}, 64 images a step, {threads} threads, {device}, {precision}, {rounds} rounds\n{'':58}{'ms':>8}{'images/s':>10}   to the bare step          to our Learner")
-    for r in rows: print(f"{r['name']:58}{r['ms']:8.1f}{r['images_per_second']:10.0f}   " + "   ".join("{:.3f} ({:.3f} to {:.3f})".format(*r[k]) for k in ("bare", "learner")))
+    print(f"{backbone} at {height}×{width}, 64 images a step, {threads} threads, {device}, {precision}, {rounds} rounds\n"
+          f"{'':58}{'ms':>8}{'images/s':>10}   to the bare step          to our Learner")
+    for r in rows:
+        ratios = "   ".join("{:.3f} ({:.3f} to {:.3f})".format(*r[k]) for k in ("bare", "learner"))
+        print(f"{r['name']:58}{r['ms']:8.1f}{r['images_per_second']:10.0f}   {ratios}")
     if out:
-        setting = dict(backbone=backbone, height=height, width=width, batch=64, steps=steps, rounds=rounds, threads=threads, cores=num_cpus(), device=torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device, precision=precision, torch=torch.__version__)
+        named = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
+        setting = dict(backbone=backbone, height=height, width=width, batch=64, steps=steps, rounds=rounds, threads=threads,
+                       cores=num_cpus(), device=named, precision=precision, torch=torch.__version__)
         Path(out).write_text(json.dumps({"setting": setting, "table": rows}, indent=1) + "\n")

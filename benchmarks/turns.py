@@ -8,7 +8,9 @@ from scipy.stats import bootstrap
 
 
 def in_turns(runs, rounds, wait=lambda: None):
-    """Seconds {name: [rounds]} of the functions of `runs`, after a round that warms up, and what each gave last. `wait`: until the device has nothing to do.
+    """Seconds {name: [rounds]} of the functions of `runs`, after a round that warms up, and what each gave last.
+
+    `wait`: until the device has nothing to do.
 
     The order goes round from turn to turn, forwards and then backwards: each finds memory and caches as another has left them.
     """
@@ -27,7 +29,8 @@ def in_turns(runs, rounds, wait=lambda: None):
 
 
 def ratio(seconds, to):
-    "(median, low, high) of the ratio within a round; the ends of the bootstrap's 95% interval, which is short for few rounds and a point for one."
+    "(median, low, high) of the ratio within a round, with the bootstrap's 95% interval, which is short for few rounds and a point for one."
     ratios = seconds/to
-    ends = bootstrap((ratios,), np.median, random_state=0, method="percentile").confidence_interval if np.ptp(ratios) else (ratios[0], ratios[0])
+    ends = ratios[0], ratios[0]
+    if np.ptp(ratios): ends = bootstrap((ratios,), np.median, random_state=0, method="percentile").confidence_interval
     return float(np.median(ratios)), *map(float, ends)

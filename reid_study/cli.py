@@ -8,6 +8,7 @@ __all__ = ['SET_OPTION', 'COMMANDS', 'parse_changes', 'data', 'run', 'summary', 
 
 # %% ../nbs/95_cli.ipynb #fd08f9b0
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -57,12 +58,22 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
         data: str = "data",       # Folder that holds the datasets
         runs: str = "runs",       # Folder for finished runs
         device: str = None,       # cuda, cpu, ... (default: a GPU where there is one)
+        shard: bool = False,      # Under torchrun: keep the identity classifier in shards, one in each process
         ):
-    "Train one recipe and score it on identities held out; print the folder of the finished run and its numbers."
+    """Train one recipe and score it on identities held out; print the folder of the finished run and its numbers.
+    Under torchrun, over all of its processes."""
     from reid_study.study.config import make_config
-    from reid_study.study.run import make_run
     changes, settings = parse_changes(set)
-    print(summary(make_run(make_config(dataset, recipe, seed, settings, **changes), data, runs, device)))
+    config = make_config(dataset, recipe, seed, settings, **changes)
+    if shard or "RANK" in os.environ:
+        from reid_study.study.distributed import run_over_ranks
+        folder = run_over_ranks(config, data, runs, shard)
+    else:
+        from reid_study.study.run import make_run
+        folder = make_run(config, data, runs, device)
+    if _speaks(): print(summary(folder))
+
+def _speaks(): return os.environ.get("RANK", "0") == "0"      # of the processes of a torchrun, the first alone
 
 # %% ../nbs/95_cli.ipynb #df046f1b
 def summary(folder):
@@ -135,7 +146,7 @@ def embed(embedder: str,                    # Folder of an exported embedder
           device: _DEVICE = None,
           ):
     "Embed all images under a folder, and write their paths and embeddings as one Parquet file."
-    from reid_study.inference.export import embed_folder
+    from reid_study.inference.folders import embed_folder
     table, embeddings = embed_folder(_embedder(embedder, device), folder, batch, out)
     skipped = len(table.attrs["skipped"])
     print(f"{out}: {len(table)} images, {embeddings.shape[1]} coordinates each" + (f"; {skipped} could not be read" if skipped else ""))
@@ -152,7 +163,7 @@ def search(embedder: str,             # Folder of an exported embedder
            device: _DEVICE = None,
            ):
     "Write a page with the nearest gallery images of every query image."
-    from reid_study.inference.export import check_file, embed_folder, read_embeddings
+    from reid_study.inference.folders import check_file, embed_folder, read_embeddings
     from reid_study.inference.search import search_page
     check_file(out, "search.html")
     network, embedded = _embedder(embedder, device), {}
@@ -180,7 +191,9 @@ def main(argv=None):
         print("reid-study: stopped; finished work is kept, and the same command resumes from there", file=sys.stderr)
         return 130
     except (InputError, RuntimeError, OSError) as e:
-        print(f"reid-study: {e}", file=sys.stderr)
+        if _speaks(): print(f"reid-study: {e}", file=sys.stderr)
         return 2
     finally: signal.signal(signal.SIGTERM, before)
     return 0
+
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

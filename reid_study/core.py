@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import math
+import numbers
 import operator
 import os
 import pkgutil
@@ -30,12 +31,12 @@ def lookup(name, options, what):
 
 # %% ../nbs/00_core.ipynb #53ef1840
 def check_number(name, value, least=None, above=None, most=None, below=None, whole=False, note=""):
-    """Return `value` if it is a finite int or float in the range; raise an `InputError` that names it otherwise.
+    """Return `value` if it is a finite number in the range; raise an `InputError` that names it otherwise.
 
     `least`, `most`: bounds that are allowed. `above`, `below`: bounds that are not. `whole`: integers only.
     """
-    kind = int if whole else (int, float)
-    good = isinstance(value, kind) and not isinstance(value, bool) and (whole or math.isfinite(value))
+    kind = numbers.Integral if whole else numbers.Real      # NumPy's numbers too
+    good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     limits = (least, above, most, below)
     if good and all(b is None or f(value, b) for b, f in zip(limits, _COMPARISONS.values())): return value
     wanted = " and ".join(f"{words} {b}" for b, words in zip(limits, _COMPARISONS) if b is not None)

@@ -13,7 +13,7 @@ from .core import InputError
 
 # %% ../nbs/02_testing.ipynb #18028611
 def refuses(call, *words, hide=""):
-    "Assert that `call()` raises an `InputError` whose message has all the `words`; print it, with `hide` (a temporary folder, say) as dots."
+    "Assert that `call()` raises an `InputError` whose message has all the `words`; print it, with dots in place of `hide`."
     try: call()
     except InputError as e:
         assert all(w in str(e) for w in words), f"{words} are not all in: {e}"
@@ -22,7 +22,7 @@ def refuses(call, *words, hide=""):
 
 # %% ../nbs/02_testing.ipynb #fa1f70d9
 def unequal_batches(n=10, dim=5, dtype=torch.float64, seed=0, classes=4):
-    "Yield `n` random batches: embeddings [B, dim] with gradient and pids [B] below `classes`, at least two of them, one with several images."
+    "Yield `n` random batches of two identities or more, one with several images: embeddings [B, dim] and pids [B] below `classes`."
     generator = torch.Generator().manual_seed(seed)
     while n:
         size = torch.randint(5, 12, (), generator=generator).item()
@@ -31,8 +31,6 @@ def unequal_batches(n=10, dim=5, dtype=torch.float64, seed=0, classes=4):
         if (counts > 0).sum() < 2 or counts.max() < 2: continue
         n -= 1
         yield torch.randn(size, dim, dtype=dtype, generator=generator).requires_grad_(), pids
-
-DEGENERATE = {"one identity": [0, 0, 0], "all singletons": [0, 1, 2], "one image": [0], "nothing": []}
 
 # %% ../nbs/02_testing.ipynb #03d6e974
 def _seeded(loss, x, pids):
@@ -46,6 +44,7 @@ def check_gradient(loss, **batches):
     for x, pids in unequal_batches(3, **batches):
         assert torch.autograd.gradcheck(lambda x, *own: _seeded(loss, x, pids), (x, *own), atol=1e-5)
 
+# %% ../nbs/02_testing.ipynb #e25ac6cc
 def check_invariance(loss, relabel=True, **batches):
     "The value does not depend on the order of the batch, nor (`relabel`) on what the identities are called."
     generator = torch.Generator().manual_seed(0)
@@ -53,6 +52,9 @@ def check_invariance(loss, relabel=True, **batches):
         value, order = loss(x, pids), torch.randperm(len(x), generator=generator)
         assert torch.allclose(loss(x[order], pids[order]), value)
         if relabel: assert torch.allclose(loss(x, (3 - pids)*7 + 1000), value)
+
+# %% ../nbs/02_testing.ipynb #a6da98b0
+DEGENERATE = {"one identity": [0, 0, 0], "all singletons": [0, 1, 2], "one image": [0], "nothing": []}
 
 def check_degenerate(loss, dim=5, zero=True):
     """Batches of one identity, of singletons, of one image, of none, and of duplicates give finite values and gradients.
@@ -74,6 +76,7 @@ def check_degenerate(loss, dim=5, zero=True):
         value.backward()
         assert value.isfinite() and x.grad.isfinite().all(), "duplicates"
 
+# %% ../nbs/02_testing.ipynb #b8d56227
 def check_precision(loss, dim=5):
     "Finite in float32 or better under autocast, for float16 and bfloat16 embeddings, large and small."
     pids, generator = torch.tensor([0, 0, 0, 1, 1, 2]), torch.Generator().manual_seed(0)

@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def launch(*arguments):
-    "`torchrun --nproc-per-node 2 -m reid_study.study.distributed` on this machine's CPUs."
+    "`torchrun --nproc-per-node 2 -m reid_study.cli run` on this machine's CPUs."
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command, environment = [*torchrun, "-m", "reid_study.study.distributed", *map(str, arguments)], {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command, environment = [*torchrun, "-m", "reid_study.cli", "run", *map(str, arguments)], {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600)
 
 
@@ -34,6 +34,6 @@ def test_torchrun_makes_an_ordinary_run(tmp_path):
 
 
 def test_one_process_is_told_what_to_do():
-    command = [sys.executable, "-m", "reid_study.study.distributed", "identity"]
+    command = [sys.executable, "-m", "reid_study.cli", "run", "identity", "--shard"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "torchrun --nproc-per-node 2" in done.stderr and "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ MARKET = Path(__file__).parents[1]/"data"/"Market-1501-v15.09.15"
 pytestmark = pytest.mark.skipif(not MARKET.is_dir(), reason="Market-1501 is not under data/")
 
 
-def test_the_release_is_whole():
+def test_the_release_is_complete():
     table = read_market1501(MARKET)
     assert (table.pid == -1).sum() == 3819 and (table.pid == 0).sum() == 2798
     assert table.camid.between(1, 6).all()
@@ -23,12 +23,12 @@ def test_validation_identities():
     assert parts.loc["query", "nunique"] == parts.loc["gallery", "nunique"] == 150 and parts.loc["train", "nunique"] == 601
 
 
-def test_drawn_people_train_and_photographs_are_searched(tmp_path):
+def test_drawn_people_train_and_photographs_are_scored(tmp_path):
     from reid_study.data.people import make_people
-    from reid_study.study.run import make_config, make_run, read_run, test_config as tested
+    from reid_study.study.config import make_config
+    from reid_study.study.run import make_run, read_run
     make_people(tmp_path/"people", n_train=14, n_test=4, n_distractors=2, n_junk=2, progress=False)
     (tmp_path/MARKET.name).symlink_to(MARKET)
-    training = make_config("people", "identity+attributes", data=tmp_path, validation=0, epochs=1, steps=2, p=4, k=2, height=32, width=16)
-    make_run(training, tmp_path, tmp_path/"runs", "cpu")
-    run = read_run(make_run(tested(training, "market1501", tmp_path), tmp_path, tmp_path/"runs", "cpu"))
+    config = make_config("people", "identity+attributes", score="market1501", epochs=1, steps=2, p=4, k=2, height=32, width=16)
+    run = read_run(make_run(config, tmp_path, tmp_path/"runs", "cpu"), config)
     assert run.metrics["queries"] == 3368 and run.metrics["gallery"] == 19732 - 3819 and run.metrics["train_classes"] == 14

@@ -1,4 +1,5 @@
-"""Networks against those that they follow, and runs that are named by the code of their backbone."""
+"""Networks against those that they follow, checkpoints of one's own, and the version of a backbone in the names of runs."""
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -8,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from reid_study import runs
+from reid_study.core import InputError, import_all
 from reid_study.data.people import make_people
 from reid_study.inference.export import load_embedder, save_embedder
+from reid_study.networks.backbones import BACKBONES, backbone_version, get_backbone
 from reid_study.networks.osnet import WIDTHS, load_torchreid, osnet_features
-from reid_study.networks.backbones import get_backbone
-from reid_study.study.spec import jobs, manifest
-from reid_study.study.run import PROTOCOLS, backbone_code, code_fingerprint, code_of, fingerprinted, make_config, make_run, read_run, run_id
-from reid_study.study.workflow import Workflow, adopt
-from reid_study.study.tuning import trial_config, tuning_config
+from reid_study.study.config import make_config, run_id
+from reid_study.study.run import make_run, read_run
+from reid_study.study.tuning import trial_config
+from reid_study.study.workflow import Workflow, planned, tunings
 
+import_all("reid_study.networks")
 SMALL = dict(validation=4, epochs=1, p=4, k=2, height=32, width=16, steps=2)
 
 
@@ -39,17 +41,39 @@ def test_osnet_gives_what_torchreids_gives(name, tmp_path):
     theirs = getattr(torchreid_osnet(), name)(num_classes=10, pretrained=False).eval()
     for m in theirs.modules():
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            nn.init.normal_(m.running_mean, std=.1); nn.init.uniform_(m.running_var, .5, 2); nn.init.uniform_(m.weight, .5, 1.5); nn.init.normal_(m.bias, std=.1)
+            nn.init.normal_(m.running_mean, std=.1); nn.init.uniform_(m.running_var, .5, 2)
+            nn.init.uniform_(m.weight, .5, 1.5); nn.init.normal_(m.bias, std=.1)
     torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}, "epoch": 3}, tmp_path/"theirs.pth.tar")
     backbone = load_torchreid(get_backbone(name), tmp_path/"theirs.pth.tar").eval()
-    whole = osnet_features(name, tmp_path/"theirs.pth.tar").eval()
+    extractor = osnet_features(name, tmp_path/"theirs.pth.tar").eval()
     for size in ((256, 128), (160, 64)):
         x = torch.randn(2, 3, *size)
         with torch.no_grad():
             maps = theirs(x, return_featuremaps=True)
             assert maps.abs().mean() > .01 and (backbone(x) - maps).abs().max() < 1e-5*max(1, maps.abs().max())
             features = theirs(x)
-            assert features.shape == (2, 512) and (whole.embed(x) - features).abs().max() < 1e-5*max(1, features.abs().max())
+            assert features.shape == (2, 512) and (extractor.embed(x) - features).abs().max() < 1e-5*max(1, features.abs().max())
+
+
+def available(name):
+    "Skip the test where the backbone is timm's and timm is not installed."
+    if name.startswith(("vit", "timm/")): pytest.importorskip("timm")
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, "timm/mobilenetv2_100"])
+def test_every_backbone_starts_from_a_checkpoint_of_its_own(name, tmp_path):
+    available(name)
+    backbone = get_backbone(name)
+    own = backbone.state_dict()
+    with torch.no_grad(): assert backbone.eval()(torch.zeros(1, 3, 96, 48)).shape[:2] == (1, backbone.width_out)
+    run = {f"backbone.{key}": value for key, value in own.items()} | {"embedding.weight": torch.zeros(4, 2)}     # as in a run's folder
+    for weights in (own, run):
+        torch.save(weights, tmp_path/"weights.pth")
+        copy = get_backbone(name, weights=tmp_path/"weights.pth").state_dict()
+        assert all(torch.equal(copy[key], value) for key, value in own.items())
+    torch.save({"strange": torch.zeros(1)}, tmp_path/"strange.pth")
+    with pytest.raises(InputError, match="strange.pth.*strange"): get_backbone(name, weights=tmp_path/"strange.pth")
+    with pytest.raises(InputError, match="choose one"): get_backbone(name, pretrained=True, weights=tmp_path/"weights.pth")
 
 
 @pytest.fixture(scope="module")
@@ -59,58 +83,40 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def edited(monkeypatch):
-    "A function that makes the code of one module another, as the walk over imports reads it."
-    syntax = runs._syntax
-    def edit(module):
-        monkeypatch.setattr(runs, "_syntax", lambda name: "edited" if name == module else syntax(name))
-        code_fingerprint.cache_clear()
-    yield edit
-    code_fingerprint.cache_clear()
-
-
-@pytest.mark.parametrize("backbone, recipe, module, changes", [("osnet_x0_25", "triplet", "networks.osnet", {}),
-                                                               ("small_pcb", "identity+triplet", "networks.parts", {"dim": 12, "height": 96, "width": 48})])
-def test_a_run_with_another_network_from_end_to_end(backbone, recipe, module, changes, data, tmp_path):
-    config = make_config("people", recipe, data=data, backbone=backbone, **SMALL | changes)
-    assert config["backbone_code"] == code_fingerprint(module)
+@pytest.mark.parametrize("backbone, recipe, changes", [
+    ("osnet_x0_25", "triplet", {}), ("small_pcb", "identity+triplet", {"dim": 12, "height": 96, "width": 48}), ("timm/mobilenetv3_small_050", "triplet", {})])
+def test_a_run_with_another_network_from_end_to_end(backbone, recipe, changes, data, tmp_path):
+    available(backbone)
+    torch.manual_seed(1)
+    torch.save(get_backbone(backbone).state_dict(), tmp_path/"start.pth")
+    config = make_config("people", recipe, backbone=backbone, weights=str(tmp_path/"start.pth"), **SMALL | changes)
     run = read_run(make_run(config, data, tmp_path, "cpu"), config)
     assert run.metrics["parameters"] > sum(p.numel() for p in get_backbone(backbone).parameters()) and run.id == run_id(config)
-    embedder = load_embedder(save_embedder(run.folder, tmp_path/"embedder", onnx=importlib.util.find_spec("onnxruntime") is not None))
+    (tmp_path/"start.pth").unlink()
+    onnx = importlib.util.find_spec("onnxruntime") is not None and not backbone.startswith("timm/")
+    embedder = load_embedder(save_embedder(run.folder, tmp_path/"embedder", onnx=onnx))
     images = torch.randint(0, 256, (2, config["height"], config["width"], 3), dtype=torch.uint8)
     assert embedder(images).shape == (2, config["dim"])
 
 
-def test_an_edit_to_a_network_renames_its_runs_and_no_others(data, edited):
-    table = fingerprinted("people", data)
-    def ids(): return {name: run_id(make_config("people", "triplet", table=table, backbone=name, **SMALL))
-                       for name in ("small", "resnet50", "osnet_x0_25", "osnet_x1_0", "resnet50_ibn", "resnet50_pcb", "vit_small")}
+@pytest.fixture
+def raised(monkeypatch):
+    "A function that raises the version of a backbone."
+    return lambda name: monkeypatch.setitem(BACKBONES, name, dataclasses.replace(BACKBONES[name], version=BACKBONES[name].version + 1))
+
+
+def test_the_version_of_a_backbone_renames_its_runs_and_no_others(raised):
+    def ids(): return {name: run_id(make_config("people", "triplet", backbone=name, **SMALL)) for name in [*BACKBONES, "timm/resnet18"]}
     before = ids()
     assert len(set(before.values())) == len(before)
-    for module, renamed in (("networks.osnet", {"osnet_x0_25", "osnet_x1_0"}), ("networks.options", {"resnet50_ibn"}), ("networks.vit", {"vit_small"}), ("networks.parts", {"resnet50_pcb"})):
-        edited(module)
-        assert {name for name, value in ids().items() if value != before[name]} == renamed
+    old = make_config("people", "triplet", backbone="osnet_x0_25", **SMALL)
+    assert old["versions"]["osnet_x0_25"] == backbone_version("osnet_x0_25")
+    raised("osnet_x0_25")
+    assert {name for name, value in ids().items() if value != before[name]} == {"osnet_x0_25"}
+    with pytest.raises(InputError, match="versions"): make_config(**old)
 
 
-@pytest.mark.parametrize("backbone", ["small", "resnet18", "resnet50"])
-def test_the_backbones_of_before_carry_nothing_new(data, backbone):
-    config = make_config("people", "triplet", data=data, backbone=backbone, **SMALL)
-    assert backbone_code(backbone) == {} and set(config) == set(PROTOCOLS["people"]) | {
-        "lr", "dataset", "recipe", "seed", "settings", "data", "code", "loss_code", "split", "score_code"}
-
-
-def test_no_new_network_is_in_the_code_that_all_recipes_share(edited):
-    "The fingerprint of a training walks imports; what it does not reach cannot rename today's runs."
-    before = code_of("triplet")
-    for module in ("networks.osnet", "networks.options", "networks.parts", "networks.vit", "networks.weights", "networks.zoo"):
-        edited(module)
-        assert code_of("triplet") == before
-    edited("networks.backbones")     # which it does reach
-    assert code_of("triplet")["code"] != before["code"]
-
-
-def test_a_study_with_osnet_plans_searches_and_refuses_old_results(data, tmp_path, edited):
+def test_a_study_with_osnet_plans_and_tunes_and_knows_its_version(tmp_path, raised):
     (tmp_path/"nets.yaml").write_text("""
 title: Another network
 dataset: people
@@ -121,22 +127,12 @@ arms:
   tuned: {recipes: [triplet], seeds: 1, settings: tuned}
   final: {recipes: [triplet], seeds: 1, score: test}
 """)
-    workflow = Workflow(tmp_path/"nets.yaml", data, tmp_path/"runs", tmp_path/"pages", "cpu", 1)
-    from reid_study.core import InputError, read_json
-    for file in workflow.files.glob("*.json"):
-        job = read_json(file, "")
-        if job["template"].endswith("run.ipynb"):
-            own = job["parameters"]
-            config = make_config(own["dataset"], own["recipe"], own["seed"], own["settings"], data=own["data"], **own["changes"])
-            assert run_id(config) == own["expected"] and config["backbone_code"]
-        if job["template"].endswith("tune.ipynb"):
-            own = job["parameters"]
-            config = tuning_config(own["dataset"], own["recipe"], own["trials"], own["seed"], data=own["data"], **own["changes"])
-            assert run_id(config) == own["expected"] and trial_config(config, {"lr": .01})["backbone_code"]
-    searched, trainings, tests = jobs(workflow.study, workflow.table, data, tmp_path/"runs")
-    assert len(searched) == 1 and len(trainings) == 3 and len(tests) == 1
-    make_run(trainings[0], data, tmp_path/"results", "cpu")
-    adopt(tmp_path/"results", workflow)
-    assert (workflow.runs/workflow.known[0]).exists()
-    edited("networks.osnet")
-    with pytest.raises(InputError, match="backbone_code"): adopt(tmp_path/"results", workflow)
+    workflow = Workflow(tmp_path/"nets.yaml", tmp_path/"data", tmp_path/"runs", tmp_path/"pages")
+    plan = dict(planned(workflow))
+    assert list(plan) == ["tune-triplet", "recipe-main-triplet", "recipe-tuned-triplet", "recipe-final-triplet"] and plan["recipe-tuned-triplet"] is None
+    tuning = tunings(workflow.study)["triplet"]
+    for config in (trial_config(tuning, {"lr": .01}), plan["recipe-main-triplet"], plan["recipe-final-triplet"]):
+        assert config["backbone"] == "osnet_x0_25" and config["versions"]["osnet_x0_25"] == 1 and make_config(**config) == config
+    raised("osnet_x0_25")
+    renamed = dict(planned(workflow))
+    assert all(run_id(renamed[job]) != run_id(config) for job, config in plan.items() if config)

@@ -1,4 +1,4 @@
-"The search page in a browser: what it shows, clicks, keys, the filter, and names of files that look like HTML. Chromium drives it, where there is one."
+"The search page in a browser, where Chromium is installed: what it shows, clicks, keys, the filter, and file names that look like HTML."
 import html
 import json
 import re
@@ -10,34 +10,43 @@ import pytest
 import torch
 
 from reid_study.data.people import make_people
-from reid_study.inference.export import embed_folder, load_embedder, save_embedder
-from reid_study.study.run import make_config, make_run
+from reid_study.inference.export import load_embedder, save_embedder
+from reid_study.inference.folders import embed_folder
 from reid_study.inference.search import search_page
+from reid_study.study.config import make_config
+from reid_study.study.run import make_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync "
-           "--virtual-time-budget=20000 --window-size=1200,900 --dump-dom").split()
+OPTIONS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+           "--disable-sync --virtual-time-budget=20000 --window-size=1200,900 --dump-dom").split()
 browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 NAME = """<b>&"'.jpg"""
 
 HELPERS = """
-const $ = s => document.querySelector(s), $$ = s => [...document.querySelectorAll(s)], wait = () => new Promise(done => setTimeout(done, 50));
+const $ = s => document.querySelector(s), $$ = s => [...document.querySelectorAll(s)];
+const wait = () => new Promise(done => setTimeout(done, 50));
 const press = (key, on = document.activeElement) => on.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
 const type = text => { $("#filter").value = text; $("#filter").dispatchEvent(new Event("input")) };
-const see = () => ({address: location.hash, name: $("#name").textContent, who: $("#who").textContent, summary: $("#summary").textContent, back: !$("#back").disabled,
-  ranks: $$("#ranks button").map(b => [b.querySelector("b").textContent, b.querySelector("[title=distance]").textContent, b.lastChild.textContent, b.className.trim(), b.querySelector("img").alt, b.querySelector(".verdict").textContent]),
-  marked: $$("#queries button").findIndex(b => b.hasAttribute("aria-current")), visible: $$("#queries button").filter(b => !b.hidden).map(b => b.title),
-  count: $("#count").textContent, focus: document.activeElement.id || document.activeElement.closest("li, #queries")?.tagName, loaded: $$("img").every(i => i.naturalWidth > 0)});
+const rank = b => [b.querySelector("b").textContent, b.querySelector("[title=distance]").textContent, b.lastChild.textContent,
+  b.className.trim(), b.querySelector("img").alt, b.querySelector(".verdict").textContent];
+const see = () => ({
+  address: location.hash, name: $("#name").textContent, who: $("#who").textContent, summary: $("#summary").textContent,
+  back: !$("#back").disabled, ranks: $$("#ranks button").map(rank), count: $("#count").textContent,
+  marked: $$("#queries button").findIndex(b => b.hasAttribute("aria-current")),
+  visible: $$("#queries button").filter(b => !b.hidden).map(b => b.title),
+  focus: document.activeElement.id || document.activeElement.closest("li, #queries")?.tagName,
+  loaded: $$("img").every(i => i.naturalWidth > 0)});
 """
 
 
 def drive(page, fragment="", script="return see()"):
-    "What a script returns that runs in the opened page, a JSON value."
-    driver = f"<pre id='log' hidden></pre><script>{HELPERS} (async () => {{ await wait(); {script} }})().then(v => {{ $('#log').textContent = JSON.stringify(v) }}, e => {{ $('#log').textContent = JSON.stringify(String(e)) }})</script></body>"
+    "The JSON value that a script returns in the opened page."
+    log = "v => { $('#log').textContent = JSON.stringify(v) }, e => { $('#log').textContent = JSON.stringify(String(e)) }"
+    driver = f"<pre id='log' hidden></pre><script>{HELPERS} (async () => {{ await wait(); {script} }})().then({log})</script></body>"
     driven = page.with_name("driven.html")
     driven.write_text(page.read_text().replace("</body>", driver))
-    with subprocess.Popen([CHROMIUM, *OPTIONS, f"--user-data-dir={page.parent/'browser'}", driven.as_uri() + fragment], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        out, _ = process.communicate(timeout=120)
+    command = [CHROMIUM, *OPTIONS, f"--user-data-dir={page.parent/'browser'}", driven.as_uri() + fragment]
+    out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=120).stdout
     found = re.search(r'<pre id="log"[^>]*>(.*?)</pre>', out, re.S)
     assert found, out[-500:]
     return json.loads(html.unescape(found[1]))
@@ -45,10 +54,10 @@ def drive(page, fragment="", script="return see()"):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    "A page over a few drawn people, made by a network that trained for a moment; and what it was made of."
+    "A page of a few drawn people, by a network that trained for a moment, and what the page was made of."
     tmp = tmp_path_factory.mktemp("search")
     people = make_people(tmp/"data"/"people", n_train=8, n_test=5, n_distractors=4, n_junk=2, progress=False)
-    config = make_config("people", "identity", data=tmp/"data", validation=0, epochs=1, steps=4, p=4, k=2, height=32, width=16)
+    config = make_config("people", "identity", validation=0, epochs=1, steps=4, p=4, k=2, height=32, width=16)
     embedder = load_embedder(save_embedder(make_run(config, tmp/"data", tmp/"runs", "cpu"), tmp/"embedder"))
     queries, gallery = (embed_folder(embedder, people/part) for part in ("query", "bounding_box_test"))
     return tmp, embedder, queries, gallery, search_page(queries, gallery, tmp/"page.html", embedder, top=12)
@@ -76,10 +85,11 @@ def test_the_page_shows_the_query_of_its_address(place):
     kinds = {name: kind for _, _, name, kind, _, _ in seen["ranks"]}
     for name, kind in kinds.items():
         camera = re.search("_c.", name)[0] == re.search("_c.", table.path[3])[0]
-        assert kind == ("card" if pid(name) == -1 else "card other" if pid(name) != pid(table.path[3]) else "card same camera" if camera else "card same"), name
+        right = "card same camera" if camera else "card same"
+        assert kind == ("card" if pid(name) == -1 else "card other" if pid(name) != pid(table.path[3]) else right), name
     assert {k.split()[1] for k in kinds.values() if " " in k} == {"same", "other"}
     assert all(name in alt and verdict for _, _, name, _, alt, verdict in seen["ranks"]), "every picture has words"
-    everybody, found = sum(pid(n) == pid(table.path[3]) for n in gallery.path), sum(pid(n) == pid(table.path[3]) for n in names[:12])
+    everybody, found = (sum(pid(name) == pid(table.path[3]) for name in them) for them in (gallery.path, names[:12]))
     assert str(everybody) in seen["summary"] and str(found) in seen["summary"]
 
 
@@ -94,14 +104,17 @@ def test_a_click_on_an_answer_asks_for_it_and_back_returns(place):
     _, _, (table, x), (gallery, g), page = place
     first, second, third, back, start = drive(page, "#q=2", """
         const seen = [see()];
-        for (const step of [() => $$("#ranks button")[1].click(), () => $$("#ranks button")[0].click(), () => $("#back").click(), () => press("Escape")]) { step(); await wait(); seen.push(see()) }
+        const click = i => $$("#ranks button")[i].click();
+        for (const step of [() => click(1), () => click(0), () => $("#back").click(), () => press("Escape")]) {
+            step(); await wait(); seen.push(see()) }
         return seen""")
     chosen = ranked(place, x[2])[0][1]
     at = gallery.path.tolist().index(chosen)
     assert second["name"] == chosen and second["address"] == f"#g={at}" and second["marked"] == -1 and second["back"] and not first["back"]
     assert [r[2] for r in second["ranks"]] == ranked(place, g[at], without=at)[0][:12] and chosen not in [r[2] for r in second["ranks"]]
-    assert third["name"] == second["ranks"][0][2] and back["ranks"] == second["ranks"] and start["ranks"] == first["ranks"] and not start["back"]
-    assert second["focus"] == "name", "who uses the keyboard is taken to the new image"
+    assert third["name"] == second["ranks"][0][2] and back["ranks"] == second["ranks"]
+    assert start["ranks"] == first["ranks"] and not start["back"]
+    assert second["focus"] == "name", "the keyboard's focus moves to the new image"
 
 
 @browser
@@ -109,10 +122,15 @@ def test_keys(place):
     names = place[2][0].path.tolist()
     seen = drive(place[-1], "#q=0", """
         const seen = [];
-        for (const step of [() => press("ArrowRight", document.body), () => press("ArrowRight", document.body), () => press("ArrowLeft", document.body), () => $$("#ranks button")[0].focus(),
-                            () => press("ArrowRight"), () => press("ArrowDown"), () => press("ArrowUp"), () => document.activeElement.click(), () => press("ArrowDown"),
-                            () => $$("#queries button")[0].focus(), () => press("ArrowDown"), () => press("/"), () => press("ArrowRight")]) {
-            step(); await wait(); seen.push([location.hash, document.activeElement.id, $$("#ranks button").indexOf(document.activeElement), $$("#queries button").indexOf(document.activeElement)]) }
+        const steps = [
+            ...["ArrowRight", "ArrowRight", "ArrowLeft"].map(key => () => press(key, document.body)), () => $$("#ranks button")[0].focus(),
+            () => press("ArrowRight"), () => press("ArrowDown"), () => press("ArrowUp"), () => document.activeElement.click(),
+            () => press("ArrowDown"), () => $$("#queries button")[0].focus(), () => press("ArrowDown"), () => press("/"),
+            () => press("ArrowRight")];
+        for (const step of steps) {
+            step(); await wait();
+            const active = document.activeElement, places = ["#ranks button", "#queries button"].map(s => $$(s).indexOf(active));
+            seen.push([location.hash, active.id, ...places]) }
         return seen""")
     assert [s[0] for s in seen[:3]] == ["#q=1", "#q=2", "#q=1"]
     assert seen[3][2] == 0 and seen[4][2] == 1 and seen[5][2] > 2 and seen[6][2] == 1
@@ -131,9 +149,11 @@ def test_the_filter(place):
         $("#only").value = "all"; $("#only").dispatchEvent(new Event("change")); seen.push(see());
         return seen""".replace("NAME", table.path[4].upper()).replace("PID", str(pid(table.path[4]))))
     assert one["visible"] == [table.path[4]] and one["count"] == f"1 of {len(table)} queries" and none["visible"] == []
-    assert set(person["visible"]) >= {n for n in table.path if pid(n) == pid(table.path[4])} and set(both["visible"]) <= set(person["visible"])
+    assert set(person["visible"]) >= {n for n in table.path if pid(n) == pid(table.path[4])}
+    assert set(both["visible"]) <= set(person["visible"])
     camera = lambda name: re.search(r"_c(\d)", name)[1]
-    first = [next(n for n in ranked(place, x[i])[0] if pid(n) != -1 and (pid(n), camera(n)) != (pid(name), camera(name))) for i, name in enumerate(table.path)]
+    judged = lambda n, name: pid(n) != -1 and (pid(n), camera(n)) != (pid(name), camera(name))
+    first = [next(n for n in ranked(place, x[i])[0] if judged(n, name)) for i, name in enumerate(table.path)]
     assert wrong["visible"] == [n for n, f in zip(table.path, first) if pid(n) != pid(f)] and everything["visible"] == table.path.tolist()
 
 
@@ -144,14 +164,16 @@ def odd(place):
     folder = tmp/"odd"
     if not folder.exists():
         folder.mkdir()
-        for i, name in enumerate((NAME, "<!--<script>.png", "größe.jpg")): shutil.copy(tmp/"data"/"people"/"query"/table.path[i], folder/name)
+        for i, name in enumerate((NAME, "<!--<script>.png", "größe.jpg")):
+            shutil.copy(tmp/"data"/"people"/"query"/table.path[i], folder/name)
     both = embed_folder(embedder, folder)
     return search_page(both, both, tmp/"odd.html", embedder, title="</title><i>&")
 
 
 def test_names_cannot_end_what_holds_them(odd):
     text = odd.read_text()
-    assert text.count("<script") == text.count("</script>") == 2 and not any(tag in text for tag in ("<b>", "<i>", "<!--")) and "\\u003cb\\u003e\\u0026" in text
+    assert text.count("<script") == text.count("</script>") == 2 and not any(tag in text for tag in ("<b>", "<i>", "<!--"))
+    assert "\\u003cb\\u003e\\u0026" in text
     assert "default-src 'none'" in text and not re.search(r"https?:|(src|href)=", text)
 
 

@@ -37,7 +37,7 @@ def start(config, data, runs):
 
 def outcome(folder):
     run = read_run(folder)
-    return run.history.drop(columns="seconds"), run.metrics["mAP"], run.metrics["cmc"], run.per_query
+    return run.history.drop(columns="seconds"), run.metrics["mAP"], run.metrics["cmc"], run.tables["per_query"]
 
 
 def same(a, b): return a[0].equals(b[0]) and a[1:3] == b[1:3] and a[3].equals(b[3])

@@ -54,6 +54,7 @@ def dataset_root(dataset, data="data"):
     "The folder of a dataset under the data folder. An unknown dataset raises `InputError`."
     return Path(data)/get_dataset(dataset).folder
 
+# %% ../../nbs/18_data.datasets.ipynb #e56b141d
 def read_dataset(dataset, data="data"):
     """The table of images of a dataset under the data folder, from `get_dataset(dataset).read`.
 

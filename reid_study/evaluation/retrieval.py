@@ -99,7 +99,7 @@ def __repr__(self:Retrieval):
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #33729ab7
 def _count(values, levels):
-    "How many `values` [n] are below, and at or below, each of the ascending `levels` [k], of which the last is the largest: two arrays [k]."
+    "How many `values` [n] are below, and at or below, each of the ascending `levels` [k], none above the last -> two arrays [k]."
     if len(values) > 128*len(levels):      # a scan per level is then cheaper than a search per value
         return (np.array([np.count_nonzero(values < level) for level in levels]),
                 np.array([np.count_nonzero(values <= level) for level in levels]))
@@ -220,7 +220,8 @@ def as_embeddings(query, gallery=None):
     if not len(query): raise InputError("there are no queries; give at least one")
     if not len(gallery): raise InputError("the gallery is empty; give at least one image")
     if query.shape[1] != gallery.shape[1]:
-        raise InputError(f"embeddings differ in width: query has {query.shape[1]}, gallery has {gallery.shape[1]}; use one network for both")
+        raise InputError(f"embeddings differ in width: query has {query.shape[1]}, gallery has {gallery.shape[1]}; "
+                         "use one network for both")
     if query.device != gallery.device:
         raise InputError(f"query is on {query.device} and gallery on {gallery.device}; move one with .to()")
     return query, gallery

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 
-from ..core import InputError, lookup
+from ..core import InputError, check_number, lookup
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #30324e75
 PERSON_SD, IMAGE_SD, NOISE_SD = 1.0, 0.8, 0.4      # logits: ease of a person and of an image, for both recipes; noise of one AP
@@ -38,6 +38,7 @@ def _draw(n, counts, seeds, gap, ease, seed_sd, identity_sd, both_sd, seed_law, 
     x += NOISE_SD*normal(n, 2, seeds, Q)
     return special.expit(x, out=x)
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #12618afb
 def _truth(gap, ease, seed_sd, identity_sd, both_sd, seed_law):
     "The expected difference of the two recipes' mAP, by quadrature."
     luck = _standard(seed_law, seed_law.ppf((np.arange(2000) + .5)/2000))[:, None]
@@ -46,6 +47,7 @@ def _truth(gap, ease, seed_sd, identity_sd, both_sd, seed_law):
     a, b = ((special.expit(ease + sign*gap/2 + luck*s + sd*z) @ w).mean()/w.sum() for sign, s in zip((1, -1), np.broadcast_to(seed_sd, 2)))
     return float(a - b)
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #d2486895
 def _query_counts(identities, unequal, rng):
     "Queries of each identity, at least 1, about 3: log-normal with this standard deviation of the logarithm."
     return np.ceil(np.exp(.9 + unequal*rng.standard_normal(identities))).astype(int)
@@ -53,19 +55,10 @@ def _query_counts(identities, unequal, rng):
 # %% ../../nbs/63_evaluation.statistics.ipynb #500d167f
 def _means(tables, value):
     "Means [(table, seed) × pid] and weights [pid] of tables by name; all their seeds must have the same queries."
-    for name, t in tables.items():
-        lacking = {"seed", "pid", value} - set(t)
-        if lacking: raise InputError(f"{name} has no column {', '.join(sorted(lacking))}; its columns are {', '.join(map(str, t))}")
-        if not len(t): raise InputError(f"{name} is empty; give the queries of at least one seed")
-        if t[value].isna().any():
-            raise InputError(f"{name} has {int(t[value].isna().sum())} rows without a finite {value}; leave out queries without a match, table[table.valid]")
     key = ["pid", "query"] if all("query" in t for t in tables.values()) else ["pid"]
-    rows = pd.concat([t[[*key, "seed", value]].assign(table=name) for name, t in tables.items()])
-    counts = rows.groupby([*key, "table", "seed"]).size().unstack(["table", "seed"], fill_value=0)
-    if "query" in key and (counts > 1).any(axis=None):
-        raise InputError(f"seed {counts.columns[(counts > 1).any()][0][1]} has a query twice; give one run of each seed")
-    first = counts.iloc[:, 0]
-    differs = counts.ne(first, axis=0)
+    rows = pd.concat([_rows(name, t, value)[[*key, "seed", value, "queries"]].assign(table=name) for name, t in tables.items()])
+    counts = rows.groupby([*key, "table", "seed"]).queries.sum().unstack(["table", "seed"], fill_value=0)
+    first, differs = counts.iloc[:, 0], counts.ne(counts.iloc[:, 0], axis=0)
     if differs.any(axis=None):
         (name, seed), where = counts.columns[differs.any()][0], differs.index[differs.any(axis=1)][0]
         raise InputError(f"seed {seed} of {name} and seed {counts.columns[0][1]} of {counts.columns[0][0]} have different queries, "
@@ -73,19 +66,33 @@ def _means(tables, value):
     weights = first.groupby(level="pid").sum()/first.sum()
     return rows.groupby(["table", "seed", "pid"])[value].mean().unstack("pid"), weights.rename("weight")
 
+def _rows(name, t, value):
+    "A table, checked, with a column queries: 1 where a row is a query."
+    lacking = {"seed", "pid", value} - set(t)
+    if lacking: raise InputError(f"{name} has no column {', '.join(sorted(lacking))}; its columns are {', '.join(map(str, t))}")
+    if not len(t): raise InputError(f"{name} is empty; give the queries of at least one seed")
+    if missing := int(t[value].isna().sum()):
+        raise InputError(f"{name} has {missing} rows without a finite {value}; leave out queries without a match, table[table.valid]")
+    unit = "query" if "query" in t else "pid" if "queries" in t else None
+    if unit and (twice := t.duplicated(["seed", unit])).any():
+        raise InputError(f"seed {t.seed[twice].iloc[0]} has a {unit} twice; give one run of each seed")
+    return t if "queries" in t else t.assign(queries=1)
+
 # %% ../../nbs/63_evaluation.statistics.ipynb #52a9d360
 def identity_means(table, value="AP"):
     """The mean of `value` for each seed and identity (DataFrame [seed × pid]), and each identity's share of the queries (Series [pid]).
 
-    `table`: a row per seed and query, with columns seed, pid, `value`, and query where there is one.
+    `table`: a row per seed and query, with columns seed, pid, `value`, and query where there is one; or a row per seed and identity,
+    with a column queries, the number of queries that the identity's value is the mean of.
     The weighted mean of a row is that seed's mean over queries, so the mAP for AP.
     Raises `InputError` for missing columns or values and for seeds with different queries.
     """
     means, weights = _means({"the table": table}, value)
     return means.droplevel("table"), weights
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #4b8a4a6e
 def paired_means(a, b, value="AP"):
-    """Differences a − b of the identities' means for the seeds that both tables have (DataFrame [seed × pid]), and the weights (Series [pid]).
+    """Differences a − b of the identities' means for the seeds that both tables have (DataFrame [seed × pid]), and the weights [pid].
 
     Raises `InputError` as `identity_means` does, when no seed is shared, and when the tables' queries differ.
     """
@@ -111,16 +118,15 @@ class Interval:
 
     def __contains__(self, value): return self.low <= value <= self.high
     def __str__(self):
-        return f"{self.estimate:.4f} ({self.level:.0%} interval {self.low:.4f} to {self.high:.4f}{', descriptive' if self.descriptive else ''})"
+        few = ", descriptive" if self.descriptive else ""
+        return f"{self.estimate:.4f} ({self.level:.0%} interval {self.low:.4f} to {self.high:.4f}{few})"
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #1b038169
 ROUNDING = 1e-12
-
-def _check_level(level):
-    if not 0 < level < 1: raise InputError(f"level={level} must lie between 0 and 1, such as 0.95")
 
 def _t_interval(estimate, variance, df, level, seeds):
     "A t interval as an `Interval`, from numbers."
-    _check_level(level)
+    check_number("level", level, above=0, below=1, note=", such as 0.95")
     estimate, se, df = float(estimate), math.sqrt(variance), float(df)
     if se <= ROUNDING*abs(estimate): se, df = 0.0, seeds - 1.0      # no spread but that of rounding
     half = stats.t.ppf((1 + level)/2, df)*se
@@ -136,18 +142,20 @@ def _factors(w):
     square = w2**2*m0**2 - 4*w2*m0*m1 + 2*m0*m2 + 2*m1**2 + (c**2*(1 + 2*w2 - 4*w)).sum()
     return c, w2**2/square
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #7c29ca97
 def _parts(y, w):
-    "Of y [..., S, I] and weights [I]: the identities' means [..., I], the mean, and the mean squares of seeds and of the interaction, T_S and T_SI."
+    "Of y [..., S, I] and weights [I]: the identities' means [..., I], the mean, T_S and T_SI."
     S = y.shape[-2]
     seed, identity = y @ w, y.mean(-2)
     mean = seed.mean(-1)
     rest = y - seed[..., None] - identity[..., None, :] + mean[..., None, None]
     return identity, mean, seed.var(-1, ddof=1)/S, (rest**2).sum(-2) @ _factors(w)[0]/(S*(S - 1))
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #cd8ac0b1
 def _combine(identity, w, of_seeds, of_both, seeds):
     """Variance and Satterthwaite's degrees of freedom of a weighted mean of identities, arrays [...].
 
-    identity: [..., I] means over seeds. of_seeds, of_both: T_S and T_SI, a list with an entry for each group of seeds; seeds: their numbers.
+    identity: [..., I] means over seeds. of_seeds, of_both: T_S and T_SI, lists with an entry for each group of seeds. seeds: their numbers.
     """
     c, nu = _factors(w)
     of_identities = (identity - (identity @ w)[..., None])**2 @ c
@@ -164,11 +172,13 @@ def _paired(y, w):
     identity, mean, of_seeds, of_both = _parts(y, w)
     return mean, *_combine(identity, w, [of_seeds], [of_both], [y.shape[-2]])
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #6c27b59d
 def _unpaired(a, b, w):
     "Mean, variance and degrees of freedom, arrays [...], of a − b for groups of unrelated seeds a [..., S, I] and b [..., S', I]."
     (ia, ma, sa, ba), (ib, mb, sb, bb) = _parts(a, w), _parts(b, w)
     return ma - mb, *_combine(ia - ib, w, [sa, sb], [ba, bb], [a.shape[-2], b.shape[-2]])
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #3ae815c3
 def _matrix(y, weights):
     "y as a float array [S, I] and weights [I] that sum to one, checked."
     if isinstance(y, pd.DataFrame) and isinstance(weights, pd.Series) and set(y.columns) == set(weights.index): weights = weights[y.columns]
@@ -194,13 +204,15 @@ def crossed_interval(y, weights=None, level=0.95):
     y, w = _matrix(y, weights)
     return _t_interval(*_paired(y, w), level, len(y))
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #61536c34
 def paired_difference(a, b, value="AP", level=0.95):
-    """Interval for the difference a − b of two recipes' mean `value`, from tables with a row per seed and query (`identity_means`).
+    """Interval for the difference a − b of two recipes' mean `value`, from tables as `identity_means` takes them.
 
     Only seeds that both have are used. Raises `InputError` when there is none, and when the queries differ.
     """
     return crossed_interval(*paired_means(a, b, value), level)
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #0b245940
 def unpaired_difference(a, b, value="AP", level=0.95):
     """Interval for a − b when the two tables have no seed in common; the identities are the same.
 
@@ -228,42 +240,48 @@ def p_value(interval, null=0.0, alternative="two-sided"):
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #9ccf41f2
 def sign_flip(differences, alternative="two-sided"):
-    """p-value of the sign-flip test of seeds' mean differences [S], `paired_means(a, b)` times its weights; about seeds, with the identities fixed.
+    """p-value of the sign-flip test of seeds' mean differences [S], which are `paired_means(a, b)` times its weights.
 
-    `alternative`: "two-sided", "greater" or "less". Exact to 16 seeds; beyond, by 100,000 random flips.
-    Raises `InputError` for fewer than two seeds and non-finite values.
+    It is about seeds, with the identities fixed. `alternative`: "two-sided", "greater" or "less". Exact to 16 seeds; beyond, by
+    100,000 random flips. Raises `InputError` for fewer than two seeds and non-finite values.
     """
     d = np.asarray(differences, float)
-    if d.ndim != 1 or len(d) < 2 or not np.isfinite(d).all(): raise InputError("differences must be finite numbers [seeds], one for each of at least two seeds")
+    if d.ndim != 1 or len(d) < 2 or not np.isfinite(d).all():
+        raise InputError("differences must be finite numbers [seeds], one for each of at least two seeds")
     lookup(alternative, dict.fromkeys(("two-sided", "greater", "less")), "alternative")
     test = stats.permutation_test((d,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=100_000,
                                   alternative=alternative, vectorized=True, rng=0)
     return float(test.pvalue)
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #e934edc7
 def least_p(seeds, alternative="two-sided"):
     "The smallest p-value that `sign_flip` can reach with so many seeds."
-    if seeds < 1: raise InputError(f"seeds={seeds} must be at least 1")
+    check_number("seeds", seeds, least=1, whole=True)
     return min(1.0, lookup(alternative, {"two-sided": 2, "greater": 1, "less": 1}, "alternative")/2**seeds)
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #7ab48741
 def holm(p_values):
-    "Holm's adjusted p-values of one family: name -> p in, name -> adjusted p out. Raises `InputError` for an empty family and for p outside [0, 1]."
+    """Holm's adjusted p-values of one family: name -> p in, name -> adjusted p out.
+
+    Raises `InputError` for an empty family and for p outside [0, 1].
+    """
     if not p_values: raise InputError("the family has no p-values; give at least one")
-    for name, p in p_values.items():
-        if not 0 <= p <= 1: raise InputError(f"the p-value of {name} is {p}; it must lie between 0 and 1")
+    for name, p in p_values.items(): check_number(f"the p-value of {name}", p, least=0, most=1)
     return dict(zip(p_values, map(float, multipletests(list(p_values.values()), method="holm")[1])))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #f4945017
 def paired_shares(a, b, level=0.95):
     """Interval for the difference a − b of two shares of paired yes/no outcomes, a and b [seeds, ...] bool; the pairs count as independent.
 
-    Wald's interval with half a pair added to each cell (Agresti & Min, Statistics in Medicine 2005); the estimate is drawn towards 0 by that.
-    Raises `InputError` for arrays of different shapes, without pairs, or of numbers other than 0 and 1.
+    Wald's interval with half a pair added to each cell (Agresti & Min, Statistics in Medicine 2005), which draws the estimate
+    towards 0. Raises `InputError` for arrays of different shapes, without pairs, or of numbers other than 0 and 1.
     """
-    _check_level(level)
+    check_number("level", level, above=0, below=1, note=", such as 0.95")
     a, b = np.asarray(a), np.asarray(b)
-    if a.shape != b.shape or not a.size: raise InputError(f"a and b must be pairs, at least one; their shapes are {list(a.shape)} and {list(b.shape)}")
-    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()): raise InputError("a and b must be yes or no: True and False, or 1 and 0")
+    if a.shape != b.shape or not a.size:
+        raise InputError(f"a and b must be pairs, at least one; their shapes are {list(a.shape)} and {list(b.shape)}")
+    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
+        raise InputError("a and b must be yes or no: True and False, or 1 and 0")
     n, only_a, only_b = a.size + 2, (a > b).sum() + .5, (b > a).sum() + .5
     gap = (only_a - only_b)/n
     se = math.sqrt((only_a + only_b)/n - gap**2)/math.sqrt(n)
@@ -271,63 +289,45 @@ def paired_shares(a, b, level=0.95):
     return Interval(float(gap), float(gap - half), float(gap + half), se, math.inf, level, len(a) < MIN_SEEDS)
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #e6389bdb
-def _check_margin(margin):
-    if not (math.isfinite(margin) and margin > 0): raise InputError(f"margin={margin} must be above zero, in the unit of the endpoint")
+def equivalence(interval, margin):
+    "p-value of two one-sided tests: small when the truth lies between −margin and margin."
+    check_number("margin", margin, above=0, note=", in the unit of the endpoint")
+    return max(p_value(interval, -margin, "greater"), p_value(interval, margin, "less"))
+
+# %% ../../nbs/63_evaluation.statistics.ipynb #6f98f56d
+def non_inferiority(interval, margin, direction=1):
+    "p-value that is small when the truth is not worse than a loss of `margin`. `direction`: 1 when more is better, −1 when less is."
+    check_number("margin", margin, above=0, note=", in the unit of the endpoint")
+    _check_direction(direction)
+    return p_value(interval, -direction*margin, "greater" if direction > 0 else "less")
 
 def _check_direction(direction):
     if direction not in (1, -1): raise InputError(f"direction={direction!r} must be 1 (more is better) or -1 (less is)")
 
-def equivalence(interval, margin):
-    "p-value of two one-sided tests: small when the truth lies between −margin and margin."
-    _check_margin(margin)
-    return max(p_value(interval, -margin, "greater"), p_value(interval, margin, "less"))
-
-def non_inferiority(interval, margin, direction=1):
-    "p-value that is small when the truth is not worse than a loss of `margin`. `direction`: 1 when more is better, −1 when less is."
-    _check_margin(margin); _check_direction(direction)
-    return p_value(interval, -direction*margin, "greater" if direction > 0 else "less")
-
 # %% ../../nbs/63_evaluation.statistics.ipynb #2a3e055a
-def verdict(interval, p_adjusted, direction=1, *, margin, alpha=0.05, claim="better"):
-    """Answer a claim about a difference: "supported", "refuted" or "undecided".
+def verdict(interval, p_adjusted, direction=1, *, margin, alpha=0.05, kind="better"):
+    """Answer a hypothesis about a difference: "supported", "refuted" or "undecided".
 
     With the interval turned so that `direction` (1: more is better, −1: less is) is positive:
-    claim "better", `p_adjusted` from `holm` of two-sided `p_value`s: supported when p_adjusted <= alpha and the estimate is above 0;
+    kind "better", `p_adjusted` from `holm` of two-sided `p_value`s: supported when p_adjusted <= alpha and the estimate is above 0;
     else refuted when the interval's upper end is below `margin` (benefits that matter are excluded).
-    claim "no worse", `p_adjusted` from `holm` of `non_inferiority`s: supported when p_adjusted <= alpha and the interval's lower end is
+    kind "no worse", `p_adjusted` from `holm` of `non_inferiority`s: supported when p_adjusted <= alpha and the interval's lower end is
     above −margin; else refuted when its upper end is below −margin (a loss that matters is certain).
     Undecided otherwise, and always when the interval is descriptive. Raises `InputError` unless the interval's level is 1 − alpha.
     """
-    _check_margin(margin); _check_direction(direction)
-    lookup(claim, dict.fromkeys(("better", "no worse")), "claim")
-    if not math.isclose(interval.level, 1 - alpha): raise InputError(f"the interval has level {interval.level:g}, but alpha={alpha:g} needs {1 - alpha:g}")
-    if not 0 <= p_adjusted <= 1: raise InputError(f"p_adjusted={p_adjusted} must lie between 0 and 1")
+    check_number("margin", margin, above=0, note=", in the unit of the endpoint")
+    check_number("p_adjusted", p_adjusted, least=0, most=1)
+    _check_direction(direction)
+    lookup(kind, dict.fromkeys(("better", "no worse")), "kind of hypothesis")
+    if not math.isclose(interval.level, 1 - alpha):
+        raise InputError(f"the interval has level {interval.level:g}, but alpha={alpha:g} needs {1 - alpha:g}")
     if interval.descriptive: return "undecided"
     low, high = (interval.low, interval.high) if direction > 0 else (-interval.high, -interval.low)
-    holds = direction*interval.estimate > 0 if claim == "better" else low > -margin
+    holds = direction*interval.estimate > 0 if kind == "better" else low > -margin
     if p_adjusted <= alpha and holds: return "supported"
-    return "refuted" if high < (margin if claim == "better" else -margin) else "undecided"
+    return "refuted" if high < (margin if kind == "better" else -margin) else "undecided"
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #2d36245b
-def aa_control(table, value="AP", level=0.95, splits=200):
-    """Compare one recipe with itself on disjoint seeds: (share of the splits whose interval excludes 0, DataFrame with a row per split).
-
-    `table`: as for `identity_means`, with at least four seeds. The rows have `seeds` (those of the first half), estimate, low, high.
-    All splits into halves when they are at most `splits`, else so many different ones at random. Halves of fewer than
-    five seeds are as descriptive as any interval of so few.
-    """
-    if splits < 1: raise InputError(f"splits={splits} must be at least 1")
-    _check_level(level)
-    means, w = identity_means(table, value)
-    if len(means) < 4: raise InputError(f"the table has {len(means)} seed(s); a control on disjoint seeds needs at least four")
-    rows = []
-    for half in _halves(len(means), splits):
-        first = np.isin(np.arange(len(means)), half)
-        i = _t_interval(*_unpaired(means[first].to_numpy(), means[~first].to_numpy(), w.to_numpy()), level, first.sum())
-        rows.append(dict(seeds=tuple(means.index[first]), estimate=i.estimate, low=i.low, high=i.high))
-    rows = pd.DataFrame(rows)
-    return float(((rows.low > 0) | (rows.high < 0)).mean()), rows
-
 def _halves(n, most):
     "Different halves of range(n), at most `most`: all of them, or random ones. Of an even n, those with 0, as the others mirror them."
     free = n - 1 + n % 2
@@ -338,6 +338,25 @@ def _halves(n, most):
         while len(chosen) < most: chosen.add(tuple(sorted(rng.permutation(free)[:size] + offset)))
         chosen = sorted(chosen)
     return [(*range(offset), *half) for half in chosen]
+
+# %% ../../nbs/63_evaluation.statistics.ipynb #070aa6f8
+def aa_control(table, value="AP", level=0.95, splits=200):
+    """Compare one recipe with itself on disjoint seeds: (share of the splits whose interval excludes 0, DataFrame with a row per split).
+
+    `table`: as for `identity_means`, with at least four seeds. The rows have `seeds` (those of the first half), estimate, low, high.
+    All splits into halves when they are at most `splits`, else so many different ones at random. Halves of fewer than
+    five seeds are as descriptive as any interval of so few.
+    """
+    check_number("splits", splits, least=1, whole=True)
+    means, w = identity_means(table, value)
+    if len(means) < 4: raise InputError(f"the table has {len(means)} seed(s); a control on disjoint seeds needs at least four")
+    rows = []
+    for half in _halves(len(means), splits):
+        first = np.isin(np.arange(len(means)), half)
+        i = _t_interval(*_unpaired(means[first].to_numpy(), means[~first].to_numpy(), w.to_numpy()), level, first.sum())
+        rows.append(dict(seeds=tuple(means.index[first]), estimate=i.estimate, low=i.low, high=i.high))
+    rows = pd.DataFrame(rows)
+    return float(((rows.low > 0) | (rows.high < 0)).mean()), rows
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #91ffb9bb
 def minimum_detectable(interval, power=0.8, alpha=0.05):
@@ -360,31 +379,40 @@ def _tau(x, y, axis=-1):
     untied = (x != 0).sum(-1)*(y != 0).sum(-1)
     return (x*y).sum(-1)/np.sqrt(np.where(untied > 0, untied, 1))
 
+# %% ../../nbs/63_evaluation.statistics.ipynb #8eb99388
 def rank_correlation(x, y, level=0.95):
     """Kendall's tau-b of two scores of the same recipes, and its `Interval` for recipes like these: (tau, Interval).
 
     x, y: Series or dictionaries by recipe, or arrays in the same order; at least five recipes, not all with one score.
     BCa bootstrap over recipes (Efron 1987; 2,000 resamples, the same every time); where all pairs agree or all disagree, the
-    Clopper–Pearson bound from disjoint pairs. `se` is the bootstrap's. Descriptive below ten recipes. Raises `InputError` when they do not match.
+    Clopper–Pearson bound from disjoint pairs. `se` is the bootstrap's. Descriptive below ten recipes.
+    Raises `InputError` when they do not match.
     """
-    _check_level(level)
-    x, y = pd.Series(x, dtype=float), pd.Series(y, dtype=float)
-    if set(x.index) != set(y.index) or not (x.index.is_unique and y.index.is_unique): raise InputError("x and y must score the same recipes, each once")
-    y, n = y[x.index], len(x)
-    if n < 5: raise InputError(f"a rank correlation of {n} recipes says nothing; give at least five")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()): raise InputError("every recipe needs a finite score on both sides")
-    if x.nunique() == 1 or y.nunique() == 1: raise InputError("all recipes have the same score on one side; there is no order to compare")
-    tau = float(stats.kendalltau(x, y).statistic)
+    check_number("level", level, above=0, below=1, note=", such as 0.95")
+    x, y = _same_recipes(x, y)
+    tau, n = float(stats.kendalltau(x, y).statistic), len(x)
     if abs(tau) > 1 - 1e-9:
         share = stats.binomtest(0, n//2).proportion_ci(level).high
         low, high, se = *sorted((tau, tau*(1 - 2*share))), 0.0
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")      # where leaving out any one recipe changes tau alike, BCa is 0/0 and percentiles remain
-            found = stats.bootstrap((x.to_numpy(), y.to_numpy()), _tau, paired=True, vectorized=True, confidence_level=level, n_resamples=2000, method="BCa", rng=0)
+            found = stats.bootstrap((x, y), _tau, paired=True, vectorized=True, confidence_level=level, n_resamples=2000,
+                                    method="BCa", rng=0)
         (low, high), se = found.confidence_interval, found.standard_error
         if math.isnan(low + high): low, high = np.quantile(found.bootstrap_distribution, [(1 - level)/2, (1 + level)/2])
     return tau, Interval(tau, float(low), float(high), float(se), math.inf, level, n < MIN_RECIPES)
+
+def _same_recipes(x, y):
+    "The scores of the same recipes as two arrays in one order, checked."
+    x, y = pd.Series(x, dtype=float), pd.Series(y, dtype=float)
+    if set(x.index) != set(y.index) or not (x.index.is_unique and y.index.is_unique):
+        raise InputError("x and y must score the same recipes, each once")
+    if len(x) < 5: raise InputError(f"a rank correlation of {len(x)} recipes says nothing; give at least five")
+    x, y = x.to_numpy(), y[x.index].to_numpy()
+    if not (np.isfinite(x).all() and np.isfinite(y).all()): raise InputError("every recipe needs a finite score on both sides")
+    if np.ptp(x) == 0 or np.ptp(y) == 0: raise InputError("all recipes have the same score on one side; there is no order to compare")
+    return x, y
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #202cb346
 def query_bootstrap(a, b, value="AP", level=0.95):
@@ -393,7 +421,7 @@ def query_bootstrap(a, b, value="AP", level=0.95):
     It takes queries of one identity for independent and the seeds for given, and so is far too narrow. Tables as for
     `paired_difference`, with a column query.
     """
-    _check_level(level)
+    check_number("level", level, above=0, below=1, note=", such as 0.95")
     for name, t in (("the first table", a), ("the second table", b)):
         if "query" not in t: raise InputError(f"{name} has no column query; a bootstrap over queries needs to know which is which")
     y, _ = paired_means(a, b, value)
@@ -408,10 +436,11 @@ def _bounds(mean, variance, df):
     half = stats.t.ppf(.975, df)*np.sqrt(variance)
     return mean - half, mean + half
 
-def _resampled(n, times, rng): return rng.multinomial(n, np.full(n, 1/n), times).astype(np.float32)
-
 def _percentiles(x): return np.quantile(x, [.025, .975], axis=-1)
 
+def _resampled(n, times, rng): return rng.multinomial(n, np.full(n, 1/n), times).astype(np.float32)
+
+# %% ../../nbs/63_evaluation.statistics.ipynb #9fe0deae
 def _intervals(ap, counts, paired, by_query, by_identity, by_seed):
     "95% bounds (low, high), arrays [n], by method, of APs [n, 2, S, Q]; by_*: numbers of draws [B, ·] of each query, identity, seed."
     starts, w = counts.cumsum() - counts, counts/counts.sum()

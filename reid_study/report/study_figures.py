@@ -61,13 +61,14 @@ def colour_of(recipe):
     "The colour of a recipe's family."
     return FAMILY_COLOURS[get_recipe(recipe).family]
 
-# %% ../../nbs/81a_report.study_figures.ipynb #8144d352
+# %% ../../nbs/81a_report.study_figures.ipynb #ed324a03
 @styled
 def ranking_picture(results, arm="main"):
     """All recipes by their mean mAP. Dots are seeds, the pale bars are 95 % intervals over seeds and identities of a recipe on its own;
     intervals of differences between recipes are narrower, because they share people and seeds. Bold: chosen as the best combination and
     the best single losses, where the study asks question 8."""
-    table, best = recipe_scores(results, arm), best_of(results, arm)[0] if "q8" in results.study["questions"] else {}
+    chosen = any("candidates" in h.needs for h in results.hypotheses)
+    table, best = recipe_scores(results, arm), best_of(results, arm)[0] if chosen else {}
     figure = Figure((WIDTH, .8 + .27*len(table)), layout="constrained")
     ax = figure.subplots()
     for y, r in table.iterrows():

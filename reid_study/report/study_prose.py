@@ -8,7 +8,7 @@ __all__ = ['RULE', 'consequence', 'sentence', 'findings', 'lead', 'verdict_count
            'step_cost_sentence', 'tuning_sentence', 'gains', 'rank_agreement', 'own_batches', 'arms_sentence',
            'sampler_sentence', 'agreement_sentence', 'study_names', 'transfer_sentence', 'control_sentence']
 
-# %% ../../nbs/82a_report.study_prose.ipynb #3a1a9c1f
+# %% ../../nbs/82a_report.study_prose.ipynb #4c92672b
 import math
 
 import pandas as pd
@@ -20,7 +20,6 @@ from .prose import capital
 from reid_study.report.study_tables import (
     ENDPOINTS, VERDICTS, best_trials, comparable_arms, controls, evaluated_on, paired_scores, recipe_scores, shared_scores,
     step_cost_growth)
-from ..study.config import is_test
 from ..study.endpoints import COLLAPSED, UNITS, amount, candidates, collapsed, counted, identity_rows, listed, p_words
 from ..training.recipes import RECIPES, get_recipe
 
@@ -256,11 +255,11 @@ def transfer_sentence(first, second, arms=("main", "main")):
             f"The best there, {x.idxmax()}, is number {place(y, x.idxmax())} here; "
             f"the best here, {y.idxmax()}, number {place(x, y.idxmax())} there.")
 
-# %% ../../nbs/82a_report.study_prose.ipynb #3c057518
+# %% ../../nbs/82a_report.study_prose.ipynb #a43b7382
 def control_sentence(results, arm="main"):
     "Markdown: the A/A control, and the least p that a sign-flip test could reach."
     table, seeds = controls(results, arm), results.table[results.table.arm == arm].groupby("recipe").seed.nunique()
-    least = listed(f"{least_p(n):.2g} with {counted(n, 'seed')}" for n in sorted(seeds.unique()))
+    least = listed(f"{least_p(n):.2g} with {counted(n, 'seed')}" for n in sorted(seeds.unique().tolist()))
     flips = f"A sign-flip test over seeds cannot go below p = {least}; the tests above also use how identities scatter."
     if table.empty: return f"No recipe has four seeds in the arm *{arm}*, so there is no A/A control. {flips}"
     few = f" Halves of fewer than {MIN_SEEDS} seeds are only described by this." if table.seeds.min()//2 < MIN_SEEDS else ""

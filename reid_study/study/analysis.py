@@ -181,7 +181,7 @@ def equivalence_words(hypothesis, interval, margin):
 def decide(hypothesis, interval, p_adjusted, margin):
     "The verdict on a hypothesis; for better and no worse that of `statistics.verdict`."
     if interval.descriptive: return "undecided"
-    if hypothesis.kind != "different": return verdict(interval, p_adjusted, hypothesis.sign, margin=margin, claim=hypothesis.kind)
+    if hypothesis.kind != "different": return verdict(interval, p_adjusted, hypothesis.sign, margin=margin, kind=hypothesis.kind)
     return "supported" if p_adjusted <= 0.05 else "refuted" if -margin < interval.low and interval.high < margin else "undecided"
 
 # %% ../../nbs/78_study.analysis.ipynb #d4a71b09

@@ -96,7 +96,8 @@ def _check_choices(config, recipe):
     if config["pretrained"] and config["weights"]: raise InputError("pretrained and weights exclude each other; give one of them")
     if config["sampler"] != "pk" or not any(issubclass(LOSSES[t].make, (MetricLoss, VerificationLoss)) for t in recipe.terms): return
     least = 3 if "quadruplet" in recipe.terms else 2
-    if config["p"] < least: raise InputError(f"p={config['p']}: {recipe.name} compares {least} identities of a batch; use p of at least {least}")
+    if config["p"] < least:
+        raise InputError(f"p={config['p']}: {recipe.name} compares {least} identities of a batch; use p of at least {least}")
     if config["k"] < 2: raise InputError(f"k={config['k']}: {recipe.name} compares images of one identity; use k of at least 2")
 
 def _scored(config):
@@ -104,7 +105,8 @@ def _scored(config):
     score, held_out = config["score"], config["validation"]
     if score == config["dataset"]: raise InputError(f"score={score!r} is the dataset that trains; use score='test'")
     if score not in (None, "validation", "test"): get_dataset(score)
-    if score == "validation" and not held_out: raise InputError("score='validation' needs identities that are held out; set validation above 0")
+    if score == "validation" and not held_out:
+        raise InputError("score='validation' needs identities that are held out; set validation above 0")
     if score not in (None, "validation") and held_out:
         raise InputError(f"validation={held_out}: score={score!r} needs a training on all identities; set validation=0")
     return score or ("validation" if held_out else None)
@@ -115,7 +117,8 @@ def make_config(dataset, recipe, seed=0, settings=None, score=None, **changes):
 
     `settings` changes the recipe's, as {"triplet.margin": 0.5}. `changes` replace values of the dataset's protocol, and `lr` the
     recipe's learning rate; sampler="native" is the recipe's own. `score`: "validation" identities, which are held out; the
-    official "test" split, or the name of another dataset, after training on all identities. None: validation if identities are held out, else nothing.
+    official "test" split, or the name of another dataset, after training on all identities. None: validation if identities are
+    held out, else nothing.
 
     Raises `InputError` for unknown names, for values of the wrong type or out of range, for a score that contradicts
     `validation`, for batches in which the recipe has nothing to compare, and for a configuration of other versions.

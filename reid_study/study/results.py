@@ -27,7 +27,8 @@ from ..training.recipes import RECIPES
 # %% ../../nbs/73_study.results.ipynb #2db478e6
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    "The tuning of a recipe. `config`: see `study.tuning`. `trials`: a row a trial, with the values tried, mAP, rank1, seconds, diverged. `env`: the machine."
+    """The tuning of a recipe. `config`: see `study.tuning`. `trials`: a row a trial, with the values tried, mAP, rank1,
+    seconds, diverged. `env`: the machine."""
     config: dict
     trials: pd.DataFrame = field(repr=False)
     env: dict = field(default_factory=dict, repr=False)
@@ -46,7 +47,8 @@ class Tuning:
 # %% ../../nbs/73_study.results.ipynb #ba51fc2c
 def cell_name(arm, recipe, seed=None, change=None):
     "A place in a study, in words."
-    return f"arm {arm}, {recipe}" + (f", seed {seed}" if seed is not None else "") + "".join(f", {k} {v}" for k, v in (change or {}).items())
+    return f"arm {arm}, {recipe}" + (f", seed {seed}" if seed is not None else "") + "".join(f", {k} {v}" for k,
+                                                                                             v in (change or {}).items())
 
 @dataclass(frozen=True, eq=False)
 class Results:
@@ -135,7 +137,8 @@ def tuning_table(tuning):
     for recipe, t in tuning.items():
         for trial in t.trials.to_dict("records"):
             values = {name: trial.pop(name) for name in t.config["search"]}
-            rows.append({"recipe": recipe, "tuning": t.id} | trial | {"values": json.dumps(values), "config": json.dumps(t.config), "environment": json.dumps(t.env)})
+            rows.append({"recipe": recipe, "tuning": t.id} | trial
+                        | {"values": json.dumps(values), "config": json.dumps(t.config), "environment": json.dumps(t.env)})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/73_study.results.ipynb #ee8307d0
@@ -149,7 +152,8 @@ def _write(table, folder, name):
     while True:
         files = [folder/(f"{name}.parquet" if parts == 1 else f"{name}.{i}.parquet") for i in range(parts)]
         for file, rows in zip(files, np.array_split(np.arange(len(table)), parts)):
-            table.iloc[rows].to_parquet(file, index=False, compression="zstd", compression_level=19, use_dictionary=plain, column_encoding=encoding)
+            table.iloc[rows].to_parquet(file, index=False, compression="zstd", compression_level=19, use_dictionary=plain,
+                                        column_encoding=encoding)
         if parts >= len(table) or max(file.stat().st_size for file in files) <= LARGEST: return files
         for file in files: file.unlink()
         parts += 1
@@ -172,7 +176,8 @@ def write_results(results, folder):
         fresh.mkdir()
         files = [file for name, table in tables.items() for file in _write(table, fresh, name)]
         sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-        write_json(fresh/"study.json", results.study | {"runs": cells, "tuning": {r: t.id for r, t in results.tuning.items()}, "files": sums})
+        write_json(fresh/"study.json", results.study | {"runs": cells, "tuning": {r: t.id for r, t in results.tuning.items()},
+                                                        "files": sums})
     _replace(folder, folder.with_name(f".{folder.name}.new"))
     return folder
 
@@ -188,7 +193,8 @@ def read_results(folder):
     "Read the `Results` of a study. `InputError` for tables that are missing, damaged, or do not agree with each other."
     folder = Path(folder)
     study = read_json(folder/"study.json", "give the folder of a study's results, or make it with: reid-study study")
-    tables = {name: _read(folder, name, study) for name in ("runs", "identities", "history", "examples", *(["tuning"] if study["tuning"] else []))}
+    tables = {name: _read(folder, name, study) for name in ("runs", "identities", "history", "examples",
+                                                            *(["tuning"] if study["tuning"] else []))}
     runs = _runs(tables, folder)
     missing = next((c for c in study["runs"] if c["run"] not in runs), None)
     if missing: raise InputError(f"{folder}: the run of {_place(missing)} is not in runs.parquet; make the study again")
@@ -261,7 +267,8 @@ def _check_run(run, row, folder):
     if run.id != row["run"]: raise InputError(f"{where}: its configuration hashes to {run.id}; make the study again")
     if any(row[name] != run.config[name] for name in FLAT) or not _same(row["mAP"], run.metrics.get("mAP")):
         raise InputError(f"{where}: runs.parquet contradicts itself; make the study again")
-    if history is None or len(history) != run.config["epochs"]: raise InputError(f"{where}: history.parquet has not its {run.config['epochs']} epochs; make the study again")
+    if history is None or len(history) != run.config["epochs"]:
+        raise InputError(f"{where}: history.parquet has not its {run.config['epochs']} epochs; make the study again")
     if people is None or people.queries.sum() != run.metrics["queries"] - run.metrics["dropped"] or \
        abs(np.average(people.AP, weights=people.queries) - run.metrics["mAP"]) > 1e-5:
         raise InputError(f"{where}: identities.parquet does not agree with its mAP of {run.metrics['mAP']}; make the study again")
@@ -276,5 +283,6 @@ def _tuning(table, ids, folder):
         values = pd.DataFrame(map(json.loads, rows["values"]), index=rows.index)
         trials = pd.concat([rows[["trial"]], values, rows[["mAP", "rank1", "seconds", "diverged"]]], axis=1).reset_index(drop=True)
         found[recipe] = Tuning(json.loads(rows.config.iloc[0]), trials, json.loads(rows.environment.iloc[0]))
-    if {recipe: t.id for recipe, t in found.items()} != ids: raise InputError(f"{folder}: tuning.parquet and study.json name different tunings; make the study again")
+    if {recipe: t.id for recipe, t in found.items()} != ids:
+        raise InputError(f"{folder}: tuning.parquet and study.json name different tunings; make the study again")
     return found

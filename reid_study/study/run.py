@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STAGES', 'SCORED', 'FILES', 'PROJECT', 'ENCODINGS', 'open_dataset', 'stored_images', 'open_data', 'prepare', 'train',
            'place', 'partial_folder', 'one_at_a_time', 'disk_full_named', 'files_of', 'seal', 'read_sums', 'check_sums',
-           'environment', 'commit', 'write_table', 'finish_run', 'make_run', 'trained', 'Run', 'identity_table',
-           'read_run', 'check_scores', 'make_runs']
+           'environment', 'versions_of_packages', 'commit', 'write_table', 'finish_run', 'make_run', 'trained', 'Run',
+           'identity_table', 'read_run', 'check_scores', 'make_runs']
 
 # %% ../../nbs/72_study.run.ipynb #89638126
 import contextlib
@@ -31,7 +31,7 @@ from ..data.images import image_store
 from ..data.market1501 import ATTRIBUTES
 from .config import check_data, is_test, run_id, scored_on, training_config, training_table
 
-# %% ../../nbs/72_study.run.ipynb #79cbdc16
+# %% ../../nbs/72_study.run.ipynb #67a289e5
 def open_dataset(dataset, data="data", opened=None):
     "(table of images, fingerprint of the images) of a dataset, remembered in the dictionary `opened`."
     opened = {} if opened is None else opened
@@ -43,7 +43,7 @@ def stored_images(table, size, test, data="data"):
     paths = (table if test else table[table.split == "train"]).path
     return paths, image_store(paths, size, Path(data)/"cache")
 
-# %% ../../nbs/72_study.run.ipynb #f9e5caf7
+# %% ../../nbs/72_study.run.ipynb #5e22f8ee
 def open_data(config, data="data", opened=None):
     """(table, images) of a configuration. The table has the splits train, query and gallery; its column `image` says where
     in the store, uint8 [M, H, W, 3], an image is. Raises `InputError` for what `check_data` refuses."""
@@ -54,7 +54,7 @@ def open_data(config, data="data", opened=None):
     stored, images = stored_images(everything, (config["height"], config["width"]), test, data)
     return table.assign(image=pd.Series(range(len(stored)), stored)[table.path].to_numpy()), images
 
-# %% ../../nbs/72_study.run.ipynb #52a002fb
+# %% ../../nbs/72_study.run.ipynb #789a572b
 def prepare(config, data="data", device=None, folder=None, opened=None):
     """The untrained fastai `Learner` of a configuration. `device`: "cuda", "cpu", …; None takes a GPU where there is one.
     `folder`: for history and checkpoint; None keeps neither."""
@@ -76,7 +76,7 @@ def train(config, data="data", device=None, folder=None, opened=None):
     fit(learn, config["epochs"], config["lr"])
     return learn
 
-# %% ../../nbs/72_study.run.ipynb #b6489a3f
+# %% ../../nbs/72_study.run.ipynb #4da1d045
 STAGES = ("tune", "run", "train", "test")
 
 def place(config, runs="runs"):
@@ -89,7 +89,7 @@ def partial_folder(config, runs="runs"):
     final = place(config, runs)
     return final.with_name(f".{final.name}.partial")
 
-# %% ../../nbs/72_study.run.ipynb #3b3d78d3
+# %% ../../nbs/72_study.run.ipynb #2ba1d473
 def one_at_a_time(path):
     "A lock, to be used in `with`, that one process at a time holds for what is made at `path`."
     lock = Path(path).parent/".locks"/Path(path).name
@@ -105,7 +105,7 @@ def disk_full_named(folder):
         raise OSError(f"{folder}: the checkpoint could not be written completely; is the disk full? "
                       "Finished work is kept: free some space and run the same command again") from e
 
-# %% ../../nbs/72_study.run.ipynb #49c03aa1
+# %% ../../nbs/72_study.run.ipynb #49b0a12f
 SCORED = ("per_query.parquet", "pairs.parquet", "view.parquet", "ranking.parquet")
 FILES = {"tune": ("trials.csv",), "run": ("history.csv", *SCORED, "model.safetensors"), "train": ("history.csv", "model.safetensors"),
          "test": ("history.csv", *SCORED)}     # beside config.json, metrics.json and env.json
@@ -123,7 +123,7 @@ def seal(folder, final):
     os.replace(folder, final)
     return final
 
-# %% ../../nbs/72_study.run.ipynb #a70b002e
+# %% ../../nbs/72_study.run.ipynb #e2d13c97
 def read_sums(folder):
     "File name -> SHA-256 of a finished folder. `InputError` unless they are exactly the files of its stage."
     folder = Path(folder)
@@ -131,6 +131,8 @@ def read_sums(folder):
     try: lines = (folder/"SHA256SUMS").read_text().splitlines()
     except FileNotFoundError: raise InputError(f"{folder}/SHA256SUMS is missing: the run is incomplete; {remedy}") from None
     sums = {name: value for value, _, name in (line.partition("  ") for line in lines)}
+    if folder.parent.name not in FILES:
+        raise InputError(f"{folder} is not in a folder {', '.join(FILES)}, where finished runs are; move it back")
     if wrong := sums.keys() ^ files_of(folder.parent.name):
         raise InputError(f"{folder}/SHA256SUMS does not list the files of a finished run ({min(wrong)} is missing or unknown); {remedy}")
     return sums
@@ -154,9 +156,12 @@ def environment(threads, device):
     if Path("/proc/cpuinfo").exists():
         cpu = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), cpu)
     on_gpu = torch.device(device).type == "cuda"
-    packages = ("torch", "torchvision", "fastai", "numpy", "pandas", "scipy", "reid_study")
     return {"python": platform.python_version(), "system": platform.system(), "cpu": cpu, "cores": num_cpus(), "threads": threads,
-            "device": torch.cuda.get_device_name(device) if on_gpu else "cpu", "commit": commit(), **{p: version(p) for p in packages}}
+            "device": torch.cuda.get_device_name(device) if on_gpu else "cpu", "commit": commit(), **versions_of_packages()}
+
+@lru_cache
+def versions_of_packages():
+    return {name: version(name) for name in ("torch", "torchvision", "fastai", "numpy", "pandas", "scipy", "reid_study")}
 
 PROJECT = Path(__file__).parents[2] if "__file__" in globals() else Path("..").resolve()
 
@@ -177,7 +182,7 @@ def write_table(table, path):
     table.to_parquet(path, index=False, compression="zstd", use_dictionary=False, column_encoding=encoding,
                      store_schema=False, write_statistics=False)
 
-# %% ../../nbs/72_study.run.ipynb #db312f09
+# %% ../../nbs/72_study.run.ipynb #0f13a343
 def finish_run(config, learn, runs="runs", side_by_side=1, env=None):
     """Score a trained learner as its configuration says, write every artefact, and seal the folder, which is returned.
     `env`: more about how it was made, such as the fingerprints of the images."""
@@ -275,7 +280,7 @@ class Run:
     @property
     def ranking(self): return self.tables["ranking"]
 
-# %% ../../nbs/72_study.run.ipynb #78b33e39
+# %% ../../nbs/72_study.run.ipynb #43017af1
 def identity_table(per_query):
     "Means of AP, d_ap and d_an over each identity's valid queries, and their number: a row an identity."
     valid = per_query[per_query.valid].groupby("pid")
@@ -290,7 +295,7 @@ class _Files(dict):
         else: self[name] = pd.read_parquet(self.folder/f"{name}.parquet")
         return self[name]
 
-# %% ../../nbs/72_study.run.ipynb #96179be9
+# %% ../../nbs/72_study.run.ipynb #3d69b486
 def read_run(folder, config=None):
     """Read a finished run. Raises `InputError` for a missing or damaged file, for scores that cannot be, and for a folder that
     holds another configuration than its name (or `config`) says."""
@@ -310,7 +315,7 @@ def check_scores(run, where):
     for name, value in found.items():
         if not 0 <= value <= 1: raise InputError(f"{where}: {name} is {value}, which is not between 0 and 1; make the run again")
 
-# %% ../../nbs/72_study.run.ipynb #1583048a
+# %% ../../nbs/72_study.run.ipynb #aea2da7a
 def make_runs(plan, data="data", runs="runs", device=None, side_by_side=1, known=None):
     """The finished `Run` of every configuration of a plan, [(seed, change, configuration)], in order.
 

@@ -23,13 +23,17 @@ from .tuning import tuning_config
 from ..training.recipes import RECIPES, get_recipe
 
 # %% ../../nbs/79_study.simulated.ipynb #6d9c7805
-LEVEL = {"identity": .50, "identity+attributes": .55, "verification": .42, "identity+verification": .45, "triplet": .50, "triplet_random": .45,
+LEVEL = {"identity": .50, "identity+attributes": .55, "verification": .42, "identity+verification": .45, "triplet": .50,
+         "triplet_random": .45,
          "triplet_all": .50, "triplet_semi_hard": .55, "improved_triplet": .50, "improved_triplet_outside": .44, "quadruplet": .55,
          "quadruplet_anchor": .50, "triplet_cosine": .50, "triplet_manhattan": .56, "triplet_mahalanobis": .48, "triplet_hamming": .35,
          "supcon": .48, "cosface": .47, "identity+triplet": .60, "identity+quadruplet": .58}      # mAP
-D_AP = {"improved_triplet": .62, "improved_triplet_outside": .70, "quadruplet": .66, "quadruplet_anchor": .75}     # distance to the matches; others .70
-TENFOLD = {"triplet": .03, "triplet_random": .10, "triplet_all": .03, "triplet_semi_hard": .03}      # mAP lost at ten times the rate, or a tenth
-TIME = {"triplet": .20, "triplet_random": .45, "triplet_all": .20, "triplet_semi_hard": .20}      # time constant of convergence, a share of all epochs; others .30
+# distance to the matches; others .70
+D_AP = {"improved_triplet": .62, "improved_triplet_outside": .70, "quadruplet": .66, "quadruplet_anchor": .75}
+# mAP lost at ten times the rate, or a tenth
+TENFOLD = {"triplet": .03, "triplet_random": .10, "triplet_all": .03, "triplet_semi_hard": .03}
+# time constant of convergence, a share of all epochs; others .30
+TIME = {"triplet": .20, "triplet_random": .45, "triplet_all": .20, "triplet_semi_hard": .20}
 GAIN = {"identity": .02, "triplet": .10}                                   # mAP gained from 20 to 160 identities
 PEOPLE, QUERIES, GALLERY = 80, 3, 400
 ARMS = {"main": dict(score="test"), "defaults": dict(score="test", epochs=11), "native": dict(score="test", sampler="native"),
@@ -75,9 +79,11 @@ def _metrics(config, mAP, rng):
     ratio = .62 + .10*other.normal() + .005*rng.normal()
     geometry = dict(distance_ratio=ratio, separability=.95 - .5*(ratio - .5) + .04*(family == "representation") + .004*rng.normal(),
                     d_ap=.7, d_an=1.2, silhouette=.3 - .4*ratio, alignment=.5*ratio, uniformity=-2.5, hubness=.4)
-    retrievals = {n: dict(mAP=mAP*f, rank1=.5) for n, f in dict(euclidean=1, manhattan=.99, hamming=.8, whitening=1.03, kissme=1.01).items()}
+    retrievals = {n: dict(mAP=mAP*f, rank1=.5) for n, f in dict(euclidean=1, manhattan=.99, hamming=.8, whitening=1.03,
+                                                                kissme=1.01).items()}
     if "mahalanobis" in config["recipe"]: retrievals["learned by triplet"] = dict(mAP=mAP*1.02, rank1=.5)
-    found = dict(mAP=mAP, mINP=mAP/2, cmc=np.linspace(.5, .99, 50).tolist(), chance=.02, queries=PEOPLE*QUERIES, dropped=0, gallery=GALLERY, cameras=True,
+    found = dict(mAP=mAP, mINP=mAP/2, cmc=np.linspace(.5, .99, 50).tolist(), chance=.02, queries=PEOPLE*QUERIES, dropped=0,
+                 gallery=GALLERY, cameras=True,
                  geometry=geometry, distance=str(Euclidean()), protocol=Protocol().as_dict(), retrievals=retrievals,
                  train_classes=config["classes"] or 240, train_seconds=30., images_per_second=1000., parameters=10**6)
     if "attributes" in config["recipe"]:
@@ -115,8 +121,10 @@ def simulated_results(seeds=6, tuned=True, questions=tuple(QUESTIONS)):
     for arm, own in ARMS.items():
         score, changes = own.get("score"), {k: v for k, v in own.items() if k != "score"}
         for recipe in RECIPES_OF.get(arm, LEVEL):
-            plan = recipe_configs("people", recipe, range(3 if arm in ("defaults", "native") else seeds), changes=changes, each=EACH.get(arm, [{}]), score=score)
-            rows += [dict(arm=arm, recipe=recipe, seed=seed, change=change, run=simulated_run(config, f"{arm} {change}")) for seed, change, config in plan]
+            plan = recipe_configs("people", recipe, range(3 if arm in ("defaults", "native") else seeds), changes=changes,
+                                  each=EACH.get(arm, [{}]), score=score)
+            rows += [dict(arm=arm, recipe=recipe, seed=seed, change=change, run=simulated_run(config, f"{arm} {change}")) for seed,
+                     change, config in plan]
     study = dict(study="simulated", title="A simulated study", dataset="people", questions=list(questions))
     return Results(study, pd.DataFrame(rows), {r: simulated_tuning(r) for r in LEVEL} if tuned else {})
 

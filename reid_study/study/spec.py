@@ -123,14 +123,16 @@ def _check_changes(where, changes):
 def _check_arm(study, name):
     "Is an arm consistent, and can the configuration of each of its runs be made?"
     arm, where = study.arms[name], f"arm {name}"
-    if not re.fullmatch(r"\w+", name): raise InputError(f"{where}: the name must consist of letters, digits and _: pages are named after it")
+    if not re.fullmatch(r"\w+", name):
+        raise InputError(f"{where}: the name must consist of letters, digits and _: pages are named after it")
     if arm.seeds_contrasted and arm.seeds_contrasted < arm.seeds:
         raise InputError(f"{where}: seeds_contrasted={arm.seeds_contrasted} must be at least seeds, {arm.seeds}")
     if arm.score == study.dataset: raise InputError(f"{where}: score: {arm.score} is the study's own dataset; use score: test")
     if any(change in arm.each[:i] for i, change in enumerate(arm.each)): raise InputError(f"{where}: each lists the same changes twice")
     for change in arm.each:
         _check_changes(where, arm.changes | change)
-        if both := change.keys() & arm.changes.keys(): raise InputError(f"{where}: {min(both)} stands in changes and in each; leave it in one of them")
+        if both := change.keys() & arm.changes.keys():
+            raise InputError(f"{where}: {min(both)} stands in changes and in each; leave it in one of them")
         _check_pair(where, arm, arm.changes | change)
     try:
         if arm.score not in ("validation", "test"): get_dataset(arm.score)
@@ -140,7 +142,8 @@ def _check_arm(study, name):
 
 def _check_pair(where, arm, changes):
     if {"lr", "lr_times"} <= changes.keys(): raise InputError(f"{where}: lr and lr_times contradict each other; give one of them")
-    if arm.is_test and changes.get("validation"): raise InputError(f"{where}: score: {arm.score} trains on all identities; validation contradicts it")
+    if arm.is_test and changes.get("validation"):
+        raise InputError(f"{where}: score: {arm.score} trains on all identities; validation contradicts it")
 
 # %% ../../nbs/70_study.spec.ipynb #903f0299
 def _check_tuning(study):
@@ -149,8 +152,8 @@ def _check_tuning(study):
     if study.tuning and not tuned: raise InputError("there is a key tuning, but no arm has settings: tuned")
     first = next(iter(study.arms))
     if not study.questions and len(study.arms[first].each) > 1:
-        raise InputError(f"arm {first}: a study without questions shows its first arm, recipe by recipe, and this one has several changes in each; "
-                         "put another arm first")
+        raise InputError(f"arm {first}: a study without questions shows its first arm, recipe by recipe, and this one has several "
+                         "changes in each; put another arm first")
     most = max(max(arm.seeds, arm.seeds_contrasted) for arm in study.arms.values())
     if study.tuning and study.tuning.seed < most:
         raise InputError(f"tuning: seed {study.tuning.seed} is also a seed of an arm; use one that no arm has, such as 100")
@@ -160,10 +163,12 @@ def _check_questions(study):
     "Does the dataset have hypotheses for the study's questions, and does the study have the runs that their contrasts read?"
     found = study.hypotheses
     if missing := [q for q in study.questions if q not in {h.question for h in found}]:
-        raise InputError(f"question {missing[0]} has no hypotheses on {study.dataset}, for which few and many identities are not fixed; leave the question out")
+        raise InputError(f"question {missing[0]} has no hypotheses on {study.dataset}, for which few and many identities are not "
+                         "fixed; leave the question out")
     for h in found:
         lookup(h.arm, study.arms, f"arm, which question {h.question} needs:")
-        if lacking := _lacking(study, h): raise InputError(f"question {h.question} ({h.name}) needs {lacking} in the arm {h.arm}; add it, or leave the question out")
+        if lacking := _lacking(study, h):
+            raise InputError(f"question {h.question} ({h.name}) needs {lacking} in the arm {h.arm}; add it, or leave the question out")
 
 def _lacking(study, hypothesis):
     "What a hypothesis needs of its arm and the study does not give, in words; None if nothing."
@@ -190,7 +195,8 @@ def arm_parameters(study, arm, recipe, seeds=None):
     a = study.arms[arm]
     changes = study.protocol | a.changes | {"sampler": a.sampler}
     if a.is_test: changes |= {"validation": 0}
-    return {"dataset": study.dataset, "recipe": recipe, "seeds": list(range(seeds or study.seeds(arm, recipe))), "settings": {}, "changes": changes,
+    return {"dataset": study.dataset, "recipe": recipe, "seeds": list(range(seeds or study.seeds(arm, recipe))), "settings": {},
+            "changes": changes,
             "each": a.each, "score": a.score}
 
 def arm_configs(study, arm, recipe, best=None, seeds=None):
@@ -205,7 +211,8 @@ def with_best(parameters, best):
 
 # %% ../../nbs/70_study.spec.ipynb #1a2741b7
 def check_with_data(study, table):
-    "Check a study against the table of its images, and that its networks take images of its size; raises `InputError` naming arm and recipe."
+    """Check a study against the table of its images, and that its networks take images of its size; raises `InputError`
+    naming arm and recipe."""
     seen = set()
     for name, arm in study.arms.items():
         for recipe in arm.names:
@@ -226,7 +233,9 @@ def protocols(study, arm):
 def check_network(backbone, pretrained, weights, dim, height, width):
     "Raise `InputError` unless a network of this width can be made and takes images of this size."
     try:
-        with torch.no_grad(): make_embedder(backbone, dim, pretrained=pretrained, weights=weights or None).eval()(torch.zeros(1, 3, height, width))
+        with torch.no_grad():
+            make_embedder(backbone, dim, pretrained=pretrained, weights=weights or None).eval()(torch.zeros(1, 3, height, width))
     except InputError as e: raise InputError(f"backbone {backbone}: {e}") from None
     except (RuntimeError, ValueError) as e:
-        raise InputError(f"backbone {backbone} does not take images of {height}×{width} ({e}); use another size or another backbone") from None
+        raise InputError(f"backbone {backbone} does not take images of {height}×{width} ({e}); use another size or another "
+                         "backbone") from None

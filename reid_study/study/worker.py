@@ -79,7 +79,8 @@ def read_jobs(folder):
 # %% ../../nbs/75_study.worker.ipynb #c844001d
 @contextlib.contextmanager
 def gpu(share=1, devices=None, folder="/tmp", every=1.0):
-    """Wait for a GPU that fewer jobs of this user on this machine have than `share`, and than each of them allows, hold a share of it, and give its
+    """Wait for a GPU that fewer jobs of this user on this machine have than `share`, and than each of them allows, hold a share
+    of it, and give its
     name: "cuda:0"; the one that fewest have. `devices`: their unique names."""
     if devices is None:
         import torch
@@ -92,7 +93,8 @@ def gpu(share=1, devices=None, folder="/tmp", every=1.0):
             locks = {name: [free.enter_context(file(name, number)) for number in range(MOST)] for name in devices}
             mine = {name: [lock for lock in locks[name] if _locked(lock)] for name in devices}
             taken = {name: MOST - len(mine[name]) for name in devices}
-            open_to = [name for name in devices if taken[name] < min([share, *(_share(lock) for lock in locks[name] if lock not in mine[name])])]
+            open_to = [name for name in devices if taken[name] < min([share, *(_share(lock) for lock in locks[name]
+                                                                               if lock not in mine[name])])]
             if open_to:
                 lock = mine[best := min(open_to, key=taken.get)][0]
                 lock.truncate(0); lock.write(str(share)); lock.flush()

@@ -82,7 +82,8 @@ def pages(study, tables, data="data"):
     compared = compared_arms(questions, arms)
     found = {"index": ("overview", {"results": str(tables)})} if questions else {}
     for page, arm in compared.items():
-        links = ({"overview": "index.html"} if questions else {}) | {other: f"{name}.html" for name, other in compared.items() if name != page}
+        links = ({"overview": "index.html"} if questions else {}) | {other: f"{name}.html" for name, other in compared.items()
+                                                                     if name != page}
         found[page] = "compare", {"results": str(tables), "arm": arm, "title": f"{title}: {arm}, all recipes", "links": links,
                                   "data": str(dataset_root(score[arm], Path(data).resolve()))}
     return found | {q: ("question", {"results": str(tables), "question": q}) for q in questions}
@@ -93,7 +94,8 @@ def compared_arms(questions, arms):
 
 # %% ../../nbs/76_study.workflow.ipynb #41e54184
 def make_jobs(workflow, images):
-    "The jobs of a study: name -> {template, output, parameters, needs, gpu, page}, JSON values. `images`: fingerprint of the dataset's images."
+    """The jobs of a study: name -> {template, output, parameters, needs, gpu, page}, JSON values. `images`: fingerprint of
+    the dataset's images."""
     study, w = workflow.study, workflow
     where = {"data": str(w.data), "runs": str(w.runs), "device": w.device}
     jobs = {f"data-{dataset}": _job(w, "data", _data_parameters(w, dataset, images)) for dataset in datasets_of(study)}
@@ -211,7 +213,8 @@ def planned(workflow):
 def finished_folders(workflow):
     "The folders of the study's tunings, runs and trainings that are there."
     configs = [config for _, config in planned(workflow) if config]
-    folders = {place(c, workflow.runs) for c in configs} | {place(c | {"score": None}, workflow.runs) for c in configs if c.get("validation") == 0}
+    folders = {place(c, workflow.runs) for c in configs} | {place(c | {"score": None}, workflow.runs) for c in configs
+                                                            if c.get("validation") == 0}
     return {folder for folder in folders if folder.exists()}
 
 # %% ../../nbs/76_study.workflow.ipynb #b9042295
@@ -222,7 +225,8 @@ def write_jobs(workflow, images, known=()):
         job["output"] = str(workflow.runs/"logs"/workflow.study.name/f"{name}.ipynb")
         file = workflow.files/f"{name}.json"
         if not file.exists() or json.loads(file.read_text()) != job: write_json(file, job)
-    gone = {job for job, config in planned(workflow) if config is None or not (place(config, workflow.runs).exists() or run_id(config) in known)}
+    gone = {job for job, config in planned(workflow) if config is None
+            or not (place(config, workflow.runs).exists() or run_id(config) in known)}
     gone |= {name for name, job in jobs.items() if "page" in job and not Path(job["page"]).exists()}
     if not (workflow.tables/"study.json").exists(): gone.add("results")
     for name in gone: (workflow.files/f"{name}.done").unlink(missing_ok=True)
@@ -285,7 +289,8 @@ def _check_options(jobs, device, profile, share):
     if share > 1 and device == "cpu": raise InputError(f"share={share} needs a GPU to share; leave it out, or give device")
     settings, executor = _profile(profile)
     here = executor == "local"
-    if share > 1 and not here: raise InputError(f"share={share}: GPUs are given out on this machine only; leave share out with the profile {profile}")
+    if share > 1 and not here:
+        raise InputError(f"share={share}: GPUs are given out on this machine only; leave share out with the profile {profile}")
     if jobs and not here: raise InputError(f"jobs={jobs}: the profile {profile} says how many run at a time; set jobs in its config.yaml")
     if not here: _need_executor(executor)
     return settings, here
@@ -318,7 +323,8 @@ def _alone(runs):
     runs.mkdir(parents=True, exist_ok=True)
     lock = FileLock(runs/".lock", timeout=0)
     try: lock.acquire()
-    except Timeout: raise InputError(f"a study is running already in {runs}; wait for it, stop it, or give another folder of runs") from None
+    except Timeout:
+        raise InputError(f"a study is running already in {runs}; wait for it, stop it, or give another folder of runs") from None
     with lock: yield
 
 # %% ../../nbs/76_study.workflow.ipynb #5438faae
@@ -408,7 +414,8 @@ def plan_sentence(study):
     "What a study will make: counts of tunings, runs, arms, recipes and questions."
     cells = {(arm, recipe): study.seeds(arm, recipe)*len(a.each) for arm, a in study.arms.items() for recipe in a.names}
     parts = [f"{len(tunings(study))} tunings"]*bool(study.tuning) + [f"{sum(cells.values())} runs"]
-    return f"{study.name}: {', '.join(parts)}; {len(study.arms)} arms, {len({r for _, r in cells})} recipes, {len(study.questions)} questions"
+    counts = f"{len(study.arms)} arms, {len({r for _, r in cells})} recipes, {len(study.questions)} questions"
+    return f"{study.name}: {', '.join(parts)}; {counts}"
 
 def check_study(path, data="data"):
     "Check a study file against its data, and say what it will make."
