@@ -112,7 +112,9 @@ def report(runs: Param("Folders of finished runs, or one folder that holds them;
     from reid_study.report.tables import find_runs
     from reid_study.study.config import scored_on
     if len(runs) == 1 and (Path(runs[0])/"study.json").exists():
-        if photographs: raise InputError(f"--photographs: the pages of a study, as in {runs[0]}, show no real people; leave it out, or give folders of runs")
+        if photographs:
+            raise InputError(f"--photographs: the pages of a study, as in {runs[0]}, show no real people; leave it out, or give "
+                             "folders of runs")
         page = write_pages(runs[0], out, data)/"index.html"
     else:
         found, page = find_runs(runs), Path(out).resolve()/"index.html"
@@ -128,7 +130,8 @@ def export(run: str,            # Folder of a finished run, as runs/run/ID or ru
     "Export the embedder of a finished run: its weights, and what is done to an image before."
     from reid_study.inference.export import load_embedder, save_embedder
     about = load_embedder(save_embedder(run, out, onnx)).about
-    print(f"{out} embeds images as {about['recipe']} of run {about['run']}: {about['dim']} coordinates from {about['height']}×{about['width']} pixels")
+    print(f"{out} embeds images as {about['recipe']} of run {about['run']}: {about['dim']} coordinates from "
+          f"{about['height']}×{about['width']} pixels")
 
 # %% ../nbs/95_cli.ipynb #d7c2a777
 _DEVICE = Param("cuda, cpu, ... (default: a GPU where there is one)", str)
@@ -169,8 +172,10 @@ def search(embedder: str,             # Folder of an exported embedder
     network, embedded = _embedder(embedder, device), {}
     for place in (queries, gallery):      # once, if they are one
         if (name := Path(place).resolve()) in embedded: continue
-        embedded[name] = embed_folder(network, place, batch) if Path(place).is_dir() or not Path(place).suffix else read_embeddings(place, network)
-    print(f"open {search_page(*(embedded[Path(place).resolve()] for place in (queries, gallery)), out, network, top, title=title, rerank=rerank)}")
+        is_folder = Path(place).is_dir() or not Path(place).suffix
+        embedded[name] = embed_folder(network, place, batch) if is_folder else read_embeddings(place, network)
+    both = (embedded[Path(place).resolve()] for place in (queries, gallery))
+    print(f"open {search_page(*both, out, network, top, title=title, rerank=rerank)}")
 
 # %% ../nbs/95_cli.ipynb #859010f7
 COMMANDS = {f.__name__: f for f in (data, run, study, report, export, embed, search)}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 
-from reid_study.core import import_all
+from reid_study.core import InputError, import_all
 from reid_study.data.market1501 import ATTRIBUTES
 from reid_study.distances import Euclidean
 from reid_study.evaluation.retrieval import evaluate_split
@@ -53,7 +53,7 @@ def in_float64(network):
 
 
 def train(recipe, sampler, table, images):
-    "quantity -> its values: means of each epoch; of the trained network the mAP, the mean distance of two embeddings, and checksums of its weights."
+    "quantity -> its values: means of each epoch; of the trained network the mAP, the mean distance of embeddings, and checksums."
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)      # so that the initial weights are drawn in float64
     try: learn = make_learner(recipe, table, images, dim=32, p=4, k=4, steps=2, sampler=sampler, validate_every=2)
@@ -65,7 +65,8 @@ def train(recipe, sampler, table, images):
     embeddings = embed(learn)
     checks = {"mAP": evaluate_split(embeddings, learn.dls.valid.dataset).mAP, "distance": Euclidean()(embeddings).mean().item(),
               "moved": (flat(learn, "parameters") - start).norm().item(), "buffers": flat(learn, "buffers").norm().item()}
-    return history.drop(columns=["epoch", "lr", "seconds", "mAP", "rank1"]).to_dict("list") | {name: [value] for name, value in checks.items()}
+    means = history.drop(columns=["epoch", "lr", "seconds", "mAP", "rank1"]).to_dict("list")
+    return means | {name: [value] for name, value in checks.items()}
 
 
 def flat(learn, kind):
@@ -81,12 +82,13 @@ def embed(learn):
 
 
 def forward(backbone):
-    "Norms of what a backbone's network makes of a batch, in training and in evaluation."
+    "Norms of a backbone's map in training, and of the embeddings that its network makes in evaluation."
     torch.set_default_dtype(torch.float64)
-    try: network = in_float64(make_embedder(backbone, 12, seed=0))
+    try: network = make_embedder(backbone, 12, seed=0)
     finally: torch.set_default_dtype(torch.float32)
-    images = torch.from_numpy(noise((4, 3, 96, 48))/32 - 1)
-    with torch.no_grad(): return {name: [network.train(name == "training")(images)["after"].norm().item()] for name in ("training", "evaluation")}
+    images = torch.from_numpy(noise((2, 3, 96, 48))/32 - 1)
+    with torch.no_grad():
+        return {"map": [network.backbone(images).norm().item()], "embeddings": [network.eval().embed(images).norm().item()]}
 
 
 TRAININGS = list(dict.fromkeys((name, sampler) for name, recipe in RECIPES.items() for sampler in ("pk", recipe.native)))
@@ -115,7 +117,12 @@ def test_recipe(recipe, sampler, data):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_backbone(backbone): compare(f"backbone {backbone}", forward(backbone), "the version of the backbone")
+def test_backbone(backbone):
+    try: found = forward(backbone)
+    except InputError as e:
+        if "not installed" not in str(e): raise
+        pytest.skip(str(e))
+    compare(f"backbone {backbone}", found, "the version of the backbone")
 
 
 def test_the_table_is_of_this_version():
@@ -123,8 +130,10 @@ def test_the_table_is_of_this_version():
 
 
 def all_numbers():
+    "name of a training or backbone -> its numbers."
     data = people()
-    return {f"{recipe}, {sampler}": train(recipe, sampler, *data) for recipe, sampler in TRAININGS} | {f"backbone {b}": forward(b) for b in BACKBONES}
+    trained = {f"{recipe}, {sampler}": train(recipe, sampler, *data) for recipe, sampler in TRAININGS}
+    return trained | {f"backbone {name}": forward(name) for name in BACKBONES}
 
 
 def as_text(numbers):

@@ -110,7 +110,8 @@ class Person:
 # %% ../../nbs/10_data.people.ipynb #90caf173
 _SKINS = ((.94, .78, .66), (.89, .71, .57), (.84, .64, .50), (.76, .56, .42), (.62, .43, .31), (.45, .30, .22))
 _HAIRS = ((.06, .05, .05), (.10, .07, .06), (.17, .10, .07), (.30, .18, .10), (.46, .30, .16), (.72, .56, .32))
-_GOODS = ((.08, .08, .09), (.12, .16, .32), (.58, .10, .12), (.34, .22, .13), (.20, .36, .24), (.82, .78, .70), (.85, .50, .12), (.42, .42, .44))
+_GOODS = ((.08, .08, .09), (.12, .16, .32), (.58, .10, .12), (.34, .22, .13), (.20, .36, .24), (.82, .78, .70), (.85, .50, .12),
+          (.42, .42, .44))
 
 def _sample_person(u, d):
     "The fields of a `Person` from 72 uniform numbers."
@@ -294,7 +295,8 @@ def _cloth(person, v, angle, s, limb=False):
 # %% ../../nbs/10_data.people.ipynb #3eb0aa90
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    "How a person stands: `heading` in radians (0 towards the camera, pi/2 to the right of the picture, pi away), gait `phase` in radians, `swing` of the step (0 standing, 1 walking), `lift` of one forearm (0 to 1)."
+    """How a person stands: `heading` in radians (0 towards the camera, pi/2 to the right of the picture, pi away), gait
+    `phase` in radians, `swing` of the step (0 standing, 1 walking), `lift` of one forearm (0 to 1)."""
     heading: float = 0.
     phase: float = 0.
     swing: float = 1.
@@ -340,7 +342,8 @@ def _draw_legs(canvas, view, person, j, rise):
     for i in (0, 1):
         hip, knee, ankle = j['hip', i], j['knee', i], j['ankle', i]
         if bare:
-            if p.legs == 'long': _solid(canvas, view, knee + .7*(ankle - knee), ankle, np.array([.026, .020])*b, paint=skin)   # the rest is under cloth
+            # the rest is under cloth
+            if p.legs == 'long': _solid(canvas, view, knee + .7*(ankle - knee), ankle, np.array([.026, .020])*b, paint=skin)
             else:
                 _solid(canvas, view, hip + .74*(knee - hip), knee, np.array([.045, .042, .036])*b, paint=skin)
                 _solid(canvas, view, knee, ankle, np.array([.034, .038, .036, .026, .020])*b, paint=skin)
@@ -348,11 +351,13 @@ def _draw_legs(canvas, view, person, j, rise):
         if p.clothes == 'pants' and p.legs == 'long':
             loose = .004*(p.glyph % 4)
             _solid(canvas, view, hip - [0, .04, 0], knee, np.array([.052, .054, .049, .042])*b, paint=lambda t, a: trousers(t, a, .48, .28))
-            _solid(canvas, view, knee, ankle - [0, .012, 0], (np.array([.042, .043, .039, .034, .032]) + loose*np.array([0, 0, .3, .6, 1]))*b,
+            _solid(canvas, view, knee, ankle - [0, .012, 0],
+                   (np.array([.042, .043, .039, .034, .032]) + loose*np.array([0, 0, .3, .6, 1]))*b,
                    paint=lambda t, a: trousers(t, a, .28, .05), cap=False)
         elif p.clothes == 'pants':
             end = hip + (.80 + .035*(p.glyph % 7))*(knee - hip)
-            _solid(canvas, view, hip - [0, .04, 0], end, np.array([.053, .057, .059, .060])*b, paint=lambda t, a: trousers(t, a, .48, .31), cap=False)
+            _solid(canvas, view, hip - [0, .04, 0], end, np.array([.053, .057, .059, .060])*b, paint=lambda t,
+                   a: trousers(t, a, .48, .31), cap=False)
         heel, toe = j['heel', i], j['toe', i]
         sole = tuple(.25 + .7*x for x in p.shoes) if p.glyph % 2 else tuple(.5*x for x in p.shoes)
         _solid(canvas, view, ankle + [0, -.004, 0], heel + [0, .004, .006], (.021, .026), paint=p.shoes)
@@ -364,8 +369,10 @@ def _draw_trunk(canvas, view, person, pose, rise):
     "Trunk, skirt or dress, neck."
     p, b, woman = person, person.build, person.gender == 'female'
     at = lambda y: np.array([0, y + rise, (.012 + .02*pose.swing)*max(0., y - .5)*2])
-    wide = np.array([.104, .100, .086, .076, .080, .090, .097, .082, .040] if woman else [.102, .098, .089, .085, .092, .104, .112, .095, .044])*b
-    deep = np.array([.084, .078, .062, .053, .060, .070, .066, .052, .034] if woman else [.081, .074, .066, .062, .066, .069, .066, .053, .036])*(.35 + .65*b)
+    wide = np.array([.104, .100, .086, .076, .080, .090, .097, .082, .040] if woman
+                    else [.102, .098, .089, .085, .092, .104, .112, .095, .044])*b
+    deep = np.array([.084, .078, .062, .053, .060, .070, .066, .052, .034] if woman
+                    else [.081, .074, .066, .062, .066, .069, .066, .053, .036])*(.35 + .65*b)
     hem = .580 if p.clothes == 'dress' else .470 if p.glyph % 3 else .505
     low, high = .455, .862
     def shirt(t, a):
@@ -376,7 +383,8 @@ def _draw_trunk(canvas, view, person, pose, rise):
     cut = np.linspace((hem - low)/(high - low), 1, 9)
     grid = np.linspace(0, 1, 9)
     _solid(canvas, view, at(hem), at(high), np.interp(cut, grid, wide), np.interp(cut, grid, deep), shirt, cap=False)
-    _solid(canvas, view, at(.445), at(.53), wide[:3]*.96, deep[:3]*.93, lambda t, a: _folds(np.broadcast_to(np.asarray(p.down_colour, np.float32), (len(t), 3)), t*.08, a, p.glyph), cap=False)
+    _solid(canvas, view, at(.445), at(.53), wide[:3]*.96, deep[:3]*.93, lambda t,
+           a: _folds(np.broadcast_to(np.asarray(p.down_colour, np.float32), (len(t), 3)), t*.08, a, p.glyph), cap=False)
     _solid(canvas, view, at(.82), at(.885), (.036*b, .031, .031), paint=p.skin, cap=False)
     if p.clothes != 'dress': return
     hem, stride = (.30 + .02*(p.glyph % 4)) if p.legs == 'short' else .10, abs(np.sin(pose.phase))*pose.swing
@@ -432,17 +440,22 @@ def _draw_head(canvas, view, person, pose, rise):
         c = _mix(c, base*.80, (near < .14) & (np.abs(t - .40) < .05))                               # under the nose
         c = _mix(c, (.12, .10, .10), (np.abs(near - .46) < .17) & (np.abs(t - .545) < .030))        # eyes
         c = _mix(c, hair*.6 + base*.25, (np.abs(near - .46) < .22) & (np.abs(t - .625) < .020))     # brows
-        if p.glasses: c = _mix(c, (.07, .07, .08), (np.abs(np.hypot((near - .46)/.34, (t - .545)/.10) - 1) < .28) | ((near > .8) & (near < 1.6) & (np.abs(t - .56) < .025)))
+        if p.glasses:
+            c = _mix(c, (.07, .07, .08), (np.abs(np.hypot((near - .46)/.34, (t - .545)/.10) - 1) < .28)
+                     | ((near > .8) & (near < 1.6) & (np.abs(t - .56) < .025)))
         if p.beard: c = _mix(c, hair*.8 + base*.15, (t < .30) & (near < 1.5) & ~((near < .30) & (np.abs(t - .235) < .04)))
         line = np.interp(near, [0, .7, 1.0, 1.45, 1.9, 3.2], [high, high, .62, .40, .16, .10])
         return np.where((t > line)[:, None], hair*(1 + .25*np.sin(23*a + 9*t)[:, None]), c)
     _solid(canvas, view, at(.865, .008), at(.992, .002), np.array([.016, .043, .053, .058, .061, .061, .058, .046, .012])*k,
            np.array([.022, .050, .060, .064, .068, .070, .066, .050, .012])*k, face, cap=False)
-    for side in (1, -1): _solid(canvas, view, at(.922, .0, side*.060*k), at(.940, -.004, side*.061*k), .008, paint=p.skin if p.hair == 'short' else p.hair_colour)
+    for side in (1, -1):
+        _solid(canvas, view, at(.922, .0, side*.060*k), at(.940, -.004, side*.061*k), .008, paint=p.skin if p.hair == 'short'
+               else p.hair_colour)
     gloss = lambda t, a: hair*(1 + .22*np.sin(17*a + 3*t) + .10*np.cos(3*a))[:, None]
     if p.hair == 'long' and not p.tail:
         drop = .77 - .025*(p.glyph % 4)
-        _solid(canvas, view, at(drop, -.022), at(.985, -.006), np.array([.050, .062, .064, .064, .066, .066, .050])*k, np.array([.042, .046, .050, .066, .072, .070, .050])*k,
+        _solid(canvas, view, at(drop, -.022), at(.985, -.006), np.array([.050, .062, .064, .064, .066, .066, .050])*k,
+               np.array([.042, .046, .050, .066, .072, .070, .050])*k,
                gloss, keep=lambda t, a: (np.abs(a) > 1.15 + .25*np.cos(5*t)) | (t > .93))
     elif p.hair == 'long':
         _solid(canvas, view, at(.955, -.070), at(.82, -.100), (.020, .026, .022, .010), paint=gloss)
@@ -453,13 +466,15 @@ def _draw_hat(canvas, view, p, at, k):
     "A cap with a peak, a knitted cap, or a hat with a brim."
     c = np.asarray(p.hat_colour, np.float32)
     if p.hat == 'brim':
-        _solid(canvas, view, at(.945), at(.972), np.array([.112, .100, .066])*k, np.array([.122, .108, .078])*k, paint=p.hat_colour, cap=False)
+        _solid(canvas, view, at(.945), at(.972), np.array([.112, .100, .066])*k, np.array([.122, .108, .078])*k, paint=p.hat_colour,
+               cap=False)
         _solid(canvas, view, at(.962), at(1.012), np.array([.064, .062, .056, .030])*k, np.array([.076, .074, .066, .036])*k,
                lambda t, a: np.where((t < .3)[:, None], c*.55, c), cap=False)
         return
     low = .945 if p.hat == 'cap' else .938
     dome = lambda t, a: c*(1 - .35*((t < .22) & (p.hat == 'beanie')) - .18*(np.abs((a/1.05) % 1 - .5) < .05))[:, None]
-    _solid(canvas, view, at(low), at(1.010), np.array([.067, .069, .068, .056, .014])*k, np.array([.078, .080, .077, .063, .016])*k, dome, cap=False)
+    _solid(canvas, view, at(low), at(1.010), np.array([.067, .069, .068, .056, .014])*k, np.array([.078, .080, .077, .063, .016])*k,
+           dome, cap=False)
     if p.hat == 'cap': _solid(canvas, view, at(.950, .050), at(.944, .110), (.045, .046, .034), (.012, .010, .007), paint=tuple(.85*c))
 
 def _draw_goods(canvas, view, person, j, rise):
@@ -468,8 +483,10 @@ def _draw_goods(canvas, view, person, j, rise):
     at = lambda x, y, z: np.array([x, y + rise, z])
     if p.backpack:
         c = np.asarray(p.backpack, np.float32)
-        pack = lambda t, a: _mix(c, c*.55 + .05, (np.abs(t - .46) < .03) | ((t < .40) & (np.abs(np.abs(a) - 2.35) < .06)) | (np.abs(t - .8) < .015))
-        _solid(canvas, view, at(0, .570, -.100), at(0, .825, -.084), (.052, .076, .082, .082, .078, .068, .036), (.030, .052, .056, .050, .042, .034, .018), pack, cap=False)
+        pack = lambda t, a: _mix(c, c*.55 + .05, (np.abs(t - .46) < .03) | ((t < .40) & (np.abs(np.abs(a) - 2.35) < .06))
+                                 | (np.abs(t - .8) < .015))
+        _solid(canvas, view, at(0, .570, -.100), at(0, .825, -.084), (.052, .076, .082, .082, .078, .068, .036),
+               (.030, .052, .056, .050, .042, .034, .018), pack, cap=False)
     if p.bag:
         c, x = np.asarray(p.bag, np.float32), p.side*.115*p.build
         flap = lambda t, a: _mix(c, c*.6, (np.abs(t - .55) < .05))
@@ -478,7 +495,8 @@ def _draw_goods(canvas, view, person, j, rise):
         h, c = j['hand', 0 if p.side > 0 else 1], np.asarray(p.handbag, np.float32)
         top = h + [0, -.045, 0]
         for z in (-.03, .03): _solid(canvas, view, h, top + [0, 0, z], .005, paint=tuple(.7*c))
-        _solid(canvas, view, top - [0, .085, 0], top, (.030, .034, .028), (.062, .066, .050), lambda t, a: _mix(c, c*.65, t > .8), cap=False)
+        _solid(canvas, view, top - [0, .085, 0], top, (.030, .034, .028), (.062, .066, .050), lambda t, a: _mix(c, c*.65, t > .8),
+               cap=False)
 
 def _draw_body(canvas, view, person, pose):
     "One person on a canvas."
@@ -610,7 +628,8 @@ def _wall(rng, h, w, top, kind):
     return np.where(poster[..., None], hue*.8 + .1, out) if kind == 'shops' else out
 
 # %% ../../nbs/10_data.people.ipynb #c8784c3e
-_SCENES = (('tiles', 'offices', 62), ('grass', 'trees', 56), ('brick', 'masonry', 74), ('slabs', 'shops', 58), ('road', 'offices', 60), ('brick', 'trees', 66))
+_SCENES = (('tiles', 'offices', 62), ('grass', 'trees', 56), ('brick', 'masonry', 74), ('slabs', 'shops', 58), ('road', 'offices', 60),
+           ('brick', 'trees', 66))
 _SCENE = (192, 1400)            # rows and columns of a scene, at the scale of an image
 
 def _scene(i, rng):
@@ -624,7 +643,8 @@ def _scene(i, rng):
     for _ in range(26 if i in (1, 5) else 16):
         x, foot = int(rng.integers(0, w)), int(top + rng.integers(3, 26))
         tone, s = tuple((rng.integers(30, 200) + .45*rng.integers(-60, 60, 3)).clip(20, 220).astype(int).tolist()), .5 + (foot - top)/26
-        what = ('car', 'bike', 'post', 'bush')[int(rng.choice(4, p=((.1, .3, .3, .3), (.0, .3, .2, .5), (.2, .3, .3, .2), (.1, .3, .4, .2), (.6, .1, .2, .1), (.0, .6, .2, .2))[i]))]
+        what = ('car', 'bike', 'post', 'bush')[int(rng.choice(4, p=((.1, .3, .3, .3), (.0, .3, .2, .5), (.2, .3, .3, .2),
+                                                                    (.1, .3, .4, .2), (.6, .1, .2, .1), (.0, .6, .2, .2))[i]))]
         _thing(draw, what, x, foot, s, tone, rng)
     c = gaussian_filter(np.asarray(img, np.float32)/255, (.8, .8, 0))
     return (c**2.2).astype(np.float32)
@@ -635,9 +655,12 @@ def _thing(draw, what, x, foot, s, tone, rng):
     box = lambda a, b, c, d: (x + a*s, foot + b*s, x + c*s, foot + d*s)
     draw.ellipse(box(-40 if what == 'car' else -12, -4, 40 if what == 'car' else 12, 3), fill=(50, 50, 52))
     if what == 'car':
-        draw.rounded_rectangle(box(-46, -24, 46, -5), 7*s, fill=tone); draw.polygon([(x - 30*s, foot - 23*s), (x - 20*s, foot - 39*s), (x + 18*s, foot - 39*s), (x + 32*s, foot - 23*s)], fill=dark)
+        draw.rounded_rectangle(box(-46, -24, 46, -5), 7*s, fill=tone); draw.polygon([(x - 30*s, foot - 23*s), (x - 20*s, foot - 39*s),
+                                                                                     (x + 18*s, foot - 39*s), (x + 32*s, foot - 23*s)],
+                                                                                     fill=dark)
         draw.line([(x - 46*s, foot - 19*s), (x + 46*s, foot - 19*s)], fill=pale, width=max(1, int(2*s)))
-        for a in (-28, 28): draw.ellipse(box(a - 9, -14, a + 9, 3), fill=(22, 22, 24)); draw.ellipse(box(a - 4, -9, a + 4, -2), fill=(130, 130, 132))
+        for a in (-28, 28):
+            draw.ellipse(box(a - 9, -14, a + 9, 3), fill=(22, 22, 24)); draw.ellipse(box(a - 4, -9, a + 4, -2), fill=(130, 130, 132))
     elif what == 'bike':
         for a in (-13, 13): draw.ellipse(box(a - 10, -20, a + 10, 0), outline=(28, 28, 30), width=2)
         pts = [(-13, -10), (-4, -24), (9, -24), (13, -10), (9, -24), (1, -10), (-4, -24), (-6, -30), (1, -30)]
@@ -659,7 +682,8 @@ def _obstacle(rng):
     what, tone = rng.integers(0, 4), tuple((rng.integers(30, 200) + .5*rng.integers(-60, 60, 3)).clip(20, 220).astype(int).tolist())
     if what == 0:
         r, c = float(rng.uniform(4, 9)), rng.uniform(.35, 1)
-        for k in np.linspace(-1, 1, 15): draw.rectangle((x + r*k, 0, x + r*k + r/7, HEIGHT*f), fill=tuple(int(v*c) for v in (140*(1 - .7*k*k) + 40*(k < 0),)*3) + (255,))
+        for k in np.linspace(-1, 1, 15):
+            draw.rectangle((x + r*k, 0, x + r*k + r/7, HEIGHT*f), fill=tuple(int(v*c) for v in (140*(1 - .7*k*k) + 40*(k < 0),)*3) + (255,))
     elif what == 1:
         top = float(rng.uniform(.55, .85)*HEIGHT*f)
         for _ in range(420):
@@ -674,7 +698,8 @@ def _obstacle(rng):
         draw.rectangle((a, top + 34, b, top + 37), fill=tuple(v//2 for v in tone) + (255,))
     else:
         top, r = float(rng.uniform(.62, .80)*HEIGHT*f), float(rng.uniform(14, 24))
-        for k in np.linspace(-1, 1, 25): draw.rectangle((x + r*k, top, x + r*k + r/12, HEIGHT*f), fill=tuple(int(v*(1 - .5*k*k)) for v in tone) + (255,))
+        for k in np.linspace(-1, 1, 25):
+            draw.rectangle((x + r*k, top, x + r*k + r/12, HEIGHT*f), fill=tuple(int(v*(1 - .5*k*k)) for v in tone) + (255,))
         draw.ellipse((x - r, top - r*.3, x + r, top + r*.3), fill=tuple(v//2 for v in tone) + (255,))
     out = np.asarray(img.resize((WIDTH, HEIGHT), Image.BOX), np.float32)/255
     return np.concatenate([out[..., :3]**2.2*.8, out[..., 3:]], 2)
@@ -779,7 +804,8 @@ def _shots(rng, camera, n):
             other = (someone, gait, float(rng.choice([-1, 1])*rng.uniform(.28, .55)), float(rng.choice([.55, -.8])))
         phase += step
         out.append((Pose(float(heading + turn), float(phase), swing, lift),
-                    Shot(float(np.clip(place + k*walk, 0, 1)), tuple(near), float(dx), float(dy), size, bool(hidden and kind >= .40), other)))
+                    Shot(float(np.clip(place + k*walk, 0, 1)), tuple(near), float(dx), float(dy), size, bool(hidden and kind >= .40),
+                         other)))
     return out
 
 def _junk_shot(rng, camera):
@@ -867,10 +893,13 @@ def _settings(seed, n_train, n_test, n_distractors, n_junk, difficulty):
     out = dict(seed=seed, n_train=n_train, n_test=n_test, n_distractors=n_distractors, n_junk=n_junk)
     least = dict(seed=0, n_train=2, n_test=2, n_distractors=0, n_junk=0)
     for name, value in out.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least[name] <= value <= 10**4*(1 + 10**5*(name == 'seed')):
-            raise InputError(f"{name}={value!r} is not usable; give a whole number from {least[name]} up" + ('' if name == 'seed' else ' to 10000'))
+        most = 10**4*(1 + 10**5*(name == 'seed'))
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least[name] <= value <= most:
+            wanted = f"a whole number from {least[name]} up" + ('' if name == 'seed' else ' to 10000')
+            raise InputError(f"{name}={value!r} is not usable; give {wanted}")
         out[name] = int(value)
-    if n_train + n_test > 1501: raise InputError(f"n_train + n_test = {n_train + n_test} is more than the 1501 pids of Market-1501; ask for fewer identities")
+    if n_train + n_test > 1501:
+        raise InputError(f"n_train + n_test = {n_train + n_test} is more than the 1501 pids of Market-1501; ask for fewer identities")
     return dict(out, difficulty=_level(difficulty), version=VERSION)
 
 def people_cast(seed=0, n_train=240, n_test=120, difficulty=.5):
@@ -885,7 +914,8 @@ def make_people(root, seed=0, n_train=240, n_test=120, n_distractors=350, n_junk
     """Write a data set of drawn pedestrians at `root` in the layout of Market-1501, and return `root` as a `Path`.
 
     JPEG images of 128 x 64 pixels in `bounding_box_train`, `query` and `bounding_box_test`, the attributes in
-    `market_attribute.mat`; settings, counts and the images' fingerprint in `people.json`. About 15 images an identity; the default is about 6,000 images.
+    `market_attribute.mat`; settings, counts and the images' fingerprint in `people.json`. About 15 images an identity; the
+    default is about 6,000 images.
     `difficulty` is from 0 to 1, or easy, medium or hard. `workers` processes draw (default: one for each core); their number
     does not change a byte. The folder appears when it is complete and not before. A folder that already holds the same
     settings is left as it is; any other folder at `root` raises `InputError`, as do bad arguments.

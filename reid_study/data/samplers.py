@@ -95,10 +95,11 @@ class PKSampler(BatchSampler):
 
 # %% ../../nbs/15_data.samplers.ipynb #89017697
 class TupleSampler(BatchSampler):
-    """Tuples of two images of one identity and one image each of `negatives` other identities; every image at least once per pass.
+    """Tuples: two images of one identity and one image each of `negatives` others. Every image is drawn at least once per pass.
 
     `pids` [N]: identity of each image. `negatives`: 1 makes triplets, 2 quadruplets, which are also a positive and a negative pair.
-    Places that are left when no further tuple fits into the batch hold images drawn at random. An identity with one image is paired with itself.
+    Places that are left when no further tuple fits into the batch hold images drawn at random. An identity with one image is
+    paired with itself.
     Raises `InputError` when there are fewer than `negatives` + 1 identities or a batch holds no tuple.
     """
     def __init__(self, pids, negatives=1, batch_size=64, steps=None, seed=0):
@@ -106,7 +107,8 @@ class TupleSampler(BatchSampler):
         self.rows = [np.flatnonzero(self.pids == pid) for pid in np.unique(pids)]
         self.tuples = batch_size//(2 + negatives)
         if negatives not in (1, 2): raise InputError(f"negatives={negatives} must be 1 or 2")
-        if len(self.rows) <= negatives: raise InputError(f"tuples of {negatives + 1} identities cannot be drawn from {len(self.rows)}")
+        if len(self.rows) <= negatives:
+            raise InputError(f"tuples of {negatives + 1} identities cannot be drawn from {len(self.rows)}; use more identities")
         if not self.tuples: raise InputError(f"batch_size={batch_size} holds no tuple; choose at least {2 + negatives}")
         super().__init__(steps, seed)
 
@@ -116,7 +118,8 @@ class TupleSampler(BatchSampler):
         pairs = rng.permutation(np.concatenate([pairs, pairs[rng.choice(len(pairs), missing)]]))
         for _ in range(self.negatives): pairs = np.column_stack([pairs, self._others(pairs, rng)])
         batches = pairs.reshape(-1, pairs.shape[1]*self.tuples)
-        return np.column_stack([batches, rng.integers(len(self.pids), size=(len(batches), self.batch_size - batches.shape[1]))])
+        rest = rng.integers(len(self.pids), size=(len(batches), self.batch_size - batches.shape[1]))
+        return np.column_stack([batches, rest])
 
     def _others(self, tuples, rng):
         "For each row of tuples [T, n], a random image of an identity that is not in it."

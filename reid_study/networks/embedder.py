@@ -16,8 +16,8 @@ from .heads import BNNeck
 class Embedder(nn.Module):
     """Backbone, global average pooling, embedding, BNNeck, heads: images [B, 3, H, W] -> a dictionary.
 
-    It holds the feature "before" the neck [B, D], the one "after" it [B, D], and each head's output by the
-    head's name. `embed` gives the feature after the neck alone, which is what retrieval compares.
+    The dictionary holds the feature "before" the neck [B, D], the one "after" it [B, D], and the output of each head under
+    its name. `embed` gives only the feature after the neck, which retrieval compares.
     """
     def __init__(self, backbone, dim=256):
         super().__init__()
@@ -67,6 +67,7 @@ def outputs_all(network, loader):
     finally: network.train(training)
     return {name: torch.cat([part[name].float() for part in parts]) for name in parts[0]}
 
+# %% ../../nbs/22_networks.embedder.ipynb #fec15735
 def embed_all(network, loader):
-    "The feature after the neck alone: [N, D]."
+    "The feature after the neck for every image of a loader: [N, D]."
     return outputs_all(network, loader)["after"]

@@ -97,8 +97,8 @@ class OSNet(nn.Module):
     def forward(self, images): return self.last(self.stages(self.pool(self.stem(images))))
 
 # %% ../../nbs/24_networks.osnet.ipynb #c3a67826
-_BLOCK = {"conv1": "reduce", "conv2a": "streams.0.0", "conv2b": "streams.1", "conv2c": "streams.2", "conv2d": "streams.3", "conv3": "expand",
-          "downsample": "shortcut"}
+_BLOCK = {"conv1": "reduce", "conv2a": "streams.0.0", "conv2b": "streams.1", "conv2c": "streams.2", "conv2d": "streams.3",
+          "conv3": "expand", "downsample": "shortcut"}
 _LAYER = {"bn": "norm", "conv1": "pointwise", "conv2": "depthwise", "fc1": "squeeze", "fc2": "excite"}
 
 def _ours(name):

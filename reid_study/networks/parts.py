@@ -15,7 +15,8 @@ from .backbones import load_torchvision, register_backbone, resnet50, small
 
 # %% ../../nbs/26_networks.parts.ipynb #896c091d
 class Stripes(nn.Module):
-    """Horizontal stripes of a map, the mean of each reduced by a 1×1 convolution, batch normalisation and ReLU: [B, channels, H, W] -> [B, parts, width].
+    """Horizontal stripes of a map, the mean of each reduced by a 1×1 convolution, batch normalisation and ReLU: [B, channels,
+    H, W] -> [B, parts, width].
 
     `shared`: one reduction for all stripes instead of one each. PCB, section 3. Maps of fewer rows than stripes raise `InputError`.
     """
@@ -30,7 +31,8 @@ class Stripes(nn.Module):
 
     def forward(self, x):
         if x.shape[2] < self.parts:
-            raise InputError(f"a map of {x.shape[2]} rows cannot be cut into {self.parts} stripes; a row is 16 pixels of the image, so use images at least {16*self.parts} pixels high")
+            raise InputError(f"a map of {x.shape[2]} rows cannot be cut into {self.parts} stripes; a row is 16 pixels of the image, so "
+                             f"use images at least {16*self.parts} pixels high")
         means = F.adaptive_avg_pool2d(x, (self.parts, 1))[:, :, :, 0]                                 # [B, C, parts]
         if not self.shared: means = means.transpose(1, 2).flatten(1)[:, :, None]                      # [B, parts·C, 1]
         reduced = F.relu(self.norm(self.reduce(means)))
@@ -40,19 +42,23 @@ class Stripes(nn.Module):
 class PCB(nn.Module):
     """Part-based convolutional baseline, in an `Embedder`'s place: images [B, 3, H, W] -> a dictionary.
 
-    "before" and "after" are both the parts side by side [B, dim]. The head "identity" stands once at each part and gives [B, parts, C]; others read all parts.
-    `dim` is the width of all parts together. Sun et al., ECCV 2018, whose stripes have 256 numbers each. Raises `InputError` where `dim` is no multiple of `parts`.
+    "before" and "after" are both the parts side by side [B, dim]. The head "identity" stands once at each part and gives [B,
+    parts, C]; others read all parts.
+    `dim` is the width of all parts together. Sun et al., ECCV 2018, whose stripes have 256 numbers each. Raises `InputError`
+    where `dim` is no multiple of `parts`.
     """
     def __init__(self, backbone, dim=384, parts=6, shared=False):
         super().__init__()
         for name, value in (("parts", parts), ("dim", dim)): check_number(name, value, least=1, whole=True)
-        if dim % parts: raise InputError(f"dim={dim} cannot be shared among {parts} parts; use a multiple, such as dim={-(-dim//parts)*parts}")
+        if dim % parts:
+            raise InputError(f"dim={dim} cannot be shared among {parts} parts; use a multiple, such as dim={-(-dim//parts)*parts}")
         self.backbone, self.stripes, self.heads = backbone, Stripes(backbone.width_out, parts, dim//parts, shared), nn.ModuleDict()
 
     def attach(self, heads):
         "Build heads, name -> function of the width that it reads that makes the module."
         parts, width = self.stripes.parts, self.stripes.width
-        self.heads.update({name: EachPart(make(width) for _ in range(parts)) if name == "identity" else make(parts*width) for name, make in heads.items()})
+        self.heads.update({name: EachPart(make(width) for _ in range(parts)) if name == "identity" else make(parts*width) for name,
+                           make in heads.items()})
 
     def embed(self, images): return self.stripes(self.backbone(images)).flatten(1)
 

@@ -32,7 +32,8 @@ class TimmBackbone(FromTimm):
         except (AssertionError, RuntimeError) as e:
             size, own = list(images.shape[2:]), list(self.network.pretrained_cfg["input_size"][1:])
             if not self.network.pretrained_cfg["fixed_input_size"] or size == own: raise
-            raise InputError("this network of timm's is made for images of {}×{} pixels and does not take {}×{} ({}); set height and width, "
+            raise InputError("this network of timm's is made for images of {}×{} pixels and does not take {}×{} ({}); set height and "
+                             "width, "
                              "or choose another network".format(*own, *size, str(e).splitlines()[0])) from e
 
 # %% ../../nbs/29_networks.timm.ipynb #1003fd89

@@ -58,7 +58,8 @@ def load_timm(backbone, path):
 SIDE = 16     # pixels of a patch
 
 class Tokens(FromTimm):
-    """A timm vision transformer as a backbone: [B, 3, H, W] -> the class token, [B, C, 1, 1], or with `output` "map" the patches, [B, C, H/16, W/16].
+    """A timm vision transformer as a backbone: [B, 3, H, W] -> the class token, [B, C, 1, 1], or with `output` "map" the
+    patches, [B, C, H/16, W/16].
 
     `mean`, `std`: how the network wants its images normalised; None takes them as they come. A network without a class
     token, such as one that pools, raises `InputError` for "class", and so do images whose sides are not multiples of 16.
@@ -73,7 +74,8 @@ class Tokens(FromTimm):
     def forward(self, images):
         B, _, H, W = images.shape
         if H % SIDE or W % SIDE:
-            raise InputError(f"images of {H}×{W} cannot be cut into patches of {SIDE}×{SIDE}; use a height and a width that are multiples of {SIDE}")
+            raise InputError(f"images of {H}×{W} cannot be cut into patches of {SIDE}×{SIDE}; use a height and a width that are "
+                             f"multiples of {SIDE}")
         tokens = self.vit.forward_features(self.normalised(images))
         if self.output == "class": return tokens[:, 0, :, None, None]
         return tokens[:, self.vit.num_prefix_tokens:].transpose(1, 2).reshape(B, -1, H//SIDE, W//SIDE)
@@ -85,7 +87,8 @@ def timm_network(name, pretrained=False, **options):
     Raises `InputError` where timm is not installed, and where the network or its weights cannot be had.
     """
     try: import timm
-    except ImportError: raise InputError(f'the backbone {name} is timm\'s, which is not installed; pip install -c constraints.txt -e ".[timm]"') from None
+    except ImportError:
+        raise InputError(f'the backbone {name} is timm\'s, which is not installed; pip install -c constraints.txt -e ".[timm]"') from None
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), cutoff=0)
         raise InputError(f"timm has no network {name!r}; did you mean {' or '.join(close)}?")
@@ -108,7 +111,8 @@ def vit(name, pretrained=False, output="class", size=(256, 128)):
     if not re.match("vit_.*_patch16_", name):
         raise InputError(f"{name!r} is no vision transformer of timm's with patches of 16; choose one such as vit_small_patch16_224")
     try: network = timm_network(name, pretrained, img_size=tuple(size), dynamic_img_size=True)
-    except TypeError as e: raise InputError(f"{name} cannot take images of other sizes than its own ({e}); choose one such as vit_small_patch16_224") from e
+    except TypeError as e:
+        raise InputError(f"{name} cannot take images of other sizes than its own ({e}); choose one such as vit_small_patch16_224") from e
     own = {k: network.pretrained_cfg[k] for k in ("mean", "std")} if pretrained else {}
     return Tokens(network, output, **own)
 

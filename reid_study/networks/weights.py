@@ -49,13 +49,14 @@ def load_renamed(network, weights, rename, what):
     """
     own, theirs, remedy = network.state_dict(), {}, "choose the network that they were trained with"
     for name in weights:
-        if (ours := rename(name)) in theirs: raise InputError(f"the weights have {theirs[ours]} and {name} for one place in {what}; {remedy}")
+        if (ours := rename(name)) in theirs:
+            raise InputError(f"the weights have {theirs[ours]} and {name} for one place in {what}; {remedy}")
         if ours is not None: theirs[ours] = name
     strange = [name for ours, name in theirs.items() if ours not in own]
     if strange: raise InputError(f"the weights are not of {what}, which has no place for {_some(strange)}; {remedy}")
     shapes = {name: (list(weights[name].shape), list(own[ours].shape)) for ours, name in theirs.items()}
     other = [f"{name} {a} for {b}" for name, (a, b) in shapes.items() if a != b]
-    if other: raise InputError(f"the weights are not of {what}, shapes differ: {_some(other)}; choose the width that they were trained with")
+    if other: raise InputError(f"the weights are not of {what}, shapes differ: {_some(other)}; choose the width of their network")
     lacking = [ours for ours in own if ours not in theirs and not ours.endswith("num_batches_tracked")]
     if lacking: raise InputError(f"the weights are not of {what}, or not complete: there are none for {_some(lacking)}; {remedy}")
     network.load_state_dict(own | {ours: weights[name] for ours, name in theirs.items()})

@@ -325,5 +325,7 @@ def make_runs(plan, data="data", runs="runs", device=None, side_by_side=1, known
     for seed, change, config in plan:
         try: found.append((known or {}).get(run_id(config)) or read_run(make_run(config, data, runs, device, side_by_side, opened), config))
         except Exception as e: failed.append((f"{config['recipe']} seed {seed}" + "".join(f", {k} {v}" for k, v in change.items()), e))
-    if failed: raise RuntimeError("; ".join(f"{name}: {e}" for name, e in failed)) from failed[0][1]
+    if failed: raise RuntimeError("; ".join(f"{name}: {_last_line(e)}" for name, e in failed)) from failed[0][1]
     return found
+
+def _last_line(error): return (str(error).strip() or repr(error)).splitlines()[-1].strip()      # fastai puts a heading above the message

@@ -90,7 +90,7 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
     batches = make_sampler(sampler, table.pid[table.split == "train"].to_numpy(), p, k, steps, seed)
     dls = make_loaders(table, images, batches, Augment(flip, shift, erase, seed, device), device=device)
     heads, objective = _heads_and_objective(recipe, settings, dls, dim, seed)
-    network = make_embedder(backbone, dim, heads, seed, pretrained, **({"weights": weights} if weights else {}))
+    network = make_embedder(backbone, dim, heads, seed, pretrained, weights or None)
     stamp = {"recipe": recipe.name, "settings": recipe.settings(settings), "seed": seed, "sampler": sampler, "batch": [p, k],
              "backbone": backbone, "start": [pretrained, weights], "dim": dim, "precision": precision, "device": kind,
              "steps": len(batches), "augmentation": [flip, shift, erase], "decay and clip": [weight_decay, clip],
