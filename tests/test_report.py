@@ -34,12 +34,14 @@ def fake_run(root, recipe, seed, metrics=None, **changes):
     cmc = np.minimum(1, np.linspace(.5, 1, 50) + .05*rng.random()).tolist()
     write_json(folder/"config.json", config)
     write_json(folder/"metrics.json", dict(
-        mAP=.4 + .2*rng.random(), mINP=.2 + .1*rng.random(), cmc=cmc, queries=40, dropped=0, gallery=90, cameras=True, chance=.05, distance="Euclidean(normalize=True)",
-        protocol=protocol, train_seconds=30 + rng.random(), embedding_seconds=.4, evaluation_seconds=.1, images_per_second=1500.0, parameters=10**6) | (metrics or {}))
+        mAP=.4 + .2*rng.random(), mINP=.2 + .1*rng.random(), cmc=cmc, queries=40, dropped=0, gallery=90, cameras=True, chance=.05,
+        distance="Euclidean(normalize=True)", protocol=protocol, train_seconds=30 + rng.random(), embedding_seconds=.4, evaluation_seconds=.1,
+        images_per_second=1500.0, parameters=10**6) | (metrics or {}))
     write_json(folder/"env.json", dict(python="3.11.7", torch="2.14.1", cpu="Some processor", cores=4, threads=1, device="cpu"))
     epochs, terms = np.arange(1, config["epochs"] + 1), {}
     for term in recipe.split("+"): terms |= {term: 1/epochs, f"{term}.{'accuracy' if term == 'identity' else 'active'}": 1 - .9/epochs}
-    pd.DataFrame(dict(epoch=epochs, lr=1e-3, loss=2/epochs, **terms, mAP=.5 - .3/epochs, rank1=.5, seconds=6.0)).to_csv(folder/"history.csv", index=False)
+    history = pd.DataFrame(dict(epoch=epochs, lr=1e-3, loss=2/epochs, **terms, mAP=.5 - .3/epochs, rank1=.5, seconds=6.0))
+    history.to_csv(folder/"history.csv", index=False)
     people, names = np.repeat(np.arange(1, 11), 4), [f"query/{i:04}.jpg" for i in range(8)]
     tables = dict(
         per_query=pd.DataFrame(dict(query=np.arange(40), pid=people, AP=rng.random(40), d_ap=.5, d_an=1.1, valid=True)),
@@ -107,8 +109,9 @@ def test_the_table_is_what_one_computes_by_hand(root):
     rows = [[cell.strip().replace("**", "") for cell in line.split("|")[1:-1]] for line in results_markdown(find_runs(root)).splitlines()]
     assert rows[0] == ["recipe", "family", "mAP", "rank-1", "rank-5", "rank-10", "mINP"]
     assert [(r[0], r[1]) for r in rows[2:]] == [("identity", "representation"), ("triplet", "metric"), ("identity+triplet", "both")]
+    read = lambda folder, name: json.loads((folder/f"{name}.json").read_text())
     for recipe, _, *cells in rows[2:]:
-        found = [json.loads((f/"metrics.json").read_text()) for f in (root/"run").glob("[!.]*") if json.loads((f/"config.json").read_text())["recipe"] == recipe]
+        found = [read(f, "metrics") for f in (root/"run").glob("[!.]*") if read(f, "config")["recipe"] == recipe]
         columns = [100*m["mAP"] for m in found], *([100*m["cmc"][k - 1] for m in found] for k in (1, 5, 10)), [100*m["mINP"] for m in found]
         assert cells == [f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in columns]
 
@@ -128,7 +131,8 @@ def test_few_seeds_give_a_descriptive_spread(tmp_path):
     assert "descriptive" in spread_sentence(runs[:4]) and "descriptive" not in spread_sentence(runs) and "verdict" in spread_sentence(runs)
 
 
-@pytest.mark.parametrize("changes, word", [(dict(dataset="market1501"), "dataset"), (dict(epochs=9), "epochs"), (dict(height=128), "height"), (dict(precision="bfloat16"), "precision")])
+@pytest.mark.parametrize("changes, word", [
+    (dict(dataset="market1501"), "dataset"), (dict(epochs=9), "epochs"), (dict(height=128), "height"), (dict(precision="bfloat16"), "precision")])
 def test_runs_of_another_configuration_are_refused(root, tmp_path, changes, word):
     other = fake_run(tmp_path, "triplet", 2, **changes)
     with pytest.raises(InputError, match=word) as e: find_runs([root, other])
@@ -170,7 +174,8 @@ def test_real_people_are_shown_only_on_request(tmp_path, images):
 
 def test_images_that_are_not_there_are_said_to_be_missing(root, images, tmp_path):
     runs = find_runs(root)
-    assert "not given" in hidden_people(runs) and "18 of 18" in hidden_people(runs, tmp_path) and "without them" in hidden_people(runs, images, False)
+    assert "not given" in hidden_people(runs) and "18 of 18" in hidden_people(runs, tmp_path)
+    assert "without them" in hidden_people(runs, images, False)
     assert hidden_people(runs, images) == ""
 
 
@@ -182,16 +187,19 @@ def test_right_and_wrong_differ_in_more_than_colour(root, images):
 
 def test_overlap():
     pairs = pd.DataFrame(dict(distance=[.1, .2, .3, .4], positive=[1, 1, 0, 0], negative=[0, 50, 25, 25]))
-    assert overlap(pairs) == .5 and overlap(pairs.assign(negative=pairs.positive*7)) == 1 and overlap(pairs.assign(negative=[0, 0, 3, 4])) == 0
+    assert overlap(pairs) == .5 and overlap(pairs.assign(negative=pairs.positive*7)) == 1
+    assert overlap(pairs.assign(negative=[0, 0, 3, 4])) == 0
 
 
 def test_names_are_escaped(tmp_path):
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("display_data", {"text/html": "<p>1</p>"})])])
+    output = nbformat.v4.new_output("display_data", {"text/html": "<p>1</p>"})
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])])
     nbformat.write(nb, tmp_path/"a.ipynb")
     assert "<h1>a &lt; b</h1>" in to_html(tmp_path/"a.ipynb", tmp_path/"a.html", "a < b").read_text()
 
 
-@pytest.mark.parametrize("draw", ["score_spread", "cmc_curves", "distance_histograms", "embedding_views", "training_curves", "validation_curves"])
+@pytest.mark.parametrize("draw", [
+    "score_spread", "cmc_curves", "distance_histograms", "embedding_views", "training_curves", "validation_curves"])
 def test_pictures_are_the_same_bytes_for_the_same_runs(root, draw):
     one, two = (shown(getattr(figures, draw), find_runs(root)).data for _ in range(2))
     assert one == two and f'alt="{figures.caption(getattr(figures, draw))[:20]}' in one

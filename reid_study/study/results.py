@@ -75,12 +75,18 @@ class Results:
 
     def runs(self, arm, recipe, change=None):
         "The runs of a recipe in an arm with exactly this `change` (None: without one): seed -> `Run`. `InputError` if there is none."
-        t = self.table[(self.table.arm == arm) & (self.table.recipe == recipe)]
-        t = t.loc[[i for i, c in t.change.items() if c == (change or {})]].sort_values("seed")
-        if t.empty:
+        if "runs" not in self.cache: self.cache["runs"] = self._by_place()
+        found = self.cache["runs"].get((arm, recipe, frozenset((change or {}).items())))
+        if not found:
             raise InputError(f"the study {self.study['study']} has no run of {cell_name(arm, recipe, None, change)}; "
                              "add it to the study file, or leave out the question")
-        return dict(zip(t.seed, t.run))
+        return dict(found)
+
+    def _by_place(self):
+        found = {}
+        for row in self.table.sort_values("seed", kind="stable").itertuples():
+            found.setdefault((row.arm, row.recipe, frozenset(row.change.items())), {})[row.seed] = row.run
+        return found
 
 # %% ../../nbs/73_study.results.ipynb #2f163eb9
 FREE = ("recipe", "seed", "settings", "lr", "sampler", "versions")        # fields that may differ between recipes
