@@ -35,8 +35,8 @@ def fake_run(root, recipe, seed, metrics=None, **changes):
     write_json(folder/"config.json", config)
     write_json(folder/"metrics.json", dict(
         mAP=.4 + .2*rng.random(), mINP=.2 + .1*rng.random(), cmc=cmc, queries=40, dropped=0, gallery=90, cameras=True, chance=.05,
-        distance="Euclidean(normalize=True)", protocol=protocol, train_seconds=30 + rng.random(), embedding_seconds=.4, evaluation_seconds=.1,
-        images_per_second=1500.0, parameters=10**6) | (metrics or {}))
+        distance="Euclidean(normalize=True)", protocol=protocol, train_seconds=30 + rng.random(), embedding_seconds=.4,
+        evaluation_seconds=.1, images_per_second=1500.0, parameters=10**6) | (metrics or {}))
     write_json(folder/"env.json", dict(python="3.11.7", torch="2.14.1", cpu="Some processor", cores=4, threads=1, device="cpu"))
     epochs, terms = np.arange(1, config["epochs"] + 1), {}
     for term in recipe.split("+"): terms |= {term: 1/epochs, f"{term}.{'accuracy' if term == 'identity' else 'active'}": 1 - .9/epochs}
@@ -132,7 +132,8 @@ def test_few_seeds_give_a_descriptive_spread(tmp_path):
 
 
 @pytest.mark.parametrize("changes, word", [
-    (dict(dataset="market1501"), "dataset"), (dict(epochs=9), "epochs"), (dict(height=128), "height"), (dict(precision="bfloat16"), "precision")])
+    (dict(dataset="market1501"), "dataset"), (dict(epochs=9), "epochs"), (dict(height=128), "height"),
+    (dict(precision="bfloat16"), "precision")])
 def test_runs_of_another_configuration_are_refused(root, tmp_path, changes, word):
     other = fake_run(tmp_path, "triplet", 2, **changes)
     with pytest.raises(InputError, match=word) as e: find_runs([root, other])
