@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core import InputError, atomic, check_number, read_json, write_json
 from ..losses.base import LOSSES
-from .config import make_config
+from .config import make_config, run_id
 from .results import Tuning, read_results
 from .run import check_sums, disk_full_named, environment, one_at_a_time, partial_folder, place, seal, train
 from ..training.recipes import get_recipe
