@@ -98,8 +98,7 @@ class TupleSampler(BatchSampler):
     """Tuples: two images of one identity and one image each of `negatives` others. Every image is drawn at least once per pass.
 
     `pids` [N]: identity of each image. `negatives`: 1 makes triplets, 2 quadruplets, which are also a positive and a negative pair.
-    Places that are left when no further tuple fits into the batch hold images drawn at random. An identity with one image is
-    paired with itself.
+    Places of a batch that are too few for another tuple hold images drawn at random. A single image is paired with itself.
     Raises `InputError` when there are fewer than `negatives` + 1 identities or a batch holds no tuple.
     """
     def __init__(self, pids, negatives=1, batch_size=64, steps=None, seed=0):

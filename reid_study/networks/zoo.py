@@ -20,6 +20,7 @@ def multiply_adds(network, size=(256, 128)):
     finally: network.train(training)
     return counter.get_total_flops()//2
 
+# %% ../../nbs/28_networks.zoo.ipynb #e421e8ca
 def parameters(network):
     "The number of parameters of a network."
     return sum(p.numel() for p in network.parameters())
