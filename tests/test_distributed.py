@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def launch(*arguments):
     "`torchrun --nproc-per-node 2 -m reid_study.cli run` on this machine's CPUs."
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command, environment = [*torchrun, "-m", "reid_study.cli", "run", *map(str, arguments)], {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, "-m", "reid_study.cli", "run", *map(str, arguments)]
+    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600)
 
 
@@ -24,7 +25,8 @@ def test_torchrun_makes_an_ordinary_run(tmp_path):
     pytest.importorskip("accelerate")
     make_people(tmp_path/"data"/"people", n_train=6, n_test=2, n_distractors=0, n_junk=0, progress=False)
     settings = {"validation": 2, "epochs": 1, "p": 4, "k": 2, "height": 32, "width": 16}
-    done = launch("identity+triplet", "--set", *(f"{name}={value}" for name, value in settings.items()), "--data", tmp_path/"data", "--runs", tmp_path/"runs")
+    changes = [f"{name}={value}" for name, value in settings.items()]
+    done = launch("identity+triplet", "--set", *changes, "--data", tmp_path/"data", "--runs", tmp_path/"runs")
     assert done.returncode == 0, done.stderr[-3000:]
     folder, = (p for p in (tmp_path/"runs"/"run").iterdir() if not p.name.startswith("."))
     assert done.stdout.count(str(folder)) == 1 and "mAP" in done.stdout            # rank 0 alone prints

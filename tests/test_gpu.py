@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 def learner_of(recipe="identity+triplet", device="cuda", **settings):
-    table = pd.DataFrame([(f"{p:04}_c{c}_{i}.jpg", p, c) for p in range(1, 13) for c in range(1, 4) for i in range(4)], columns=["path", "pid", "camid"])
+    rows = [(f"{p:04}_c{c}_{i}.jpg", p, c) for p in range(1, 13) for c in range(1, 4) for i in range(4)]
+    table = pd.DataFrame(rows, columns=["path", "pid", "camid"])
     table["split"] = np.where(table.pid <= 8, "train", np.where(~table.duplicated(["pid", "camid"]), "query", "gallery"))
     images = np.random.default_rng(0).integers(0, 256, (len(table), 32, 16, 3), dtype=np.uint8)
     table = table.assign(**{name: (table.pid + i) % 2 for i, name in enumerate(ATTRIBUTES)})
@@ -50,11 +51,15 @@ def _distance(state, other):
     return torch.cat([d.flatten() for d in difference]).norm()
 
 
-def _state(learn): return {name: v.cpu() for part in (learn.model, learn.loss_func) for name, v in part.state_dict().items() if torch.is_tensor(v)}
+def _state(learn):
+    return {name: v.cpu() for part in (learn.model, learn.loss_func) for name, v in part.state_dict().items() if torch.is_tensor(v)}
 
 
 def _trained(context, device, recipe):
-    "(losses of each epoch, all weights and statistics) of a training whose augmentation does nothing, since a GPU draws other numbers for parts of a batch."
+    """(losses of each epoch, all weights and statistics) of a training.
+
+    Its augmentation does nothing, since a GPU draws other numbers for parts of a batch.
+    """
     torch.backends.cudnn.allow_tf32 = False
     learn = learner_of(recipe, device, flip=0., shift=0., erase=0.)
     class Watch(Callback):
@@ -67,7 +72,8 @@ def _rank(rank, folder, kind, recipe, shard):
     from reid_study.training.distributed import over_ranks, sharded_identity
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     if kind == "cuda": torch.cuda.set_device(rank)
-    torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 
     @contextlib.contextmanager
     def context(learn):
@@ -82,11 +88,13 @@ def test_a_recorded_training_is_the_one_that_it_records(recipe):
     def not_recorded(learn):
         with learn.removed_cbs([learn.recorded]): yield
 
-    (losses, recorded, was), (other_losses, other, was_not) = _trained(contextlib.nullcontext, "cuda", recipe), _trained(not_recorded, "cuda", recipe)
+    losses, recorded, was = _trained(contextlib.nullcontext, "cuda", recipe)
+    other_losses, other, was_not = _trained(not_recorded, "cuda", recipe)
     assert was == {True} and was_not == {False}
     start = _state(learner_of(recipe))
     assert np.allclose(losses, other_losses, rtol=1e-3) and recorded.keys() == other.keys()
-    assert all(torch.equal(v, other[name]) for name, v in recorded.items() if "tracked" in name)      # recording left the statistics as they were
+    # recording left the statistics as they were
+    assert all(torch.equal(v, other[name]) for name, v in recorded.items() if "tracked" in name)
     assert all(torch.allclose(v, other[name], rtol=1e-2, atol=1e-3) for name, v in recorded.items() if "running" in name)
     assert _distance(recorded, other) < 0.1*_distance(other, start)
 
@@ -97,15 +105,18 @@ def test_every_recipe_trains_in_bfloat16(recipe):
     with learn.no_logging(), learn.no_bar(): history = fit(learn, 2, 1e-3)
     assert len(history) == 2 and np.isfinite(history.loss).all() and "forward" not in vars(learn.model)
     shown = np.array(learn.recorder.losses)
-    assert len(shown) == 10 and np.isfinite(shown[np.isfinite(shown).argmax():]).all() and np.isfinite(shown[-1])     # NaN until the first has arrived
+    # NaN until the first has arrived
+    assert len(shown) == 10 and np.isfinite(shown[np.isfinite(shown).argmax():]).all() and np.isfinite(shown[-1])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs")
-@pytest.mark.parametrize("recipe,shard", [("identity+triplet", False), ("identity+triplet", True), ("contrastive_memory", False), ("verification", False)])
+@pytest.mark.parametrize("recipe,shard", [("identity+triplet", False), ("identity+triplet", True), ("contrastive_memory", False),
+                                          ("verification", False)])
 def test_two_gpus_train_as_one(recipe, shard, tmp_path, kind="cuda"):
     torch.multiprocessing.spawn(_rank, (str(tmp_path), kind, recipe, shard), nprocs=2)
     (losses, state), (other_losses, other_state) = (torch.load(tmp_path/f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert losses == other_losses and state.keys() == other_state.keys() and all(torch.equal(state[name], other_state[name]) for name in state)
+    assert losses == other_losses and state.keys() == other_state.keys()
+    assert all(torch.equal(state[name], other_state[name]) for name in state)
     start, (alone_losses, alone, _) = _state(learner_of(recipe, kind)), _trained(contextlib.nullcontext, kind, recipe)
     assert np.allclose(losses, alone_losses, rtol=1e-3) and state.keys() == alone.keys()
     running = [name for name in state if "running" in name]

@@ -86,7 +86,8 @@ def run(case, **changes):
 def same(a, b, exact=True):
     if a is None or b is None: return a is b
     equal = np.array_equal if exact else lambda x, y, equal_nan=True: np.allclose(x, y, rtol=0, atol=1e-12, equal_nan=equal_nan)
-    return all(equal(getattr(a, k), getattr(b, k), equal_nan=True) for k in ("AP", "INP", "rank1", "first_rank", "cmc", "matches", "mAP", "mINP"))
+    fields = ("AP", "INP", "rank1", "first_rank", "cmc", "matches", "mAP", "mINP")
+    return all(equal(getattr(a, k), getattr(b, k), equal_nan=True) for k in fields)
 
 
 @given(cases())
@@ -100,7 +101,8 @@ def test_oracle(case):
     trapezoid = case["protocol"].ap == "trapezoid"
     for i in np.flatnonzero(result.valid):
         e = expected[i]
-        assert np.allclose([result.AP[i], result.INP[i], result.first_rank[i], result.rank1[i]], [e[int(trapezoid)], e[2], e[3], e[4]], rtol=0, atol=1e-12)
+        found = [result.AP[i], result.INP[i], result.first_rank[i], result.rank1[i]]
+        assert np.allclose(found, [e[int(trapezoid)], e[2], e[3], e[4]], rtol=0, atol=1e-12)
     mean = np.mean(valid, axis=0)
     assert np.allclose([result.mAP, result.mINP, *result.cmc], [mean[int(trapezoid)], mean[2], *mean[4:]], rtol=0, atol=1e-12)
     assert len(result.cmc) == case["protocol"].max_rank and (np.diff(result.cmc) >= -1e-12).all()
@@ -135,7 +137,8 @@ def test_relabelling_changes_nothing(case, people, cameras):
     name = {-1: -1, 0: 0, **{i + 1: 10*p for i, p in enumerate(people)}}
     rename = lambda pids: np.array([name[p] for p in pids])
     recam = lambda cams: None if cams is None else np.array([7*cameras[c - 1] for c in cams])
-    assert same(run(case), run(case, q_pids=rename(case["q_pids"]), g_pids=rename(case["g_pids"]), q_cams=recam(case["q_cams"]), g_cams=recam(case["g_cams"])))
+    renamed = {key: rename(case[key]) for key in ("q_pids", "g_pids")} | {key: recam(case[key]) for key in ("q_cams", "g_cams")}
+    assert same(run(case), run(case, **renamed))
 
 
 @given(cases())
@@ -148,8 +151,9 @@ def test_monotone_transforms_change_nothing(case):
 def test_duplicating_the_queries_changes_no_mean(case):
     if case["own"]: return
     twice = lambda x: None if x is None else np.concatenate([x, x])
-    assert same(*((a and type(a)(**{**vars(a), "AP": 0, "INP": 0, "rank1": 0, "first_rank": 0, "matches": 0, "query_pids": 0}))
-                  for a in (run(case), run(case, d=twice(case["d"]), q_pids=twice(case["q_pids"]), q_cams=twice(case["q_cams"])))), exact=False)
+    doubled = run(case, **{key: twice(case[key]) for key in ("d", "q_pids", "q_cams")})
+    per_query = dict.fromkeys(("AP", "INP", "rank1", "first_rank", "matches", "query_pids"), 0)
+    assert same(*(a and type(a)(**{**vars(a), **per_query}) for a in (run(case), doubled)), exact=False)
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=600), st.sets(st.integers(0, 6), min_size=1))
@@ -179,14 +183,16 @@ def test_embeddings_against_sorting(distance, ap):
     for i in range(len(q)):
         keep = (g_pids != -1) & ~((g_pids == q_pids[i]) & (g_cams == q_cams[i]))
         expected = score((g_pids[keep] == q_pids[i])[d[i][keep].argsort()].tolist(), 50)
-        assert np.allclose([result.AP[i], result.INP[i], result.first_rank[i]], [expected[ap == "trapezoid"], *expected[2:4]], rtol=0, atol=1e-12)
+        found = [result.AP[i], result.INP[i], result.first_rank[i]]
+        assert np.allclose(found, [expected[ap == "trapezoid"], *expected[2:4]], rtol=0, atol=1e-12)
     assert result.n_gallery == int((g_pids != -1).sum()) and result.cameras and not result.own_gallery
 
 
 def test_what_comes_in_as_what():
     q, x, *ids = world()
     a = evaluate_retrieval(q, x, *ids)
-    for b in (evaluate_retrieval(q.numpy(), x.numpy(), *(i.numpy() for i in ids)), evaluate_retrieval(q.requires_grad_(), x, *(i.tolist() for i in ids)),
+    for b in (evaluate_retrieval(q.numpy(), x.numpy(), *(i.numpy() for i in ids)),
+              evaluate_retrieval(q.requires_grad_(), x, *(i.tolist() for i in ids)),
               evaluate_retrieval(q.detach().double(), x, *(i.int() for i in ids))):
         assert np.allclose(a.AP, b.AP, atol=1e-3)
     with torch.autocast("cpu", dtype=torch.bfloat16): assert same(a, evaluate_retrieval(q, x, *ids))
@@ -203,7 +209,8 @@ def test_many_matches_and_large_tie_groups():
         orders.append([score((pids[order] == p)[row[order].argsort(kind="stable")].tolist(), 50)[:3] for row, p in zip(d, [1, 2, 1, 2])])
     orders = np.array(orders)
     error = orders.std(0)/math.sqrt(len(orders))
-    assert (np.abs(orders.mean(0)[:, 0] - r.AP) < 5*error[:, 0] + 1e-9).all() and (np.abs(orders.mean(0)[:, 2] - r.INP) < 5*error[:, 2] + 1e-9).all()
+    assert (np.abs(orders.mean(0)[:, 0] - r.AP) < 5*error[:, 0] + 1e-9).all()
+    assert (np.abs(orders.mean(0)[:, 2] - r.INP) < 5*error[:, 2] + 1e-9).all()
 
 
 def test_blocks_are_asked_for_once_and_in_order():
@@ -242,14 +249,26 @@ def test_same_camera_may_count():
 
 @pytest.mark.parametrize("change, says", [
     (dict(query=torch.ones(3, 2).long()), "float"), (dict(query=torch.ones(3)), "flatten"), (dict(gallery=torch.ones(4, 5)), "width"),
-    (dict(query=torch.tensor([[1., 2], [float("nan"), 0], [1, 1]])), "query embeddings .* row 1"), (dict(gallery=torch.full((4, 2), -float("inf"))), "gallery embeddings"),
-    (dict(query_pids=[1, 2]), "3 embeddings and 2 pids"), (dict(gallery_pids=[1, 2]), "4 embeddings and 2 pids"), (dict(query_camids=[1, 1]), "one side"),
-    (dict(query_camids=[1, 1], gallery_camids=[1]*4), "query_camids has 2"), (dict(query_pids=["a", "b", "c"]), "whole numbers"), (dict(query_pids=[1., 2, 3]), "whole numbers"),
+    (dict(query=torch.tensor([[1., 2], [float("nan"), 0], [1, 1]])), "query embeddings .* row 1"),
+    (dict(gallery=torch.full((4, 2), -float("inf"))), "gallery embeddings"),
+    (dict(query_pids=[1, 2]), "3 embeddings and 2 pids"),
+    (dict(gallery_pids=[1, 2]), "4 embeddings and 2 pids"),
+    (dict(query_camids=[1, 1]), "one side"),
+    (dict(query_camids=[1, 1], gallery_camids=[1]*4), "query_camids has 2"),
+    (dict(query_pids=["a", "b", "c"]), "whole numbers"),
+    (dict(query_pids=[1., 2, 3]), "whole numbers"),
     (dict(query_pids=[], query=torch.ones(0, 2)), "no queries"), (dict(gallery_pids=[], gallery=torch.ones(0, 2)), "gallery is empty"),
-    (dict(query_pids=[0, 1, 2]), "distractor_pid=None"), (dict(query_pids=[-1, 1, 2]), "junk_pid=None"), (dict(gallery_pids=[-1]*4), "every gallery image"),
-    (dict(query_pids=[7, 8, 9]), "has a match"), (dict(gallery=None), "go together"), (dict(gallery_pids=None), "go together"), (dict(block=0), "block"),
-    (dict(query=lambda a, b: torch.ones(b - a, 4)), "gallery=None"), (dict(query=lambda a, b: torch.ones(b - a, 3), gallery=None), "a column a gallery image"),
-    (dict(query=lambda a, b: torch.full((b - a, 4), float("nan")), gallery=None), "query 0 to gallery image 0 is NaN"), (dict(distance="euclid"), "unknown distance"),
+    (dict(query_pids=[0, 1, 2]), "distractor_pid=None"),
+    (dict(query_pids=[-1, 1, 2]), "junk_pid=None"),
+    (dict(gallery_pids=[-1]*4), "every gallery image"),
+    (dict(query_pids=[7, 8, 9]), "has a match"),
+    (dict(gallery=None), "go together"),
+    (dict(gallery_pids=None), "go together"),
+    (dict(block=0), "block"),
+    (dict(query=lambda a, b: torch.ones(b - a, 4)), "gallery=None"),
+    (dict(query=lambda a, b: torch.ones(b - a, 3), gallery=None), "a column a gallery image"),
+    (dict(query=lambda a, b: torch.full((b - a, 4), float("nan")), gallery=None), "query 0 to gallery image 0 is NaN"),
+    (dict(distance="euclid"), "unknown distance"),
 ])
 def test_errors_name_the_remedy(change, says):
     good = dict(query=torch.rand(3, 2), gallery=torch.rand(4, 2), query_pids=[1, 2, 3], gallery_pids=[1, 2, 3, 0])
@@ -260,6 +279,7 @@ def test_errors_name_the_remedy(change, says):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
     q, x, *ids = world()
-    a, b = evaluate_retrieval(q.double(), x.double(), *ids), evaluate_retrieval(q.double().cuda(), x.double().cuda(), *(i.cuda() for i in ids))
+    a = evaluate_retrieval(q.double(), x.double(), *ids)
+    b = evaluate_retrieval(q.double().cuda(), x.double().cuda(), *(i.cuda() for i in ids))
     assert np.allclose(a.AP, b.AP) and np.allclose(a.cmc, b.cmc)
     with pytest.raises(InputError, match="move one"): evaluate_retrieval(q.cuda(), x, *ids)
