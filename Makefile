@@ -29,7 +29,8 @@ lab: $(READY)  ## open the notebooks
 	$(BIN)/jupyter lab nbs
 
 book: $(READY)  ## execute every chapter anew, keeping its pictures
-	export PYTHONWARNINGS=ignore TQDM_DISABLE=1; for n in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$n || exit; done
+	export PYTHONWARNINGS=ignore TQDM_DISABLE=1; for n in nbs/*.ipynb; do \
+	  $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$n || exit; done
 	$(BIN)/nbdev_clean
 
 readme: $(READY)  ## README.md and the pages under docs/ from their notebooks

@@ -5,8 +5,6 @@
 The gallery is that of one camera at a time, so the two kinds of matching have galleries of like size. Within a
 camera the query and gallery images of an identity come from one walk, as in Market-1501.
 """
-from pathlib import Path
-
 import numpy as np
 import torch
 from fastcore.script import call_parse

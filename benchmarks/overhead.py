@@ -2,9 +2,9 @@
 
     make study && python benchmarks/overhead.py embedded --out results/benchmarks/overhead.json
 
-A job is all runs of one recipe in one arm. Its overhead is its time less that of the training steps: starting the notebook, opening the data,
-building networks and loaders, validation, scoring, pictures, writing. The engine's is the time that the places at the machine stood empty
-between the first job and the last. Both are divided by the number of runs.
+A job is all runs of one recipe in one arm. Its overhead is its time less that of the training steps: starting the notebook,
+opening the data, building networks and loaders, validation, scoring, pictures, writing. The engine's is the time that places at
+the machine stood empty between the first job and the last. Both are divided by the number of runs.
 """
 import json
 from pathlib import Path
@@ -34,7 +34,8 @@ def main(study: str,            # Name of the study
     places = max(run.env["side_by_side"] for run in made.values())
     wall = max(took["finished"].values()) - min(took["started"].values())
     empty = places*wall - sum(busy.values())
-    found = {"study": study, "runs": len(made), "jobs": len(busy), "side_by_side": places, "minutes": wall/60, "training_seconds_a_run": training/len(made),
-             "job_seconds_a_run": (recipes - training)/len(made), "pages_and_tables_seconds_a_run": others/len(made), "engine_seconds_a_run": empty/len(made)}
+    seconds = {"training": training, "job": recipes - training, "pages_and_tables": others, "engine": empty}
+    found = {"study": study, "runs": len(made), "jobs": len(busy), "side_by_side": places, "minutes": wall/60}
+    found |= {f"{what}_seconds_a_run": total/len(made) for what, total in seconds.items()}
     print(json.dumps(found, indent=1))
     if out: write_json(out, found)

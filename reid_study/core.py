@@ -10,12 +10,12 @@ import contextlib
 import hashlib
 import importlib
 import json
-import math
 import numbers
 import operator
 import os
 import pkgutil
 import shutil
+import sys
 import uuid
 from pathlib import Path
 
@@ -26,8 +26,9 @@ class InputError(ValueError):
 # %% ../nbs/00_core.ipynb #305efe7b
 def lookup(name, options, what):
     "`options[name]`, or an `InputError` that lists what there is. `what` names the kind of thing."
-    if name not in options: raise InputError(f"unknown {what} {name!r}; choose from: {', '.join(sorted(options))}")
-    return options[name]
+    try: return options[name]
+    except (KeyError, TypeError):      # TypeError: a list, which no key can be
+        raise InputError(f"unknown {what} {name!r}; choose from: {', '.join(sorted(options))}") from None
 
 # %% ../nbs/00_core.ipynb #53ef1840
 def check_number(name, value, least=None, above=None, most=None, below=None, whole=False, note=""):
@@ -36,7 +37,7 @@ def check_number(name, value, least=None, above=None, most=None, below=None, who
     `least`, `most`: bounds that are allowed. `above`, `below`: bounds that are not. `whole`: integers only.
     """
     kind = numbers.Integral if whole else numbers.Real      # NumPy's numbers too
-    good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, kind) and not isinstance(value, bool) and (whole or abs(value) <= sys.float_info.max)
     limits = (least, above, most, below)
     if good and all(b is None or f(value, b) for b, f in zip(limits, _COMPARISONS.values())): return value
     wanted = " and ".join(f"{words} {b}" for b, words in zip(limits, _COMPARISONS) if b is not None)

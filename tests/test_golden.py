@@ -1,6 +1,7 @@
 """Do trainings give the numbers that they gave? Every recipe is trained for four steps in float64 and compared with golden.json.
 
 After a change that is meant to change numbers, raise the version and rewrite the table:  python tests/test_golden.py
+Numbers that changed while their version did not are refused.
 """
 import json
 import math
@@ -16,10 +17,11 @@ from reid_study.core import InputError, import_all
 from reid_study.data.market1501 import ATTRIBUTES
 from reid_study.distances import Euclidean
 from reid_study.evaluation.retrieval import evaluate_split
-from reid_study.networks.backbones import BACKBONES
+from reid_study.networks.backbones import BACKBONES, backbone_version
 from reid_study.networks.embedder import make_embedder
-from reid_study.training.learner import NUMERICS, fit, make_learner
-from reid_study.training.recipes import RECIPES
+from reid_study.study.config import versions
+from reid_study.training.learner import fit, make_learner
+from reid_study.training.recipes import NUMERICS, RECIPES, get_recipe
 
 TABLE = Path(__file__).with_name("golden.json")
 TOLERANCE = 1e-6      # relative: rounding of another machine, with float64's sixteen digits, stays far below; a changed formula does not
@@ -98,13 +100,24 @@ import_all("reid_study.networks")
 def close(a, b): return len(a) == len(b) and all(math.isclose(x, y, rel_tol=TOLERANCE, abs_tol=1e-9) for x, y in zip(a, b))
 
 
-def compare(name, found, version):
-    "Assert that the numbers are those of the table."
-    golden = json.loads(TABLE.read_text())["numbers"]
-    if name not in golden: pytest.skip(f"{name} is new; add its numbers with: python tests/test_golden.py")
-    changed = [key for key in golden[name].keys() | found.keys() if not close(golden[name].get(key, []), found.get(key, []))]
-    assert not changed, (f"the numbers of {name} changed ({', '.join(sorted(changed))}): either something is broken, or raise {version} "
-                         "and rewrite the table with: python tests/test_golden.py")
+def changed(old, new): return sorted(key for key in old.keys() | new.keys() if not close(old.get(key, []), new.get(key, [])))
+
+
+def versions_of(name):
+    "The versions that the numbers of a training or a backbone depend on."
+    if name.startswith("backbone "): return {name: backbone_version(name.removeprefix("backbone "))}
+    return {"numerics": NUMERICS} | versions(get_recipe(name.split(", ")[0]), "small")
+
+
+def compare(name, found):
+    "Assert that the numbers and their versions are those of the table."
+    golden = json.loads(TABLE.read_text())
+    if name not in golden["numbers"]: pytest.skip(f"{name} is new; add its numbers with: python tests/test_golden.py")
+    then, now = golden["versions"][name], versions_of(name)
+    assert then == now, f"a version of {name} was raised ({then}, now {now}): rewrite the table with: python tests/test_golden.py"
+    assert not (keys := changed(golden["numbers"][name], found)), (
+        f"the numbers of {name} changed ({', '.join(keys)}): either something is broken, or raise a version ({', '.join(now)}) "
+        "and rewrite the table with: python tests/test_golden.py")
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +125,7 @@ def data(): return people()
 
 
 @pytest.mark.parametrize("recipe, sampler", TRAININGS)
-def test_recipe(recipe, sampler, data):
-    compare(f"{recipe}, {sampler}", train(recipe, sampler, *data), "NUMERICS in training.learner (or the version of the loss)")
+def test_recipe(recipe, sampler, data): compare(f"{recipe}, {sampler}", train(recipe, sampler, *data))
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -122,11 +134,16 @@ def test_backbone(backbone):
     except InputError as e:
         if "not installed" not in str(e): raise
         pytest.skip(str(e))
-    compare(f"backbone {backbone}", found, "the version of the backbone")
+    compare(f"backbone {backbone}", found)
 
 
-def test_the_table_is_of_this_version():
-    assert json.loads(TABLE.read_text())["numerics"] == NUMERICS, "NUMERICS was raised: rewrite the table with: python tests/test_golden.py"
+def test_changed_numbers_need_another_version():
+    numbers = {"triplet, pk": {"loss": [1.0]}}
+    golden = json.loads(as_text(numbers))
+    refuse_unversioned(golden, {"triplet, pk": {"loss": [1.0 + 1e-9]}})
+    with pytest.raises(SystemExit, match="triplet, pk"): refuse_unversioned(golden, {"triplet, pk": {"loss": [1.1]}})
+    golden["versions"]["triplet, pk"]["triplet"] = 0
+    refuse_unversioned(golden, {"triplet, pk": {"loss": [1.1]}})
 
 
 def all_numbers():
@@ -136,12 +153,23 @@ def all_numbers():
     return trained | {f"backbone {name}": forward(name) for name in BACKBONES}
 
 
+def refuse_unversioned(golden, numbers):
+    "Stop if numbers changed while their versions did not."
+    old = golden["numbers"]
+    for name in old.keys() & numbers.keys():
+        if golden["versions"][name] == versions_of(name) and changed(old[name], numbers[name]):
+            raise SystemExit(f"the numbers of {name} changed: raise one of its versions ({', '.join(versions_of(name))}) first")
+
+
 def as_text(numbers):
     "JSON with a line for each quantity."
     parts = [f"{json.dumps(name)}: {{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(values)}" for key, values in own.items()) + "}"
              for name, own in numbers.items()]
-    return f'{{"numerics": {NUMERICS},\n"numbers": {{\n' + ",\n".join(parts) + "}}\n"
+    found = [f"{json.dumps(name)}: {json.dumps(versions_of(name))}" for name in numbers]
+    return '{"numbers": {\n' + ",\n".join(parts) + '},\n"versions": {\n' + ",\n".join(found) + "}}\n"
 
 
 if __name__ == "__main__":
-    TABLE.write_text(as_text(all_numbers()))
+    numbers = all_numbers()
+    refuse_unversioned(json.loads(TABLE.read_text()), numbers)
+    TABLE.write_text(as_text(numbers))

@@ -31,7 +31,8 @@ def torchreid_osnet():
         spec.loader.exec_module(module)
         return module
     if importlib.util.find_spec("torchreid") is None: pytest.skip("torchreid is not installed, and TORCHREID does not name a clone of it")
-    return importlib.import_module("torchreid.models.osnet" if importlib.util.find_spec("torchreid.models") else "torchreid.reid.models.osnet")
+    package = "torchreid" if importlib.util.find_spec("torchreid.models") else "torchreid.reid"
+    return importlib.import_module(f"{package}.models.osnet")
 
 
 @pytest.mark.parametrize("name", WIDTHS)
@@ -84,7 +85,8 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize("backbone, recipe, changes", [
-    ("osnet_x0_25", "triplet", {}), ("small_pcb", "identity+triplet", {"dim": 12, "height": 96, "width": 48}), ("timm/mobilenetv3_small_050", "triplet", {})])
+    ("osnet_x0_25", "triplet", {}), ("small_pcb", "identity+triplet", {"dim": 12, "height": 96, "width": 48}),
+    ("timm/mobilenetv3_small_050", "triplet", {})])
 def test_a_run_with_another_network_from_end_to_end(backbone, recipe, changes, data, tmp_path):
     available(backbone)
     torch.manual_seed(1)
@@ -129,7 +131,8 @@ arms:
 """)
     workflow = Workflow(tmp_path/"nets.yaml", tmp_path/"data", tmp_path/"runs", tmp_path/"pages")
     plan = dict(planned(workflow))
-    assert list(plan) == ["tune-triplet", "recipe-main-triplet", "recipe-tuned-triplet", "recipe-final-triplet"] and plan["recipe-tuned-triplet"] is None
+    assert list(plan) == ["tune-triplet", "recipe-main-triplet", "recipe-tuned-triplet", "recipe-final-triplet"]
+    assert plan["recipe-tuned-triplet"] is None
     tuning = tunings(workflow.study)["triplet"]
     for config in (trial_config(tuning, {"lr": .01}), plan["recipe-main-triplet"], plan["recipe-final-triplet"]):
         assert config["backbone"] == "osnet_x0_25" and config["versions"]["osnet_x0_25"] == 1 and make_config(**config) == config

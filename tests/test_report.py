@@ -1,8 +1,8 @@
 "The report: numbers as computed by hand, a page without the network, refusals, people shown only when they may be."
+import functools
 import json
 import re
 import statistics
-from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -14,11 +14,16 @@ from reid_study.core import InputError, write_json
 from reid_study.report import figures
 from reid_study.report.figures import overlap
 from reid_study.report.html import galleries, hidden_people, shown, to_html
+from reid_study.report.pages import write_page
 from reid_study.report.prose import comparison_headline, spread_sentence
 from reid_study.report.tables import find_runs, results_markdown, results_table
+from reid_study.study import analysis, results
 from reid_study.study.config import make_config
+from reid_study.study.hypotheses import QUESTIONS
 from reid_study.study.run import PROJECT, partial_folder, place, seal
+from reid_study.study.simulated import simulated_study
 from reid_study.study.worker import execute as run_notebook
+from reid_study.study.workflow import pages
 
 TEMPLATE = PROJECT/"nbs"/"study"/"compare.ipynb"
 RECIPES = "identity", "triplet", "identity+triplet"
@@ -37,7 +42,8 @@ def fake_run(root, recipe, seed, metrics=None, **changes):
         mAP=.4 + .2*rng.random(), mINP=.2 + .1*rng.random(), cmc=cmc, queries=40, dropped=0, gallery=90, cameras=True, chance=.05,
         distance="Euclidean(normalize=True)", protocol=protocol, train_seconds=30 + rng.random(), embedding_seconds=.4,
         evaluation_seconds=.1, images_per_second=1500.0, parameters=10**6) | (metrics or {}))
-    write_json(folder/"env.json", dict(python="3.11.7", torch="2.14.1", cpu="Some processor", cores=4, threads=1, device="cpu"))
+    machine = dict(python="3.11.7", torch="2.14.1", cpu="Some processor", cores=4, threads=1, device="cpu")
+    write_json(folder/"env.json", machine | {"data": "0"*12})
     epochs, terms = np.arange(1, config["epochs"] + 1), {}
     for term in recipe.split("+"): terms |= {term: 1/epochs, f"{term}.{'accuracy' if term == 'identity' else 'active'}": 1 - .9/epochs}
     history = pd.DataFrame(dict(epoch=epochs, lr=1e-3, loss=2/epochs, **terms, mAP=.5 - .3/epochs, rank1=.5, seconds=6.0))
@@ -206,11 +212,12 @@ def test_pictures_are_the_same_bytes_for_the_same_runs(root, draw):
     assert one == two and f'alt="{figures.caption(getattr(figures, draw))[:20]}' in one
 
 
-def test_every_question_has_a_page(tmp_path):
-    from reid_study.report.pages import write_pages
-    from reid_study.study.hypotheses import QUESTIONS
-    from reid_study.study.simulated import simulated_study
-    pages = write_pages(simulated_study(tmp_path/"study", seeds=3), tmp_path/"pages", tmp_path)
+def test_every_question_has_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "read_results", functools.cache(results.read_results))      # once for all pages
+    monkeypatch.setattr(analysis, "answers", functools.cache(analysis.answers))
+    tables = simulated_study(tmp_path/"study", seeds=3)
+    made = pages(results.read_results(str(tables)), tables, tmp_path)
     for page in ("index", *QUESTIONS):
-        text = (pages/f"{page}.html").read_text()
+        write_page(*made[page], tmp_path/f"{page}.html")
+        text = (tmp_path/f"{page}.html").read_text()
         assert text.count("<h1") == 1 and ">Provenance</h2>" in text, page

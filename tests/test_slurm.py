@@ -22,12 +22,14 @@ def test_a_study_on_slurm(tmp_path):
     make_people(tmp_path/"data"/"people", n_train=12, n_test=4, n_distractors=2, n_junk=2, progress=False)
     (tmp_path/"cluster.yaml").write_text(yaml.safe_dump({
         "title": "On a cluster", "dataset": "people", "protocol": dict(epochs=2, p=4, k=2, height=32, width=16, validation=4),
-        "tuning": {"trials": 2, "epochs": 1, "seed": 9}, "arms": {"main": {"recipes": ["identity", "triplet"], "settings": "tuned", "score": "test", "seeds": 1}}}))
-    done = subprocess.run([Path(sys.executable).with_name("reid-study"), "study", "cluster.yaml", "--data", "data", "--profile", "slurm", "--device", "cpu"],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=1200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        "tuning": {"trials": 2, "epochs": 1, "seed": 9},
+        "arms": {"main": {"recipes": ["identity", "triplet"], "settings": "tuned", "score": "test", "seeds": 1}}}))
+    command = [Path(sys.executable).with_name("reid-study"), "study", "cluster.yaml", "--profile", "slurm", "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert len([read_run(f) for f in (tmp_path/"runs"/"test").glob("[!.]*")]) == 2 and (tmp_path/"reports"/"cluster"/"index.html").exists()
-    jobs = subprocess.run(["sacct", "--noheader", "--parsable2", "--allocations", "--format", "comment,state,elapsed,workdir"], capture_output=True, text=True).stdout
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format", "comment,state,elapsed,workdir"]
+    jobs = subprocess.run(command, capture_output=True, text=True).stdout
     mine = [line.split("|") for line in jobs.splitlines() if str(tmp_path) in line]
     told = "\n".join(f"{state:10} {elapsed}  {comment}" for comment, state, elapsed, _ in mine)
     print(told)

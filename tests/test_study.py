@@ -11,13 +11,16 @@ import pandas as pd
 import pytest
 import yaml
 
+from reid_study.cli import main
 from reid_study.core import InputError
 from reid_study.data.datasets import read_dataset
 from reid_study.data.people import make_people
-from reid_study.study.config import make_config
+from reid_study.study.config import is_test, make_config
 from reid_study.study.results import read_results
-from reid_study.study.run import open_data, partial_folder, place, read_run
-from reid_study.study.workflow import run_study
+from reid_study.study.run import make_runs, open_data, partial_folder, place, read_run
+from reid_study.study.spec import arm_configs, read_study
+from reid_study.study.tuning import best_settings, read_tuning, tune
+from reid_study.study.workflow import run_study, tunings
 
 SMALL = dict(validation=4, epochs=4, p=4, k=4, height=32, width=16)
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -65,13 +68,15 @@ def test_two_processes_that_want_one_run_make_it_once(data, tmp_path):
     config = make_config("people", "identity", **SMALL)
     both = [start(config, data, tmp_path) for _ in range(2)]
     assert [p.wait(300) for p in both] == [0, 0], [p.stderr.read() for p in both]
-    assert len(read_run(place(config, tmp_path)).history) == SMALL["epochs"] and len(list((tmp_path/"run").glob("[!.]*"))) == 1
+    assert len(read_run(place(config, tmp_path)).history) == SMALL["epochs"]
+    assert len(list((tmp_path/"run").glob("[!.]*"))) == 1
 
 
 def test_the_command_line_from_data_to_report(data, tmp_path):
     (tmp_path := tmp_path/"a folder of it's own").mkdir()      # which a shell would take apart
     def call(*argv):
-        done = subprocess.run([Path(sys.executable).with_name("reid-study"), *argv], capture_output=True, text=True, env=ENV, cwd=tmp_path, timeout=900)
+        command = [Path(sys.executable).with_name("reid-study"), *argv]
+        done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=tmp_path, timeout=900)
         return done.returncode, done.stdout, done.stderr
 
     code, out, err = call("data", "people", "--data", str(data))
@@ -91,20 +96,24 @@ def test_the_command_line_from_data_to_report(data, tmp_path):
     runs = [read_run(f) for f in (tmp_path/"runs"/"run").glob("[!.]*")]
     assert len(runs) == 4 and (tmp_path/"runs"/"logs"/"two"/"recipe-main-identity.ipynb").exists()
     assert sorted(run.id for run in read_results(tmp_path/"results").table.run) == sorted(r.id for r in runs)
-    assert "identity+triplet" in (tmp_path/"reports"/"two"/"main_identity_triplet.html").read_text()
+    assert "identity+triplet" in (tmp_path/"reports"/"two"/"recipe_main_identity_triplet.html").read_text()
 
     before = {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
     code, out, err = call(*argv)   # again: no job begins, the same page is there
-    assert code == 0 and not (tmp_path/"runs"/".jobs"/"two"/"events.jsonl").exists() and before == {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
+    assert code == 0 and not (tmp_path/"runs"/".jobs"/"two"/"events.jsonl").exists()
+    assert before == {f: f.stat().st_mtime_ns for f in (tmp_path/"runs").rglob("metrics.json")}
     assert page == (tmp_path/"reports"/"two"/"index.html").read_text()
     code, out, err = call("report", "results", "--out", "again", "--data", str(data))
     assert code == 0 and (tmp_path/"again"/"index.html").read_text() == page, err   # published artefacts make the same page
 
-    assert call("run", "identity", "--data", str(data), "--set", "p=100", *small[:2])[0] == 2
-    assert call("run", "nonsense", "--data", str(data))[0] == 2
     (tmp_path/"two.yaml").write_text((tmp_path/"two.yaml").read_text().replace("epochs", "epocs"))
     code, out, err = call("study", "two.yaml", "--data", str(data))
     assert code == 2 and "two.yaml" in err and "epocs" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv, words", [(("run", "identity", "--set", "p=100"), "p=100"), (("run", "nonsense"), "nonsense")])
+def test_what_cannot_be_run_is_said(argv, words, data, capsys):
+    assert main([*argv, "--data", str(data)]) == 2 and words in capsys.readouterr().err
 
 
 def test_bad_images_are_named(data, tmp_path):
@@ -127,12 +136,14 @@ def test_bad_images_are_named(data, tmp_path):
 def test_a_failing_run_is_reported_and_others_are_kept(data, tmp_path):
     (tmp_path/"bad.yaml").write_text(yaml.safe_dump({"title": "One diverges", "dataset": "people", "protocol": SMALL, "arms": {
         "main": {"recipes": ["triplet"], "seeds": 1, "each": [{"lr": 1e30}]}, "other": {"recipes": ["identity"], "seeds": 1}}}))
-    with pytest.raises(RuntimeError, match="triplet seed 0.*not finite.*ipynb"): run_study(tmp_path/"bad.yaml", data, tmp_path/"runs", tmp_path/"out", device="cpu")
+    with pytest.raises(RuntimeError, match="triplet seed 0.*not finite.*ipynb"):
+        run_study(tmp_path/"bad.yaml", data, tmp_path/"runs", tmp_path/"out", device="cpu")
     kept, = (tmp_path/"runs"/"run").glob("[!.]*")
-    assert read_run(kept).config["recipe"] == "identity" and not list((tmp_path/"out").rglob("*.html"))
+    pages = [page.name for page in (tmp_path/"out").rglob("*.html")]
+    assert read_run(kept).config["recipe"] == "identity" and pages == ["recipe_other_identity.html"]
     told = [json.loads(line) for line in (tmp_path/"runs"/".jobs"/"bad"/"events.jsonl").read_text().splitlines()]
     failed = {e["job"] for e in told if e["event"] == "failed"}
-    assert len(failed) == 1 and [e["event"] for e in told if e["job"] in failed] == ["started", "failed"]*2      # it was tried again
+    assert len(failed) == 1 and [e["event"] for e in told if e["job"] in failed] == ["started", "failed"]*2      # tried again
 
 
 @pytest.mark.parametrize("name", ["market1501-gpu", "market1501-gpu-tuned", "market1501-gpu-256", "market1501-gpu-long"])
@@ -141,8 +152,13 @@ def test_the_gpu_studies_run_small_on_a_cpu(name, data, tmp_path):
     small = SMALL | {"epochs": 1, "steps": 1, "height": 64, "width": 32, "precision": "float32"}
     content |= {"dataset": "people", "protocol": content["protocol"] | small, "questions": []}
     if content.get("tuning"): content["tuning"] |= {"trials": 1, "epochs": 1}
-    for arm in content["arms"].values(): arm |= {"recipes": ["identity+triplet"], "seeds": 1, "changes": arm.get("changes", {}) | {"epochs": 1}}
+    for arm in content["arms"].values():
+        arm |= {"recipes": ["identity+triplet"], "seeds": 1, "changes": arm.get("changes", {}) | {"epochs": 1}}
     (tmp_path/"small.yaml").write_text(yaml.safe_dump(content))
-    run_study(tmp_path/"small.yaml", data, tmp_path/"runs", tmp_path/"out", device="cpu")
-    tested = {read_run(folder).config["backbone"] for folder in (tmp_path/"runs"/"test").glob("[!.]*")}
+    study = read_study(tmp_path/"small.yaml")
+    tuned = {recipe: best_settings(read_tuning(tune(config, data, tmp_path, "cpu"))) for recipe, config in tunings(study).items()}
+    plan = []
+    for arm, a in study.arms.items():
+        plan += arm_configs(study, arm, "identity+triplet", tuned["identity+triplet"] if a.settings == "tuned" else None)
+    tested = {run.config["backbone"] for run in make_runs(plan, data, tmp_path, "cpu") if is_test(run.config)}
     assert tested == {"resnet50", *(arm.get("changes", {}).get("backbone", "resnet50") for arm in content["arms"].values())}

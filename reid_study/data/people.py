@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.io import savemat
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from fastcore.basics import num_cpus
-from ..core import InputError, atomic, check_number, digest, read_json
+from ..core import InputError, atomic, digest, read_json
 from .datasets import register_dataset
 from .images import fingerprint
 from .market1501 import FOLDERS, read_market

@@ -33,7 +33,7 @@ def find_images(folder):
 
 # %% ../../nbs/90a_inference.folders.ipynb #f5a92e08
 def try_pictures(files, size, folder=None):
-    "For each file its pixels, or the error that says why there are none. A name that is not Unicode could not be written down: an error."
+    "For each file its pixels, or the error that says why there are none. A name that is not Unicode cannot be stored, so it is an error."
     results = []
     for file in files:
         try:
@@ -102,7 +102,7 @@ def read_embeddings(path, embedder=None):
 
 # %% ../../nbs/90a_inference.folders.ipynb #a0c9c0e8
 def check_file(path, example):
-    "Raise `InputError` where no file can be written at `path`, because a folder is there; `example` is a name that it could have."
+    "Raise `InputError` where no file can be written at `path`, because a folder is there; `example`: a file name for the message."
     if Path(path).name and not Path(path).is_dir(): return
     raise InputError(f"{str(path)!r} is a folder; give the name of a file, as {Path(path)/example}")
 
@@ -133,7 +133,7 @@ def embed_folder(embedder, folder, batch=64, out=None):
     return table, embeddings
 
 def _note(skipped, file, error):
-    "Enter a file in `skipped`, with Pillow's own words where they are known; returns both as text."
+    "Enter a file in `skipped`, with Pillow's own message where there is one; returns both as text."
     name = file.encode("utf-8", "backslashreplace").decode()
     skipped[name] = str(error.__cause__ and error.__cause__.__cause__ or error)
     return f"{name}: {skipped[name]}"

@@ -8,7 +8,6 @@ __all__ = ['attribute_targets', 'class_weights', 'AttributeLoss', 'attribute_cou
 # %% ../../nbs/31_losses.attributes.ipynb #d1cc6a29
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..core import InputError, check_number
 from .base import NOT_A_MARGIN, register_loss

@@ -6,7 +6,6 @@
 __all__ = ['CircleLoss']
 
 # %% ../../nbs/48_losses.circle.ipynb #32d11974
-import torch
 from torch.nn import functional as F
 
 from ..core import check_number

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -116,7 +115,8 @@ def resnet50(pretrained=False):
 # %% ../../nbs/20_networks.backbones.ipynb #6ab6b6e8
 def _registered(name):
     if str(name).startswith("timm/"):
-        from reid_study.networks.timm import load_timm, timm_backbone
+        from reid_study.networks.timm import timm_backbone
+        from reid_study.networks.vit import load_timm
         return Backbone(partial(timm_backbone, name.removeprefix("timm/")), load=load_timm)
     if name not in BACKBONES: import_all("reid_study.networks")
     return lookup(name, BACKBONES | {"timm/NAME": None}, "backbone")

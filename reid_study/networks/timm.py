@@ -7,7 +7,7 @@ __all__ = ['TimmBackbone', 'timm_backbone']
 
 # %% ../../nbs/29_networks.timm.ipynb #fca4c4a9
 from ..core import InputError
-from .vit import FromTimm, Tokens, load_timm, timm_network, vit
+from .vit import FromTimm, timm_network, vit
 
 # %% ../../nbs/29_networks.timm.ipynb #5325bb56
 class TimmBackbone(FromTimm):

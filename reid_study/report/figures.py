@@ -118,6 +118,7 @@ def curve_panels(groups, tables, xlabel, ylabel, order=None, **axis):
     return figure, axes
 
 def _one_panel(tables, styles, order, **axis):
+    "All curves in one panel, with their names at their ends."
     figure, ends = Figure((WIDTH, 3.6), layout="constrained"), {}
     ax = figure.subplots()
     for recipe, table in tables.items():
@@ -145,7 +146,7 @@ def cmc_curves(runs):
 # %% ../../nbs/81_report.figures.ipynb #88fb79e8
 @styled
 def validation_curves(runs):
-    "mAP on the validation identities while training goes on. Mean over seeds; the band reaches from the lowest to the highest seed."
+    "mAP on the validation identities during training. Mean over seeds; the band reaches from the lowest to the highest seed."
     if "mAP" not in runs[0].history: return None      # all identities trained
     groups = by_recipe(runs)
     curve = lambda run: 100*run.history.set_index("epoch").mAP
@@ -156,12 +157,15 @@ def validation_curves(runs):
 
 # %% ../../nbs/81_report.figures.ipynb #cc4f9b87
 def _seeds_row(ax, y, mAP, colour):
+    "Draw the mAP of each seed as a dot at height `y`, and their mean as a bar with its value."
     mean = np.mean(mAP)
     ax.plot(mAP, [y]*len(mAP), "o", color=colour, ms=6, alpha=.75, mec="white", mew=.6)
     ax.plot([mean]*2, [y - .28, y + .28], color=colour, lw=2)
     ax.annotate(f"{mean:.1f}", (mean, y - .3), (0, 2), textcoords="offset points", ha="center", color=colour, fontsize=8)
 
+# %% ../../nbs/81_report.figures.ipynb #b81141ea
 def _identities_row(ax, y, ap, colour):
+    "Draw the AP of each identity as a dot near height `y`, under a box plot."
     ap = np.sort(ap)
     jitter = .30*(np.arange(len(ap))*.618034 % 1 - .5)
     ax.scatter(ap, y + jitter, s=7, color=colour, alpha=.35, lw=0)
@@ -170,11 +174,11 @@ def _identities_row(ax, y, ap, colour):
     ax.add_patch(mpl.patches.Rectangle((first, y - .27), third - first, .54, fill=False, color=colour, lw=1))
     ax.vlines(middle, y - .27, y + .27, color=colour, lw=2)
 
+# %% ../../nbs/81_report.figures.ipynb #cb0fd807
 @styled
 def score_spread(runs):
     """Left: mAP of each seed; the bar and the number are the mean. Right: mean AP of each identity over its queries and all seeds; the
-    box holds the middle half of the identities, the thick line is the median, the whiskers reach from the 5th to the 95th
-    percentile."""
+    box holds the middle half of the identities, the thick line is the median, the whiskers reach from the 5th to the 95th percentile."""
     groups, styles = by_recipe(runs), recipe_styles(by_recipe(runs))
     figure = Figure((WIDTH, 1.2 + (.52 if len(groups) <= FEW else .36)*len(groups)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -194,6 +198,7 @@ def overlap(pairs):
 
 # %% ../../nbs/81_report.figures.ipynb #bd6350c4
 def _histograms(ax, pairs, colour, name_them):
+    "Draw the histograms of negative pairs, grey, and of positive pairs, each of area one."
     x, step = pairs.distance, pairs.distance.diff().iloc[-1]
     for name, c, shade, side in (("negative", "#77777f", .30, "left"), ("positive", colour, .45, "right")):
         density = pairs[name]/pairs[name].sum()/step
@@ -202,8 +207,10 @@ def _histograms(ax, pairs, colour, name_them):
         top = int(density.argmax())
         if name_them: ax.annotate(name, (x[top], density[top]), (0, 3), textcoords="offset points", color=c, fontsize=8, ha=side)
 
-def _across(groups): return min(3 if len(groups) <= FEW else 4, len(groups))
+# %% ../../nbs/81_report.figures.ipynb #37181628
+def _across(groups): return min(3 if len(groups) <= FEW else 4, len(groups))      # panels in a row
 
+# %% ../../nbs/81_report.figures.ipynb #9c28dab9
 @styled
 def distance_histograms(runs):
     """Distances of positive and negative pairs, the lowest seed of each recipe, each histogram of area one. The overlap is the area
@@ -226,6 +233,7 @@ def distance_histograms(runs):
 _MARKERS = "osD^vPX<>*hp"
 
 def _view_panel(ax, view, colours, cameras):
+    "Draw a view of embeddings, scaled to length one: a colour an identity, a marker a camera."
     xy = view[["x", "y"]].to_numpy()
     xy = (xy - (xy.max(0) + xy.min(0))/2)/np.ptp(xy, axis=0).max()
     for i, camera in enumerate(cameras):
@@ -236,6 +244,7 @@ def _view_panel(ax, view, colours, cameras):
     ax.grid(False)
     for side in ax.spines.values(): side.set(visible=True, color="#dcdce0")
 
+# %% ../../nbs/81_report.figures.ipynb #56f851dd
 @styled
 def embedding_views(runs):
     """Embeddings of some identities in two dimensions (t-SNE), the lowest seed of each recipe: a colour is an identity, a marker a
@@ -281,8 +290,9 @@ def _draw_terms(ax, group, columns, colour):
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
     ax.legend(loc="best", handlelength=2, borderaxespad=.2, fontsize=8 if len(columns) < 3 else 6.5)
 
+# %% ../../nbs/81_report.figures.ipynb #c5a013ee
 def _draw_recipe(axes, group, columns, named, colour):
-    "The rows of one recipe, [panel of each row]; `named`: the rows whose axis has its name further left."
+    "Draw a recipe's rows into its `axes`, a panel a row; `named`: the rows that a column further left has labelled already."
     for ax, (row, found) in zip(axes, columns.items()):
         if not found: ax.axis("off"); continue
         _draw_terms(ax, group, found, colour)
@@ -295,9 +305,9 @@ def _draw_recipe(axes, group, columns, named, colour):
 # %% ../../nbs/81_report.figures.ipynb #be30344f
 @styled
 def training_curves(runs, across=4):
-    """The terms of each recipe on its training images: losses, shares (of hinges still active, of images classified right) and
-    distances of the mined triplets. Losses of different recipes are not comparable in value. Mean over seeds; the band reaches from the
-    lowest to the highest seed."""
+    """The terms of each recipe on its training images: losses, shares (of hinges still active, of images classified correctly)
+    and distances of the mined triplets. Losses of different recipes are not comparable in value. Mean over seeds; the band reaches from
+    the lowest to the highest seed."""
     groups, styles = by_recipe(runs), recipe_styles(by_recipe(runs))
     found = {recipe: drawn_columns(group[0].history) for recipe, group in groups.items()}
     rows = [row for row in ROWS if any(columns[row] for columns in found.values())]

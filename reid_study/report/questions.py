@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'CONTRASTED', 'DASHED', 'GROWTH', 'RETRIEVED', 'question_text', 'question_figure', 'question_figures',
            'attribute_picture', 'seeds_picture', 'distance_picture', 'mining_picture', 'geometry_picture',
-           'plane_picture', 'growth_ways', 'growth_picture', 'step_cost_words', 'step_cost_ends', 'step_cost_picture',
-           'distance_scores', 'distance_grid']
+           'plane_picture', 'growth_ways', 'growth_picture', 'step_cost_picture', 'distance_scores', 'distance_grid']
 
 # %% ../../nbs/84_report.questions.ipynb #05586b3d
 import re
@@ -50,16 +49,19 @@ def question_figure(question, kind="svg", section="What it looks like", **given)
         return draw
     return register
 
+# %% ../../nbs/84_report.questions.ipynb #2506928f
 def question_figures(results, question, section="What it looks like"):
     "What the page of a question shows in a section, made from a study's results: a list of objects to display."
     return [_displayed(draw(results, **given), draw, kind) for where, draw, given, kind in SHOWN.get(question, []) if where == section]
 
 def _displayed(found, draw, kind):
+    "A figure with its caption, text as Markdown, or HTML as it is."
     if isinstance(found, str): return Markdown(found)
     return found if isinstance(found, HTML) else picture(found, caption(draw), kind)
 
 # %% ../../nbs/84_report.questions.ipynb #02001a7e
 def _identity_panel(ax, a, b):
+    "Draw the AP of each identity under identity loss (across) and with attributes (up)."
     ax.plot([0, 100], [0, 100], color="#8a8a92", lw=.8)
     ax.scatter(a, b, s=16, color=np.where(b > a, VERDICTS["supported"], VERDICTS["refuted"]), alpha=.6, lw=0)
     text = f"better with attributes: {(b > a).sum()} of {len(a)} identities"
@@ -67,12 +69,14 @@ def _identity_panel(ax, a, b):
     ax.set(xlabel="mean AP of an identity, identity loss (%)", ylabel="with attributes (%)", xlim=(0, 100), ylim=(0, 100), aspect="equal",
            title="Identities")
 
+# %% ../../nbs/84_report.questions.ipynb #727bfcb1
 def _attribute_panel(ax, tasks, colour):
+    "Draw the accuracy of each attribute, from the share of its commonest class."
     gained = np.where(tasks.accuracy >= tasks.majority, colour, "#c0c0c6")
     ax.hlines(range(len(tasks)), tasks.majority, tasks.accuracy, color=gained, lw=2.5)
     ax.plot(tasks.majority, range(len(tasks)), "|", color="#55555d", ms=11, mew=1.6, label="always the commonest class")
-    ax.plot(tasks.accuracy, range(len(tasks)), "o", color=colour, ms=6, label="named from the image")
-    name_rows(ax, tasks.index, xlabel="unseen images whose attribute is named right (%)", title="Attributes")
+    ax.plot(tasks.accuracy, range(len(tasks)), "o", color=colour, ms=6, label="predicted from the image")
+    name_rows(ax, tasks.index, xlabel="unseen images whose attribute is predicted correctly (%)", title="Attributes")
     ax.set_ylim(-.6, len(tasks) - .2)
 
 # %% ../../nbs/84_report.questions.ipynb #d1bce3a6
@@ -80,8 +84,8 @@ def _attribute_panel(ax, tasks, colour):
 @styled
 def attribute_picture(results):
     """Left: mean AP of each unseen identity over its queries and all seeds; green is better with attributes. Right: unseen images whose
-    attribute is named right, from the bar, which is what always naming the commonest class would reach. The attribute losses weight
-    rare classes up, which costs accuracy where one class is common: a share below the bar need not mean that nothing was learned."""
+    attribute is predicted correctly; the bar is the accuracy of always predicting the commonest class. The attribute losses give rare
+    classes more weight, which costs accuracy where one class is common: a share below the bar need not mean that nothing was learned."""
     without, with_them = (100*identity_matrix(results, "main", r)[0].mean() for r in ("identity", "identity+attributes"))
     runs = results.runs("main", "identity+attributes").values()
     each = pd.concat([pd.DataFrame(run.metrics["attributes"]).T[["accuracy", "majority"]].astype(float) for run in runs])
@@ -119,17 +123,22 @@ DASHED = (0, (4, 1.5))
 _LINE_KEY = [mpl.lines.Line2D([], [], color="#55555d", ls=line, label=name) for name, line in (("positive", "-"), ("negative", DASHED))]
 
 def _tuple_distances(ax, runs, recipe, colour):
+    "Draw the distances of the tuples that a recipe trains on, epoch by epoch."
     histories = [run.history.set_index("epoch") for run in runs]
     term = next(t for t in get_recipe(recipe).terms if f"{t}.d_ap" in histories[0])
     for column, line in (("d_ap", "-"), ("d_an", DASHED)):
         ax.plot(pd.concat([history[f"{term}.{column}"] for history in histories], axis=1).mean(axis=1), color=colour, ls=line, lw=1.7)
 
+# %% ../../nbs/84_report.questions.ipynb #22cb3c4b
 def _pair_distances(ax, runs, colour):
+    "Draw the histograms of the distances of positive and negative pairs of unseen people, each of area one."
     pairs = pd.concat([run.pairs for run in runs]).groupby("distance").sum()
     for column, line in (("positive", "-"), ("negative", DASHED)):
         ax.plot(pairs[column]/pairs[column].sum()/np.diff(pairs.index).mean(), color=colour, ls=line, lw=1.5)
 
+# %% ../../nbs/84_report.questions.ipynb #38f89449
 def _mean_distances(ax, runs, recipe, colour):
+    "Draw a dot a run: the mean distance of a query to its matches, and how much further other people are."
     means = np.array([[np.average(run.identities[name], weights=run.identities.queries) for name in ("d_ap", "d_an")] for run in runs])
     ax.plot(means[:, 0], means[:, 1] - means[:, 0], "o", color=colour, ms=5.5, mec="white", mew=.5, label=recipe)
 
@@ -164,8 +173,8 @@ question_figure("q4", recipes=["triplet", "quadruplet", "quadruplet_anchor", "im
 @question_figure("q5")
 @styled
 def mining_picture(results, arm="rates"):
-    """Left: mAP on validation identities for multiples of the chosen learning rate, a dot a seed, lines join means. Right: mAP on
-    validation identities while training goes on, at the chosen learning rate; the band reaches from the lowest to the highest seed."""
+    """Left: mAP on validation identities for multiples of the chosen learning rate, a dot a seed; lines join means. Right: mAP on
+    validation identities during training, at the chosen learning rate; the band reaches from the lowest to the highest seed."""
     figure = Figure((WIDTH, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     times, ends = sorted(change["lr_times"] for change in results.changes(arm)), {}
@@ -196,6 +205,7 @@ def _regression_lines(ax, table):
         ends = np.array([own.min(), own.max()])
         ax.plot(ends, height + slope*ends, color=FAMILY_COLOURS[family], lw=1, alpha=.7, zorder=1)
 
+# %% ../../nbs/84_report.questions.ipynb #54026608
 @question_figure("q6")
 @styled
 def geometry_picture(results, arm="main"):
@@ -220,14 +230,13 @@ question_figure("q6")(geometry_markdown)
 # %% ../../nbs/84_report.questions.ipynb #ad558094
 @question_figure("q6", kind="png")
 def plane_picture(results):
-    """The drawing of the textbook, from real training: handwritten digits embedded in two dimensions. Above the digits that were seen
-    in training, with the regions of the classifier where there is one; below unseen digits, with those of a fitted linear
-    classifier."""
+    """The drawing of the textbook, from real training: handwritten digits embedded in two dimensions. Above are the digits that were
+    seen in training, with the regions of the classifier where there is one; below are unseen digits, with those of a fitted one."""
     return textbook_picture()
 
 # %% ../../nbs/84_report.questions.ipynb #28acdc18
 def growth_ways(change, dataset):
-    "Which of the two ways of growing the condition of a run belongs to: way -> yes or no; both is possible."
+    "The ways of growing that a run's condition belongs to: way -> whether it does. A condition may belong to both."
     few = {way: pair[0] for way, pair in FEW_MANY[dataset].items()}
     total = few["images"]["classes"]*few["images"]["per_class"]
     return {"images": abs(change["classes"]*change["per_class"] - total) <= .1*total,
@@ -237,6 +246,7 @@ def growth_ways(change, dataset):
 GROWTH = {"images": "The number of images fixed", "images of each": "The images of each identity fixed"}
 
 def _growth_panel(ax, results, arm, way):
+    "Draw mAP against the number of identities for one way of growing."
     changes = [change for change in results.changes(arm) if growth_ways(change, results.dataset)[way]]
     changes.sort(key=lambda change: change["classes"])
     sizes = [change["classes"] for change in changes]
@@ -250,11 +260,11 @@ def _growth_panel(ax, results, arm, way):
     ax.set_xticks(sizes, labels=map(str, sizes)); ax.set_xticks([], minor=True)
     ax.margins(x=.08)
 
+# %% ../../nbs/84_report.questions.ipynb #b9977db3
 @question_figure("q7")
 @styled
 def growth_picture(results, arm="growth"):
-    """mAP on unseen people against the number of training identities, a dot a seed, lines join means. All runs make the same number of
-    steps."""
+    """mAP on unseen people against the number of training identities, a dot a seed; lines join means. All runs take equally many steps."""
     steps = {(c["steps"], c["epochs"], c["p"]*c["k"]) for c in (run.config for run in results.table.run[results.table.arm == arm])}
     if len(steps) > 1 or not min(steps)[0]:
         raise InputError(f"the runs of the arm {arm} differ in their number of steps; give the arm changes: {{steps: ...}}")
@@ -265,17 +275,14 @@ def growth_picture(results, arm="growth"):
     return figure
 
 # %% ../../nbs/84_report.questions.ipynb #32874f7f
-@question_figure("q7")
-def step_cost_words(results): return step_cost_sentence(step_costs())
-
-@question_figure("q7")
-def step_cost_ends(results): return HTML(step_cost_table(step_costs()))
+question_figure("q7")(lambda results: step_cost_sentence(step_costs()))
+question_figure("q7")(lambda results: HTML(step_cost_table(step_costs())))
 
 @question_figure("q7")
 def step_cost_picture(results):
     """CPU seconds and peak memory of one training step on synthetic embeddings, against the number of identities; both axes are
-    logarithmic. Sharding saves the memory of the logits only, sampling keeps the time constant; weights and the state of the optimiser
-    grow with both; losses without weights of their own do not depend on the number of identities."""
+    logarithmic. Sharding saves the memory of the logits only, and sampling keeps the time constant; with both, weights and the state of
+    the optimiser grow. Losses without weights of their own do not depend on the number of identities."""
     return cost_picture(step_costs())
 
 # %% ../../nbs/84_report.questions.ipynb #54172da9

@@ -32,6 +32,13 @@ class _PlaneNetwork(nn.Module):
         after = self.neck(before)
         return {"before": before, "after": after} | {name: head(after) for name, head in self.heads.items()}
 
+# %% ../../nbs/81b_report.textbook.ipynb #fb87331b
+def _plane_settings(recipe):
+    "Distances in the plane and margin 1, for every loss of a recipe that has them."
+    plane = {"distance": Euclidean(normalize=False), "margin": 1.0}
+    kinds = {name: name.split(".")[1] for name, default in get_recipe(recipe).settings().items() if default}
+    return {name: plane[kind] for name, kind in kinds.items() if kind in plane}
+
 # %% ../../nbs/81b_report.textbook.ipynb #ec0d415f
 SEEN = 6        # digits from this one on are unseen
 
@@ -55,12 +62,6 @@ def plane_training(recipe, neck=False, steps=500, seed=0):
     with torch.no_grad(): points = network.eval()(images)["after"]
     return points, digits, network.heads["identity"].weight.detach() if "identity" in heads else None
 
-def _plane_settings(recipe):
-    "Distances in the plane and margin 1, for every loss of a recipe that has them."
-    plane = {"distance": Euclidean(normalize=False), "margin": 1.0}
-    kinds = {name: name.split(".")[1] for name, default in get_recipe(recipe).settings().items() if default}
-    return {name: plane[kind] for name, kind in kinds.items() if kind in plane}
-
 # %% ../../nbs/81b_report.textbook.ipynb #d1003772
 def draw_plane(ax, points, pids, weights=None, bias=None, title=""):
     """Draw points [N, 2] of the plane, a colour an identity, named beside its mean, with the measures below.
@@ -82,6 +83,7 @@ def draw_plane(ax, points, pids, weights=None, bias=None, title=""):
     ax.set_xlabel(f"separability {separability:.2f}\ndistance ratio {ratio:.2f}", loc="left")
 
 def _shade_regions(ax, box, colours, weights, bias):
+    "Shade what a linear classifier gives to each class."
     grid = np.stack(np.meshgrid(np.linspace(*box[:2], 300), np.linspace(*box[2:], 300)), -1)
     region = (grid @ np.asarray(weights).T + (0 if bias is None else np.asarray(bias))).argmax(-1)
     ax.imshow(0.25*colours[region] + 0.75, extent=box, origin="lower", interpolation="nearest")

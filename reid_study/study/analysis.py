@@ -26,10 +26,10 @@ from .hypotheses import RATES, difference, rate_loss
 # %% ../../nbs/78_study.analysis.ipynb #4e4152dd
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """What the weighted sum of a hypothesis came to.
+    """The estimate of a hypothesis' weighted sum.
 
     `interval`: in the unit of the endpoint. `by_seed`: Series [seed]. `words`: what is subtracted from what.
-    `identities`: how many it is a mean over; 0: it is none. `note`: what must be known to read it.
+    `identities`: how many it is a mean over; 0: it is no such mean. `note`: what one must know to read it.
     """
     interval: Interval
     by_seed: pd.Series
@@ -42,7 +42,7 @@ def seed_interval(values):
     "The t interval of values [seeds] as an `Interval`; of a single one, an estimate without bounds."
     values = np.asarray(values, float)
     if len(values) < 2: return Interval(float(values.mean()), *[math.nan]*4, 0.95, True)
-    return crossed_interval(np.stack([values, values], 1))     # of two identities that are the same, only the seeds differ
+    return crossed_interval(np.stack([values, values], 1))     # two equal identities: only seeds differ
 
 # %% ../../nbs/78_study.analysis.ipynb #6d83b1e5
 def shared_seeds(arm, seeds):

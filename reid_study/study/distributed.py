@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from .config import make_config
 from .run import finish_run, one_at_a_time, open_dataset, partial_folder, place, prepare
 from ..training.distributed import over_ranks, rank_and_ranks, sharded_identity
 from ..training.learner import fit
@@ -34,7 +35,7 @@ def run_over_ranks(config, data="data", runs="runs", shard=False):
     """
     join_ranks()
     rank, ranks = rank_and_ranks()
-    config, opened = config | {"ranks": ranks, "shard": shard}, {}
+    config, opened = make_config(**config | {"ranks": ranks, "shard": shard}), {}
     final, folder = place(config, runs), partial_folder(config, runs)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
     with contextlib.nullcontext() if rank else one_at_a_time(final):

@@ -23,21 +23,23 @@ from .tuning import tuning_config
 from ..training.recipes import RECIPES, get_recipe
 
 # %% ../../nbs/79_study.simulated.ipynb #6d9c7805
-LEVEL = {"identity": .50, "identity+attributes": .55, "verification": .42, "identity+verification": .45, "triplet": .50,
-         "triplet_random": .45,
-         "triplet_all": .50, "triplet_semi_hard": .55, "improved_triplet": .50, "improved_triplet_outside": .44, "quadruplet": .55,
-         "quadruplet_anchor": .50, "triplet_cosine": .50, "triplet_manhattan": .56, "triplet_mahalanobis": .48, "triplet_hamming": .35,
-         "supcon": .48, "cosface": .47, "identity+triplet": .60, "identity+quadruplet": .58}      # mAP
-# distance to the matches; others .70
-D_AP = {"improved_triplet": .62, "improved_triplet_outside": .70, "quadruplet": .66, "quadruplet_anchor": .75}
-# mAP lost at ten times the rate, or a tenth
-TENFOLD = {"triplet": .03, "triplet_random": .10, "triplet_all": .03, "triplet_semi_hard": .03}
-# time constant of convergence, a share of all epochs; others .30
-TIME = {"triplet": .20, "triplet_random": .45, "triplet_all": .20, "triplet_semi_hard": .20}
-GAIN = {"identity": .02, "triplet": .10}                                   # mAP gained from 20 to 160 identities
+LEVEL = {     # mAP
+    "identity": .50, "identity+attributes": .55, "verification": .42, "identity+verification": .45,
+    "triplet": .50, "triplet_random": .45, "triplet_all": .50, "triplet_semi_hard": .55,
+    "improved_triplet": .50, "improved_triplet_outside": .44, "quadruplet": .55, "quadruplet_anchor": .50,
+    "triplet_cosine": .50, "triplet_manhattan": .56, "triplet_mahalanobis": .48, "triplet_hamming": .35,
+    "supcon": .48, "cosface": .47, "identity+triplet": .60, "identity+quadruplet": .58}
+D_AP = {      # distance to the matches; others .70
+    "improved_triplet": .62, "improved_triplet_outside": .70, "quadruplet": .66, "quadruplet_anchor": .75}
+TENFOLD = {   # mAP lost at ten times the rate, or a tenth
+    "triplet": .03, "triplet_random": .10, "triplet_all": .03, "triplet_semi_hard": .03}
+TIME = {      # time constant of convergence, a share of all epochs; others .30
+    "triplet": .20, "triplet_random": .45, "triplet_all": .20, "triplet_semi_hard": .20}
+GAIN = {"identity": .02, "triplet": .10}      # mAP gained from 20 to 160 identities
 PEOPLE, QUERIES, GALLERY = 80, 3, 400
-ARMS = {"main": dict(score="test"), "defaults": dict(score="test", epochs=11), "native": dict(score="test", sampler="native"),
-        "rates": dict(epochs=10), "growth": dict(epochs=9, steps=30)}      # and what each changes in the protocol
+ARMS = {      # and what each changes in the protocol
+    "main": dict(score="test"), "defaults": dict(score="test", epochs=11), "native": dict(score="test", sampler="native"),
+    "rates": dict(epochs=10), "growth": dict(epochs=9, steps=30)}
 DEFAULTS_LOSE = .03
 
 # %% ../../nbs/79_study.simulated.ipynb #b467f665
@@ -47,9 +49,6 @@ def level(config):
     wrong = abs(math.log10(config["lr"]/get_recipe(recipe).lr)) if config["epochs"] == ARMS["rates"]["epochs"] else 0
     many = GAIN[recipe]*math.log2(config["classes"]/20)/3 if config["classes"] else 0
     return LEVEL[recipe] - TENFOLD.get(recipe, 0)*wrong + many - DEFAULTS_LOSE*(config["epochs"] == ARMS["defaults"]["epochs"])
-
-@cache
-def _interaction(recipe): return .06*np.random.default_rng([7, *recipe.encode()]).normal(size=PEOPLE)
 
 # %% ../../nbs/79_study.simulated.ipynb #c1403535
 def _queries(config, rng):
@@ -62,7 +61,12 @@ def _queries(config, rng):
     table = pd.DataFrame(dict(query=range(len(pid)), pid=pid + 1, AP=ap.clip(0, 1), d_ap=d_ap, d_an=d_ap + .45, matches=4, valid=True))
     return table.astype({name: "float32" for name in ("AP", "d_ap", "d_an")})
 
+@cache
+def _interaction(recipe): return .06*np.random.default_rng([7, *recipe.encode()]).normal(size=PEOPLE)
+
+# %% ../../nbs/79_study.simulated.ipynb #6ccf12ef
 def _history(config, mAP):
+    "The table of epochs: losses fall, and the validation mAP, where there is one, rises to `mAP` at the recipe's own speed."
     e, recipe = np.arange(1, config["epochs"] + 1), config["recipe"]
     columns = {"epoch": e, "lr": 1e-3, "loss": 1/e}
     for t in get_recipe(recipe).terms:
@@ -79,12 +83,11 @@ def _metrics(config, mAP, rng):
     ratio = .62 + .10*other.normal() + .005*rng.normal()
     geometry = dict(distance_ratio=ratio, separability=.95 - .5*(ratio - .5) + .04*(family == "representation") + .004*rng.normal(),
                     d_ap=.7, d_an=1.2, silhouette=.3 - .4*ratio, alignment=.5*ratio, uniformity=-2.5, hubness=.4)
-    retrievals = {n: dict(mAP=mAP*f, rank1=.5) for n, f in dict(euclidean=1, manhattan=.99, hamming=.8, whitening=1.03,
-                                                                kissme=1.01).items()}
+    factors = dict(euclidean=1, manhattan=.99, hamming=.8, whitening=1.03, kissme=1.01)
+    retrievals = {name: dict(mAP=mAP*factor, rank1=.5) for name, factor in factors.items()}
     if "mahalanobis" in config["recipe"]: retrievals["learned by triplet"] = dict(mAP=mAP*1.02, rank1=.5)
-    found = dict(mAP=mAP, mINP=mAP/2, cmc=np.linspace(.5, .99, 50).tolist(), chance=.02, queries=PEOPLE*QUERIES, dropped=0,
-                 gallery=GALLERY, cameras=True,
-                 geometry=geometry, distance=str(Euclidean()), protocol=Protocol().as_dict(), retrievals=retrievals,
+    found = dict(mAP=mAP, mINP=mAP/2, cmc=np.linspace(.5, .99, 50).tolist(), chance=.02, retrievals=retrievals, geometry=geometry,
+                 queries=PEOPLE*QUERIES, dropped=0, gallery=GALLERY, cameras=True, distance=str(Euclidean()), protocol=Protocol().as_dict(),
                  train_classes=config["classes"] or 240, train_seconds=30., images_per_second=1000., parameters=10**6)
     if "attributes" in config["recipe"]:
         tasks = enumerate(("hat", "bag", "age", "upper colour"))
@@ -93,7 +96,7 @@ def _metrics(config, mAP, rng):
 
 # %% ../../nbs/79_study.simulated.ipynb #4eaf939a
 def simulated_run(config, place=""):
-    "A `Run` of a configuration. `place`: what else its luck depends on, such as its arm."
+    "A `Run` of a configuration. `place`: what else its random numbers depend on, such as its arm."
     rng = np.random.default_rng([config["seed"], *f"{config['recipe']} {place}".encode()])
     queries, at = _queries(config, rng), (np.arange(80) + .5)/40
     hill = lambda centre: (1e4*np.exp(-((at - centre)/.2)**2)).astype(int)
@@ -102,6 +105,7 @@ def simulated_run(config, place=""):
     tables = dict(history=_history(config, mAP), identities=identity_table(queries), pairs=pairs, view=None, ranking=None)
     return Run(config, _metrics(config, mAP, rng), environment(1, "cpu") | {"side_by_side": 1, "data": "0"*12}, tables)
 
+# %% ../../nbs/79_study.simulated.ipynb #85bc0d0e
 def simulated_tuning(recipe, trials=4):
     "The `Tuning` of a recipe, whose validation mAPs rank recipes nearly as the levels do."
     config = tuning_config("people", recipe, trials, epochs=3)
@@ -123,11 +127,12 @@ def simulated_results(seeds=6, tuned=True, questions=tuple(QUESTIONS)):
         for recipe in RECIPES_OF.get(arm, LEVEL):
             plan = recipe_configs("people", recipe, range(3 if arm in ("defaults", "native") else seeds), changes=changes,
                                   each=EACH.get(arm, [{}]), score=score)
-            rows += [dict(arm=arm, recipe=recipe, seed=seed, change=change, run=simulated_run(config, f"{arm} {change}")) for seed,
-                     change, config in plan]
+            rows += [dict(arm=arm, recipe=recipe, seed=seed, change=change, run=simulated_run(config, f"{arm} {change}"))
+                     for seed, change, config in plan]
     study = dict(study="simulated", title="A simulated study", dataset="people", questions=list(questions))
     return Results(study, pd.DataFrame(rows), {r: simulated_tuning(r) for r in LEVEL} if tuned else {})
 
+# %% ../../nbs/79_study.simulated.ipynb #379f76e5
 def simulated_study(folder, seeds=6, tuned=True):
     "Write the tables of `simulated_results` into `folder`, which is returned: the parameter of the templates of pages."
     return write_results(simulated_results(seeds, tuned), folder)

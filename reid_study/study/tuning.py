@@ -16,8 +16,9 @@ import pandas as pd
 from ..core import InputError, atomic, check_number, read_json, write_json
 from ..losses.base import LOSSES
 from .config import make_config, run_id
-from .results import Tuning, read_results
-from .run import check_sums, disk_full_named, environment, one_at_a_time, partial_folder, place, seal, train
+from .results import Tuning, check_tuning, damage_named, read_results
+from .run import (check_sums, default_device, disk_full_named, environment, one_at_a_time, open_dataset,
+                                  partial_folder, place, seal, train)
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/74_study.tuning.ipynb #ec5dcb3e
@@ -60,32 +61,12 @@ def tuning_config(dataset, recipe, trials=8, seed=100, **changes):
     first |= {"validate_every": first["epochs"]}
     return {"search": {name: list(bounds) for name, bounds in search_space(recipe).items()}, "trials": trials, "first": first}
 
+# %% ../../nbs/74_study.tuning.ipynb #a14443a0
 def trial_config(config, values):
     "The configuration of one trial: the tuning's first one with other values."
     first = config["first"]
     settings = first["settings"] | {name: value for name, value in values.items() if name != "lr"}
     return first | {"settings": settings, "lr": values.get("lr", first["lr"])}
-
-# %% ../../nbs/74_study.tuning.ipynb #75cbc4d7
-def tune(config, data="data", runs="runs", device=None):
-    """Make all trials of a tuning that are not made yet, and return its finished folder. An interrupted tuning resumes from the
-    last epoch of the trial that was running."""
-    final, folder, opened = place(config, runs), partial_folder(config, runs), {}
-    with one_at_a_time(final), disk_full_named(folder):
-        if final.exists(): return final
-        folder.mkdir(parents=True, exist_ok=True)
-        table, space = folder/"trials.csv", config["search"]
-        rows = _read_trials(table).to_dict("records") if table.exists() else []
-        while (number := len(rows)) < config["trials"]:
-            done = [({name: row[name] for name in space}, row["mAP"]) for row in rows]
-            values = suggest(space, done, config["first"]["seed"]) if number else _defaults(config)
-            rows.append({"trial": number} | values | _trial(trial_config(config, values), data, device, folder/f"trial-{number}", opened))
-            with atomic(table) as temporary: pd.DataFrame(rows).to_csv(temporary, index=False)
-            shutil.rmtree(folder/f"trial-{number}", ignore_errors=True)
-        return _finish(Tuning(config, pd.DataFrame(rows), environment(config["first"]["threads"], device or "cpu")), folder, final)
-
-def _defaults(config): return {name: (config["first"]["settings"] | {"lr": config["first"]["lr"]})[name] for name in config["search"]}
-def _read_trials(path): return pd.read_csv(path)
 
 # %% ../../nbs/74_study.tuning.ipynb #8b491627
 def _trial(config, data, device, folder, opened):
@@ -95,6 +76,8 @@ def _trial(config, data, device, folder, opened):
     last = history.iloc[-1]
     return {"mAP": last.mAP, "rank1": last.rank1, "seconds": round(history.seconds.sum(), 2), "diverged": False}
 
+def _defaults(config): return {name: (config["first"]["settings"] | {"lr": config["first"]["lr"]})[name] for name in config["search"]}
+
 def _finish(tuning, folder, final):
     "Write a tuning's files into `folder` and seal it."
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,15 +85,40 @@ def _finish(tuning, folder, final):
     tuning.trials.to_csv(folder/"trials.csv", index=False)
     return seal(folder, final)
 
+# %% ../../nbs/74_study.tuning.ipynb #75cbc4d7
+def tune(config, data="data", runs="runs", device=None):
+    """Make all trials of a tuning that are not made yet, and return its finished folder. An interrupted tuning resumes from the
+    last epoch of the trial that was running."""
+    final, folder, opened, device = place(config, runs), partial_folder(config, runs), {}, device or default_device()
+    with one_at_a_time(final), disk_full_named(folder):
+        if final.exists(): return final
+        folder.mkdir(parents=True, exist_ok=True)
+        table, space = folder/"trials.csv", config["search"]
+        rows = pd.read_csv(table).to_dict("records") if table.exists() else []
+        while (number := len(rows)) < config["trials"]:
+            done = [({name: row[name] for name in space}, row["mAP"]) for row in rows]
+            values = suggest(space, done, config["first"]["seed"]) if number else _defaults(config)
+            rows.append({"trial": number} | values | _trial(trial_config(config, values), data, device, folder/f"trial-{number}", opened))
+            with atomic(table) as temporary: pd.DataFrame(rows).to_csv(temporary, index=False)
+            shutil.rmtree(folder/f"trial-{number}", ignore_errors=True)
+        env = environment(config["first"]["threads"], device) | {"data": open_dataset(config["first"]["dataset"], data, opened)[1]}
+        return _finish(Tuning(config, pd.DataFrame(rows), env), folder, final)
+
 # %% ../../nbs/74_study.tuning.ipynb #f818dfc9
 def read_tuning(folder):
-    "The `Tuning` of a finished folder. `InputError` for one that is missing or damaged."
+    """The `Tuning` of a finished folder. `InputError` for one that is missing or damaged, that holds another configuration than
+    its name says, or without all of its trials or with scores that cannot be."""
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"there is no tuning at {folder}; make the study again")
     check_sums(folder)
     read = lambda name: read_json(folder/f"{name}.json", f"remove {folder} to make it again")
-    return Tuning(read("config"), _read_trials(folder/"trials.csv"), read("env"))
+    with damage_named(folder, f"remove {folder} to make it again"):
+        tuning = Tuning(read("config"), pd.read_csv(folder/"trials.csv"), read("env"))
+        if tuning.id != folder.name: raise InputError(f"it holds the tuning of another configuration ({tuning.id})")
+        check_tuning(tuning)
+    return tuning
 
+# %% ../../nbs/74_study.tuning.ipynb #7e215e88
 def best_settings(tuning):
     "({setting: value}, learning rate) of a tuning's best trial."
     best = dict(tuning.metrics["best"])
@@ -118,17 +126,21 @@ def best_settings(tuning):
     return best, lr
 
 # %% ../../nbs/74_study.tuning.ipynb #66ec5f2c
-def adopt_tunings(configs, runs="runs", results=()):
-    "Write published tunings with one of these configurations, found in folders of results, where finished tunings are."
+def adopt_tunings(configs, runs="runs", results=(), images=None):
+    """Write published tunings with one of these configurations, found in folders of results, where finished tunings are. `images`:
+    the fingerprint of the images that there are now; a tuning that names others is left out."""
     missing = {run_id(config): config for config in configs if not place(config, runs).exists()}
     for folder in results:
         if not missing: return
         if not (Path(folder)/"study.json").exists(): continue
         for tuning in _published(folder, missing):
+            if images not in (None, tuning.env.get("data", images)): continue
             config = missing.pop(tuning.id)
             _finish(tuning, partial_folder(config, runs), place(config, runs))
 
 def _published(folder, wanted):
     "The tunings of a folder of results that are wanted; the other tables are not read where there is none."
-    ids = read_json(Path(folder)/"study.json", "make the study again").get("tuning", {})
-    return [t for t in read_results(folder).tuning.values() if t.id in wanted] if set(ids.values()) & wanted.keys() else []
+    with damage_named(Path(folder)/"study.json"):
+        ids = read_json(Path(folder)/"study.json", "make the study again").get("tuning", {})
+        if not set(ids.values()) & wanted.keys(): return []
+    return [t for t in read_results(folder).tuning.values() if t.id in wanted]

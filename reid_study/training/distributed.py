@@ -21,8 +21,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, loss_parallel, parallelize_module
 from torch.nn import functional as F
 
-from ..core import InputError
-from ..losses.identity import check_smoothing
+from ..core import InputError, check_number
 from .callbacks import Checkpoint
 from .learner import Clip
 from .recipes import Objective
@@ -62,7 +61,7 @@ class RankAugment:
 
 # %% ../../nbs/54_training.distributed.ipynb #5367dac0
 def gather(x, mesh):
-    """The rows [B/ranks, ...] of each rank of a mesh -> those of all ranks [B, ...], in the order of the ranks, on all of them.
+    """The rows [B/ranks, ...] of each rank of a mesh -> those of all ranks [B, ...], in the order of the ranks, on every rank.
 
     Differentiable: a rank receives the sum, over all ranks, of the gradients of its own rows.
     """
@@ -85,7 +84,7 @@ class WholeBatch(Objective):
 
 # %% ../../nbs/54_training.distributed.ipynb #ea8b308a
 class InStep(Callback):
-    "Keeps equal on all ranks what data parallelism does not know of: random states, and the gradient of what the losses own."
+    "Keeps equal on all ranks what data parallelism does not handle: random states, and the gradients of weights that losses own."
     def before_train(self):
         on_gpu = self.dls.device.type == "cuda"
         states = [torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None]
@@ -99,7 +98,7 @@ class InStep(Callback):
 
 # %% ../../nbs/54_training.distributed.ipynb #d32132c4
 def rank_and_ranks():
-    "(rank of this process, number of ranks), or an `InputError` for a process that is alone."
+    "(rank of this process, number of ranks). `InputError` for a process that is alone."
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if ranks < 2: raise InputError("this process is alone: start several with torchrun --nproc-per-node 2 …, or train it as it is")
     return dist.get_rank(), ranks
@@ -143,7 +142,7 @@ def over_ranks(learn):
         if hasattr(learn, "checkpoint"): vars(learn.checkpoint).pop("after_epoch", None)
 
 def _send(module, what=("parameters", "buffers")):
-    "Rank 0's tensors to all ranks."
+    "Send a module's tensors from rank 0 to all ranks."
     for kind in what:
         for tensor in getattr(module, kind)(): dist.broadcast(tensor.detach(), 0)
 
@@ -157,7 +156,7 @@ class ParallelIdentityLoss(nn.Module):
     """
     def __init__(self, classifier, mesh, label_smoothing=0.0):
         super().__init__()
-        check_smoothing(label_smoothing)
+        check_number("label_smoothing", label_smoothing, least=0, below=1)
         classes, ranks = len(classifier.weight), mesh.size()
         if -(-classes//ranks)*(ranks - 1) >= classes:
             raise InputError(f"{classes} identities leave one of {ranks} ranks without any; use fewer ranks")
@@ -220,6 +219,7 @@ def sharded_identity(learn):
     finally: learn.loss_func, learn.splitter, learn.opt = objective, splitter, None
 
 def _check_shards(learn):
+    "Raise `InputError` for a learner whose identity classifier cannot be cut into shards."
     objective, heads, amp = learn.loss_func, learn.model.heads, getattr(learn, "mixed_precision", None)
     if not isinstance(objective, WholeBatch): raise InputError("shards lie on several ranks; open this context inside over_ranks(learn)")
     if "identity" not in heads:
