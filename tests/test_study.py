@@ -111,7 +111,8 @@ def test_the_command_line_from_data_to_report(data, tmp_path):
     assert code == 2 and "two.yaml" in err and "epocs" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv, words", [(("run", "identity", "--set", "p=100"), "p=100"), (("run", "nonsense"), "nonsense")])
+@pytest.mark.parametrize("argv, words", [
+    (("run", "identity", "--set", "p=100", "validation=4"), "p=100"), (("run", "nonsense"), "nonsense")])
 def test_what_cannot_be_run_is_said(argv, words, data, capsys):
     assert main([*argv, "--data", str(data)]) == 2 and words in capsys.readouterr().err
 

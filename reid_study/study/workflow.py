@@ -201,10 +201,9 @@ def put_aside_damaged(workflow, images, say=print):
             say(f"{str(e).split(';')[0]}; it is put aside as {aside} and made again")
 
 def _check_finished(folder, images):
-    if folder.parent.name == "tune": return read_tuning(folder)
-    run = read_run(folder)
+    made = read_tuning(folder) if folder.parent.name == "tune" else read_run(folder)
     if folder.parent.name == "train": check_sums(folder, ["model.safetensors"])       # a test will read it
-    if run.env["data"] != images: raise InputError(f"{folder} was made from other images ({run.env['data']}, now {images})")
+    if (then := made.env.get("data", images)) != images: raise InputError(f"{folder} was made from other images ({then}, now {images})")
 
 # %% ../../nbs/76_study.workflow.ipynb #855956a0
 def planned(workflow):
@@ -259,7 +258,8 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     workflow = Workflow(path, data, runs, out, results, device, together, share)
     table, images = checked(workflow)
     with _alone(workflow.runs):
-        adopt_tunings(tunings(workflow.study).values(), workflow.runs, [*filter(None, [workflow.published]), *sorted(PUBLISHED.glob("*"))])
+        published = [*filter(None, [workflow.published]), *sorted(PUBLISHED.glob("*"))]
+        adopt_tunings(tunings(workflow.study).values(), workflow.runs, published, images)
         check_published(workflow, images)
         with _job_server(here) as environment:      # it imports while the files are read
             put_aside_damaged(workflow, images)
