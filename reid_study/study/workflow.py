@@ -84,7 +84,8 @@ def pages(study, tables, data="data"):
     for page, arm in compared.items():
         links = ({"overview": "index.html"} if questions else {}) | {other: f"{name}.html" for name, other in compared.items()
                                                                      if name != page}
-        found[page] = "compare", {"results": str(tables), "arm": arm, "title": f"{title}: {arm}, all recipes", "links": links,
+        found[page] = "compare", {"results": str(tables), "arm": arm, "title": f"{title}: {arm}, all recipes",
+                                  "links": dict(sorted(links.items())),      # as in a job's file
                                   "data": str(dataset_root(score[arm], Path(data).resolve()))}
     return found | {q: ("question", {"results": str(tables), "question": q}) for q in questions}
 
