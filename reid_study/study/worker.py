@@ -79,9 +79,8 @@ def read_jobs(folder):
 # %% ../../nbs/75_study.worker.ipynb #c844001d
 @contextlib.contextmanager
 def gpu(share=1, devices=None, folder="/tmp", every=1.0):
-    """Wait for a GPU that fewer jobs of this user on this machine have than `share`, and than each of them allows, hold a share
-    of it, and give its
-    name: "cuda:0"; the one that fewest have. `devices`: their unique names."""
+    """Wait for a GPU that fewer than `share` jobs of this user on this machine have, and fewer than each of these jobs allows;
+    hold a share of it and give its name, as "cuda:0". Of several, it is the one that fewest jobs have. `devices`: unique names."""
     if devices is None:
         import torch
         devices = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
