@@ -16,7 +16,7 @@ import pandas as pd
 from ..distances import Euclidean
 from ..evaluation.retrieval import Protocol
 from .config import is_test, recipe_configs
-from .hypotheses import QUESTIONS
+from .hypotheses import HYPOTHESES, QUESTIONS
 from .results import Results, Tuning, write_results
 from .run import Run, environment, identity_table
 from .tuning import tuning_config
@@ -41,6 +41,9 @@ ARMS = {      # and what each changes in the protocol
     "main": dict(score="test"), "defaults": dict(score="test", epochs=11), "native": dict(score="test", sampler="native"),
     "rates": dict(epochs=10), "growth": dict(epochs=9, steps=30)}
 DEFAULTS_LOSE = .03
+for hypothesis in HYPOTHESES:      # recipes that are compared and have no value above
+    values, usual = {"rates": (TENFOLD, .03), "growth": (GAIN, .05)}.get(hypothesis.arm, (LEVEL, .50))
+    for recipe in hypothesis.recipes: values.setdefault(recipe, usual)
 
 # %% ../../nbs/79_study.simulated.ipynb #b467f665
 def level(config):
