@@ -148,10 +148,9 @@ def export(run: str,            # Folder of a finished run, as runs/run/ID or ru
 # %% ../nbs/95_cli.ipynb #39b28d9f
 def open_embedder(folder, device=None):
     "The embedder in a folder, on a device; None: a GPU where there is one."
-    import torch
-
     from reid_study.inference.export import load_embedder
-    return load_embedder(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    from reid_study.study.run import default_device
+    return load_embedder(folder, device or default_device())
 
 # %% ../nbs/95_cli.ipynb #d7c2a777
 _DEVICE = Param("cuda, cpu, ... (default: a GPU where there is one)", str)

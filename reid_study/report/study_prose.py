@@ -17,7 +17,7 @@ import pandas as pd
 from ..core import digest
 from ..data.datasets import get_dataset
 from ..evaluation.statistics import MIN_SEEDS, least_p, rank_correlation
-from .prose import capital
+from .prose import capital, filled
 from .study_tables import ENDPOINTS, VERDICTS, best_trials, comparable_arms, controls, evaluated_on
 from .study_tables import paired_scores, recipe_scores, shared_scores, step_cost_growth
 from ..study.endpoints import COLLAPSED, UNITS, amount, candidates, collapsed, counted, identity_rows, listed, p_words
@@ -98,7 +98,7 @@ hypothesis may have an effect in the predicted direction, but none as large as t
 
 def rule(found):
     "Markdown: how verdicts are drawn."
-    return " ".join(RULE.format(tests=int(found.p_holm.notna().sum()), seeds=MIN_SEEDS).split())
+    return filled(RULE, tests=int(found.p_holm.notna().sum()), seeds=MIN_SEEDS)
 
 # %% ../../nbs/82a_report.study_prose.ipynb #22f4f288
 FOREST = """Estimates and 95 % intervals, with the predicted direction to the right and positive, in the numbers too. The grey band is the
@@ -109,7 +109,7 @@ def forest_caption(found):
     different = (found.kind == "different").any()
     undirected = " Hypotheses of a difference without a direction are drawn as first minus second." if different else ""
     hollow = f" Hollow: fewer than {MIN_SEEDS} seeds, no verdict." if found.descriptive.any() else ""
-    return f"{' '.join(FOREST.split())}{undirected}{hollow}"
+    return f"{filled(FOREST)}{undirected}{hollow}"
 
 # %% ../../nbs/82a_report.study_prose.ipynb #a62c8231
 def _read_by(results, arm, hypotheses):
@@ -179,7 +179,7 @@ def step_cost_sentence(rows):
     growth = step_cost_growth(rows)
     triplet, identity = growth.loc["triplet, batch-hard"], growth.loc["identity"]
     clear = (identity[["time", "memory"]] > 2*triplet[["time", "memory"]]).all()
-    return " ".join(STEP_COST.split()).format(grows="grows" if clear else "does not grow", i=identity, t=triplet)
+    return filled(STEP_COST, grows="grows" if clear else "does not grow", i=identity, t=triplet)
 
 # %% ../../nbs/82a_report.study_prose.ipynb #227539d4
 TUNING = """{recipes}, {trials} trials each. On the validation identities, the best trial has a mAP {median:.1f} points (median) above
@@ -191,8 +191,9 @@ def tuning_sentence(results):
     if not results.tuning: return "Nothing was tuned: all recipes have their own default settings."
     gain = pd.Series({r: 100*(t.metrics["mAP"] - t.metrics["default_mAP"]) for r, t in results.tuning.items()})
     lost = sum(t.metrics["diverged"] for t in results.tuning.values())
-    return " ".join(TUNING.split()).format(
-        recipes=capital(counted(len(gain), "recipe")), trials=listed(sorted({t.config["trials"] for t in results.tuning.values()})),
+    return filled(
+        TUNING, recipes=capital(counted(len(gain), "recipe")),
+        trials=listed(sorted({t.config["trials"] for t in results.tuning.values()})),
         median=gain.median(), most=gain.max(), recipe=gain.idxmax(), none=(gain == 0).sum(),
         lost=counted(lost, "trial") if lost else "No trial")
 
@@ -241,8 +242,8 @@ def sampler_sentence(results, arm="main"):
         scores = paired_scores(results, arm, other)
         families = scores.groupby(scores.index.map(lambda r: get_recipe(r).family), sort=False)
         found, best = "; ".join(f"{family}: {gains(part[other] - part[arm])}" for family, part in families), scores[other].idxmax()
-        parts.append(" ".join(OWN_BATCHES.split()).format(other=other, found=capital(found), best=best, there=scores[other][best],
-                                                       here=scores[arm][best]))
+        parts.append(filled(OWN_BATCHES, other=other, found=capital(found), best=best, there=scores[other][best],
+                            here=scores[arm][best]))
     return "\n\n".join(parts)
 
 # %% ../../nbs/82a_report.study_prose.ipynb #9b160e74

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..core import InputError
 from ..study.results import FREE, check_comparable
-from ..study.run import STAGES, read_run
+from ..study.run import FILES, read_run
 from ..training.recipes import FAMILY_COLOURS, RECIPES, get_recipe
 
 # %% ../../nbs/80_report.tables.ipynb #d34ec8db
@@ -76,7 +76,7 @@ def _folders(folder):
     "The folder itself if it is a run, else the scored runs in it and in its stages; a missing folder is left for `read_run` to refuse."
     if not folder.is_dir() or any((folder/name).exists() for name in ("config.json", "metrics.json")): return [folder]
     inside = [f for part in (folder, folder/"run", folder/"test") if part.is_dir()
-              for f in sorted(part.iterdir()) if f.is_dir() and not f.name.startswith(".") and f.name not in STAGES]
+              for f in sorted(part.iterdir()) if f.is_dir() and not f.name.startswith(".") and f.name not in FILES]
     if not inside: raise InputError(f"there are no runs in {folder}; give a folder that holds finished runs")
     return inside
 

@@ -457,7 +457,7 @@ def read_results(folder):
 def _complete_runs(tables, folder):
     "Id -> `Run`, with all of its tables."
     with damage_named(folder/"runs.parquet"): runs = _runs(tables["runs"])
-    scores, found = _scores(runs), {}
+    scores = _scores(runs)
     for name, check in {"identities": _check_identities, "history": _check_history, "examples": _check_examples}.items():
         with damage_named(folder/f"{name}.parquet"):
             _demand(tables[name].run.isin(scores.index), tables[name].run, "it is not in runs.parquet")

@@ -62,6 +62,11 @@ class TuningBudget(BaseModel, extra="forbid", strict=True, frozen=True):
     seed: int = Field(ge=0)
     split_seed: int | None = Field(None, ge=0)
 
+    @property
+    def changes(self):
+        "What its trials change in the protocol of the study."
+        return {"epochs": self.epochs} | ({} if self.split_seed is None else {"split_seed": self.split_seed})
+
 # %% ../../nbs/70_study.spec.ipynb #742e53b2
 class Study(BaseModel, extra="forbid", strict=True, frozen=True):
     "What a study file says; `questions` are the names of those that it answers."
@@ -184,9 +189,9 @@ def _check_trials(study, recipes):
                              "move it to the changes of an arm")
     if not (protocol(study.dataset) | study.protocol)["validation"]:
         raise InputError("protocol: validation=0 holds no identities out for the tuning; leave it out; score: test trains on all")
-    changes = study.protocol | {"epochs": budget.epochs} | ({} if budget.split_seed is None else {"split_seed": budget.split_seed})
     for recipe in recipes:
-        with _placed({"protocol": study.protocol}, "tuning"): make_config(study.dataset, recipe, budget.seed, **changes)
+        with _placed({"protocol": study.protocol}, "tuning"):
+            make_config(study.dataset, recipe, budget.seed, **study.protocol | budget.changes)
 
 # %% ../../nbs/70_study.spec.ipynb #40945af9
 def _check_questions(study):

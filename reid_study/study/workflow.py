@@ -61,7 +61,7 @@ def tunings(study):
     if not study.tuning: return {}
     wanted = dict.fromkeys(recipe for arm in study.arms.values() if arm.settings == "tuned" for recipe in arm.names)
     budget = study.tuning
-    changes = study.protocol | {"epochs": budget.epochs} | ({} if budget.split_seed is None else {"split_seed": budget.split_seed})
+    changes = study.protocol | budget.changes
     return {recipe: tuning_config(study.dataset, recipe, budget.trials, budget.seed, **changes) for recipe in wanted}
 
 # %% ../../nbs/76_study.workflow.ipynb #cec0f6d3
@@ -175,8 +175,9 @@ def published_runs(folder):
 
 # %% ../../nbs/76_study.workflow.ipynb #c7ab8a40
 def check_published(workflow, images):
-    "Raise `InputError` if published results cannot be continued by this study: another's, of other versions, or with runs it lacks."
-    if not workflow.published or not (workflow.published/"study.json").exists(): return
+    """Id -> `Run` of the published results, which count as finished. `InputError` if this study cannot continue them: they are of
+    another study, version or images, or have runs that the study does not ask for."""
+    if not workflow.published or not (workflow.published/"study.json").exists(): return {}
     results, folder = read_results(workflow.published), workflow.published
     if (name := results.study["study"]) != workflow.study.name:
         raise InputError(f"{folder} holds the results of the study {name}; give another folder")
@@ -185,10 +186,11 @@ def check_published(workflow, images):
             if then != now:
                 raise InputError(f"{folder} was made by another version ({what} {then}, now {now}): read it with reid-study report, "
                                  "or give another folder for results to begin anew")
-    plan = [config for _, config in planned(workflow)]
-    if None not in plan and (more := {run.id for run in results.table.run} - {run_id(config) for config in plan}):
+    known, plan = {run.id: run for run in results.table.run}, [config for _, config in planned(workflow)]
+    if None not in plan and (more := known.keys() - {run_id(config) for config in plan}):
         raise InputError(f"{folder} has {len(more)} runs that {workflow.path} does not ask for, and would lose them; "
                          "give another folder")
+    return known
 
 # %% ../../nbs/76_study.workflow.ipynb #0603826f
 def put_aside_damaged(workflow, images, say=print):
@@ -261,10 +263,9 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     with _alone(workflow.runs):
         published = [*filter(None, [workflow.published]), *sorted(PUBLISHED.glob("*"))]
         adopt_tunings(tunings(workflow.study).values(), workflow.runs, published, images)
-        check_published(workflow, images)
-        with _job_server(here) as environment:      # it imports while the files are read
+        known = check_published(workflow, images)
+        with _job_server(workflow, here) as environment:      # it imports while the files are read
             put_aside_damaged(workflow, images)
-            known = published_runs(workflow.published)
             write_jobs(workflow, images, known)
             print(plan_sentence(workflow.study))
             limits = ["--cores", str(side), "--resources", f"gpu={_gpus()*share}"] if here else []
@@ -343,17 +344,17 @@ MEMORY = ("glibc.malloc.hugetlb=1:glibc.malloc.top_pad=268435456:glibc.malloc.tr
           "glibc.malloc.mmap_threshold=4000000000")
 
 @contextlib.contextmanager
-def _job_server(local):
+def _job_server(workflow, local):
     "The environment for jobs, and the fork server that starts them if they are on this machine."
     environment = {"OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": MEMORY} | os.environ | {"PYTHONWARNINGS": "ignore", "MPLBACKEND": "agg"}
     if not local:
         yield environment
         return
-    with tempfile.TemporaryDirectory(prefix="reid") as folder:
+    workflow.files.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="reid") as folder, open(workflow.files/"server.log", "w") as log:
         address = f"{folder}/server"      # the path of a socket may have 107 characters
         command = [sys.executable, "-c", "import sys; from reid_study.study.worker import serve; serve(sys.argv[1])", address]
-        server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                  preexec_fn=_end_with_parent)
+        server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_end_with_parent)
         try: yield environment | {"REID_STUDY_SERVER": address}
         finally:
             server.terminate()
