@@ -20,13 +20,28 @@ _COLUMNS = len(TASKS) - 2, TASKS["upper_colour"], TASKS["lower_colour"]    # sin
 def attribute_targets(attributes):
     """Attribute columns [B, 27] (`ATTRIBUTES` of `data.market1501`: class indices from 0, -1 unknown) -> classes [B, 12], -1 unknown.
 
-    A colour is known where exactly one of its columns is 1. Raises `InputError` for a shape that does not fit.
+    They may be a tensor or an array of any integer type. A colour is known where exactly one of its columns is 1.
+    Raises `InputError` for a shape that does not fit, for what is not whole numbers and, on a CPU, for numbers that code nothing.
     """
+    attributes = _whole(attributes)
     if attributes.ndim != 2 or attributes.shape[1] != sum(_COLUMNS):
         raise InputError(f"attributes {list(attributes.shape)} must be [B, {sum(_COLUMNS)}], a column for each of ATTRIBUTES")
+    if attributes.device.type == "cpu": _check_coding(attributes)
     single, *colours = attributes.long().split(_COLUMNS, 1)
     named = [torch.where((c == 1).sum(1) == 1, (c == 1).byte().argmax(1), -1) for c in colours]
     return torch.cat([single.clamp(min=-1), torch.stack(named, 1)], 1)
+
+def _whole(attributes):
+    try: attributes = attributes if torch.is_tensor(attributes) else torch.as_tensor(attributes)
+    except (TypeError, ValueError): raise InputError("attributes must be a tensor or an array of whole numbers [B, 27]") from None
+    if not attributes.is_floating_point() and attributes.dtype != torch.bool: return attributes
+    raise InputError(f"attributes are {attributes.dtype}; give whole numbers, -1 for what is unknown, as by .fillna(-1).astype('int8')")
+
+def _check_coding(attributes):
+    for what, columns, most in (("an attribute", attributes, None), ("a colour", attributes[:, _COLUMNS[0]:], 1)):
+        if columns.numel() and (columns.min() < -1 or most is not None and columns.max() > most):
+            raise InputError(f"{what} is coded from {columns.min()} to {columns.max()}; classes count from 0, colours are 0 or 1, "
+                             "and -1 is unknown")
 
 def _check_targets(targets):
     largest = targets.max(0).values.tolist() if len(targets) else []
@@ -111,7 +126,7 @@ class AttributeLoss(nn.Module):
 # %% ../../nbs/31_losses.attributes.ipynb #e2d79b0a
 def attribute_counts(attributes):
     "Attribute columns [N, 27] of a training table -> the number of images of each class of each task, a list of 39."
-    targets = attribute_targets(torch.as_tensor(attributes))
+    targets = attribute_targets(attributes)
     _check_targets(targets)
     return [count for t, classes in zip(targets.T, TASKS.values()) for count in t[t >= 0].bincount(minlength=classes).tolist()]
 
@@ -122,7 +137,7 @@ def attribute_accuracy(logits, attributes):
     `balanced`: the mean over the classes that occur of the share of their images that are named right. `majority`: the accuracy of
     always naming the commonest class of these images. A task of which nothing is known is left out.
     """
-    targets, result = attribute_targets(torch.as_tensor(attributes)), {}
+    targets, result = attribute_targets(attributes), {}
     _check_targets(targets)
     for task, t, answer in zip(TASKS, targets.T, _table(logits, -torch.inf).argmax(0)):
         t, answer = t[t >= 0], answer[t >= 0]

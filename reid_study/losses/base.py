@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['REDUCTIONS', 'FILLED', 'NOT_A_MARGIN', 'NOT_POSITIVE', 'NOT_A_COUNT', 'COMMON_REFUSALS', 'LOSSES', 'MetricLoss',
-           'check_pids', 'pair_masks', 'mean', 'hinge_sums', 'reduce_hinges', 'check_reduction', 'log_sum_exp',
-           'not_empty', 'mean_distances', 'anchor_mean', 'Loss', 'register_loss']
+           'zero_or_nan', 'as_indices', 'pair_masks', 'mean', 'hinge_sums', 'reduce_hinges', 'check_reduction',
+           'log_sum_exp', 'not_empty', 'mean_distances', 'anchor_mean', 'cross_entropy', 'check_classes', 'Loss',
+           'register_loss']
 
 # %% ../../nbs/39_losses.base.ipynb #eac37918
 import inspect
@@ -13,10 +14,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from ..core import InputError, lookup
-from ..distances import get_distance
+from ..distances import as_pids, check_embeddings, get_distance, gradient_with_graph
 from .mining import get_miner, positive_negative
 
 # %% ../../nbs/39_losses.base.ipynb #64a4e143
@@ -34,16 +35,21 @@ class MetricLoss(nn.Module):
         """(loss, statistics) of embeddings [B, D] and pids [B].
 
         `indices_tuple`: triplets (a, p, n) or pairs (a1, p, a2, n) in place of the miner's; rows of the batch, then of the
-        references. `ref_emb` [N, D] and `ref_labels` [N]: what the batch is compared with; None: itself.
+        references. `ref_emb` [N, D] and `ref_labels` [N]: what the batch is compared with; None: itself. Labels: see `as_pids`.
         A distance with a price of its own (`penalty`, as Hamming has) adds it, even where no tuple remains; statistic `penalty`.
-        Raises `InputError` for shapes that do not fit and embeddings that are not floats.
+        The loss is NaN where an embedding is NaN or infinite, whether or not a tuple has it.
+        Raises `InputError` for shapes that do not fit, embeddings that are not floats, labels that are not whole numbers and, on a
+        CPU, indices out of range.
         """
-        check_pids(embeddings, pids)
+        check_embeddings(embeddings, ref_emb)
+        pids = as_pids(pids, embeddings)
         if (ref_emb is None) != (ref_labels is None): raise InputError("ref_emb and ref_labels belong together; give both or neither")
-        if ref_emb is not None: check_pids(ref_emb, ref_labels)
+        if ref_emb is not None: ref_labels = as_pids(ref_labels, ref_emb, "ref_labels")
         distances = self.distance(embeddings, ref_emb)
-        if indices_tuple is None and self.miner: indices_tuple = self.miner(distances.detach(), pids, ref_labels)
+        if indices_tuple is not None: indices_tuple = as_indices(indices_tuple, distances)
+        elif self.miner: indices_tuple = self.miner(distances.detach(), pids, ref_labels)
         value, statistics = self.from_distances(distances, pids, ref_labels, indices_tuple)
+        value = value + zero_or_nan(distances)
         penalty = self.distance.penalty(embeddings)
         return (value, statistics) if penalty is None else (value + penalty, statistics | {"penalty": penalty.detach()})
 
@@ -58,20 +64,36 @@ class MetricLoss(nn.Module):
         return self.compute(embeddings, pids, indices_tuple, ref_emb, ref_labels)[0]
 
 # %% ../../nbs/39_losses.base.ipynb #aed8d7f2
-def check_pids(embeddings, pids):
-    "Raise `InputError` unless there is one label for each embedding."
-    if pids.ndim != 1 or len(pids) != len(embeddings):
-        raise InputError(f"{len(embeddings)} embeddings need pids [{len(embeddings)}], not {list(pids.shape)}")
+def zero_or_nan(x):
+    """0, or NaN where x holds NaN or infinity: what a loss adds that reads only part of x.
+
+    A comparison with NaN is false, so a mask hides it: the anchor counts as one without pairs, and the loss as zero.
+    """
+    return x.detach().sum()*0
+
+# %% ../../nbs/39_losses.base.ipynb #3ee27e93
+def as_indices(indices, distances):
+    """Tuples (a, p, n) or (a1, p, a2, n), each a tensor, an array or a list [T], as tensors on the device of distances [M, N].
+
+    Raises `InputError` for another number of them, for what is not whole numbers and, on a CPU, for an index out of range.
+    """
+    if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not a tuple of {len(indices)}")
+    indices = tuple(as_pids(i, distances.new_empty(len(i)), "indices") for i in indices)
+    if distances.device.type != "cpu": return indices
+    rows, columns = distances.shape
+    for of, i in zip((rows, columns, rows if len(indices) == 4 else columns, columns), indices):
+        if len(i) and (i.min() < 0 or i.max() >= of):
+            raise InputError(f"indices from {i.min()} to {i.max()} must lie in 0 to {of - 1}, the images; make them from this batch")
+    return indices
 
 # %% ../../nbs/39_losses.base.ipynb #8598389d
 def pair_masks(pids, ref_pids=None, indices=None):
     """Masks [M, N] of positive and of negative pairs: all of them, or those in tuples (a, p, n) or (a1, p, a2, n).
 
-    Tuples of another length raise `InputError`.
+    `indices`: as `as_indices` gives them.
     """
     positive, negative = positive_negative(pids, ref_pids)
     if indices is None: return positive, negative
-    if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not a tuple of {len(indices)}")
     chosen = torch.zeros_like(positive), torch.zeros_like(negative)
     chosen[0][indices[0], indices[1]] = True
     chosen[1][indices[-2] if len(indices) == 4 else indices[0], indices[-1]] = True
@@ -116,18 +138,22 @@ class _LogSumExp(torch.autograd.Function):
     def forward(ctx, distances, mask, scale, dim):
         logits = (distances*scale).masked_fill_(~mask, torch.finfo(distances.dtype).min)
         share = logits.softmax(dim)
-        ctx.save_for_backward(share)
+        ctx.save_for_backward(distances, mask, share)
         ctx.scale, ctx.dim = scale, dim
         return logits.amax(dim) - share.amax(dim).log()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, slope): return ctx.saved_tensors[0]*(ctx.scale*slope).unsqueeze(ctx.dim), None, None, None
+    def backward(ctx, slope):
+        distances, mask, share = ctx.saved_tensors
+        if not torch.is_grad_enabled(): return share*(ctx.scale*slope).unsqueeze(ctx.dim), None, None, None
+        lowest = torch.finfo(distances.dtype).min
+        by_rules = lambda d: (d*ctx.scale).masked_fill(~mask, lowest).logsumexp(ctx.dim)
+        return gradient_with_graph(by_rules, distances, slope), None, None, None
 
 # %% ../../nbs/39_losses.base.ipynb #80346fd5
 def not_empty(logarithm):
-    "Which results of `log_sum_exp` have at least one term."
-    return logarithm.detach() > torch.finfo(logarithm.dtype).min/2
+    "Which results of `log_sum_exp` have at least one term, or are NaN."
+    return ~(logarithm.detach() <= torch.finfo(logarithm.dtype).min/2)
 
 # %% ../../nbs/39_losses.base.ipynb #a57f7a7b
 def mean_distances(distances, positive, negative):
@@ -139,6 +165,21 @@ def mean_distances(distances, positive, negative):
 def anchor_mean(each, valid):
     "Mean of a loss [M] over the valid anchors, and a zero with a gradient graph where there are none."
     return torch.where(valid, each, 0).sum()/valid.sum().clamp(min=1)
+
+# %% ../../nbs/39_losses.base.ipynb #e4d8d432
+def cross_entropy(logits, pids, label_smoothing=0.0):
+    "Mean cross-entropy of logits [B, C] and classes [B]; no class is left out, and an empty batch gives a zero with a graph."
+    total = F.cross_entropy(logits, pids, label_smoothing=label_smoothing, reduction="sum", ignore_index=torch.iinfo(torch.int64).min)
+    return total/max(len(pids), 1)
+
+# %% ../../nbs/39_losses.base.ipynb #46fd4143
+def check_classes(pids, classes):
+    "Raise `InputError` unless pids lie in 0 ... classes - 1. Only on the CPU: a GPU would have to wait for the answer."
+    if pids.device.type != "cpu" or not len(pids): return
+    low, high = pids.aminmax()
+    if low < 0 or high >= classes:
+        raise InputError(f"pids from {low} to {high} must lie in 0 to {classes - 1}, the classes of the loss; "
+                         "number the training identities from 0")
 
 # %% ../../nbs/39_losses.base.ipynb #91bf5e60
 FILLED = ("classes", "dim", "counts")

@@ -9,6 +9,7 @@ __all__ = ['triplet_sum', 'quadruplet_sum']
 import torch
 
 from ..core import InputError, check_number
+from .mining import checked_pids
 
 # %% ../../nbs/44_losses.batch_all.ipynb #69003438
 def _segments(pids, ref_pids):
@@ -22,14 +23,12 @@ def _total(distances, G, active, margin):
     return ((G*distances).sum(1).sum(dtype=torch.float64) + margin*active.double()).to(distances.dtype)
 
 # %% ../../nbs/44_losses.batch_all.ipynb #076d1bd3
-def _check(distances, pids, ref_pids, margin):
+def _checked(distances, pids, ref_pids, margin):
+    "The labels of rows and columns, checked as all else."
     check_number("margin", margin, least=0, note=", in units of the distance")
-    shape = [len(pids), len(pids if ref_pids is None else ref_pids)]
-    if list(distances.shape) != shape:
-        raise InputError(f"distances {list(distances.shape)} must be {shape}: a row for each of pids, "
-                         "a column for each image it is compared with")
     if distances.dtype not in (torch.float32, torch.float64):
         raise InputError(f"distances are {distances.dtype}; convert them with .float()")
+    return checked_pids(distances, pids, ref_pids)
 
 # %% ../../nbs/44_losses.batch_all.ipynb #19070e3b
 def triplet_sum(distances, pids, ref_pids=None, margin=0.3, pull=1.0):
@@ -40,7 +39,7 @@ def triplet_sum(distances, pids, ref_pids=None, margin=0.3, pull=1.0):
     `total` is differentiable; `active` (open hinges) and `count` (all triplets) are int64, 0-d, and stay on the device.
     O(MN log K) time for K images of an identity, O(MN) memory, one host synchronisation.
     """
-    _check(distances, pids, ref_pids, margin)
+    pids, ref_pids = _checked(distances, pids, ref_pids, margin)
     check_number("pull", pull, least=0)
     with torch.no_grad():
         order, start, end = _segments(pids, pids if ref_pids is None else ref_pids)
@@ -97,7 +96,7 @@ def quadruplet_sum(distances, pids, margin):
     each combination counts four times. `distances` [B, B] are symmetric: of d_ij and d_ji only one is read and has a gradient.
     Everything else as in `triplet_sum`. O(B² log B) time, O(B²) memory.
     """
-    _check(distances, pids, None, margin)
+    pids, _ = _checked(distances, pids, None, margin)
     B = len(pids)
     with torch.no_grad():
         _, start, end = _segments(pids, pids)

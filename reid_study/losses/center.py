@@ -12,7 +12,7 @@ from torch import nn
 from ..core import check_number
 from ..distances import unit
 from .base import mean, register_loss
-from .margin_softmax import check_batch
+from .margin_softmax import checked_batch
 
 # %% ../../nbs/34_losses.center.ipynb #233d88e0
 @register_loss("center", needs_pairs=False)
@@ -31,7 +31,7 @@ class CenterLoss(nn.Module):
 
     def compute(self, embeddings, pids):
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
-        check_batch(embeddings, pids, *self.centres.shape)
+        pids = checked_batch(embeddings, pids, *self.centres.shape)
         with torch.autocast(embeddings.device.type, enabled=False):
             x = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
             if self.normalize: x = unit(x)

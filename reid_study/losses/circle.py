@@ -9,7 +9,9 @@ __all__ = ['CircleLoss']
 from torch.nn import functional as F
 
 from ..core import check_number
-from .base import (NOT_A_MARGIN, NOT_POSITIVE, MetricLoss, anchor_mean, log_sum_exp, mean_distances, not_empty, pair_masks,
+from ..distances import differentiable_once
+from .base import (NOT_A_MARGIN, NOT_POSITIVE, MetricLoss, anchor_mean, log_sum_exp,
+                                    mean_distances, not_empty, pair_masks,
                                     register_loss)
 
 # %% ../../nbs/48_losses.circle.ipynb #f096c06c
@@ -19,7 +21,7 @@ class CircleLoss(MetricLoss):
     positive and a negative; the weights w_p = (1 + margin - s_ap)₊ and w_n = (s_an + margin)₊ carry no gradient, and s is the
     cosine similarity (Sun et al., CVPR 2020, eq. 6 and 8).
 
-    `margin`: in units of the cosine, at least 0. `scale`: above 0. Bad settings raise `InputError`.
+    `margin`: in units of the cosine, at least 0. `scale`: above 0. Bad settings raise `InputError`, and so does a second derivative.
     Statistics: `d_ap`, `d_an` (mean cosine distances of the pairs).
     """
     def __init__(self, margin=0.25, scale=64.0):
@@ -29,6 +31,7 @@ class CircleLoss(MetricLoss):
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
         positive, negative = pair_masks(pids, ref_pids, indices)
+        distances = differentiable_once(distances, "CircleLoss")
         m, d = self.margin, distances.detach()                       # s = 1 - d
         pull = log_sum_exp((d + m)*(distances - m), positive, self.scale)
         push = log_sum_exp((1 + m - d).relu()*(1 - m - distances), negative, self.scale)

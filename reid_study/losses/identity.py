@@ -8,10 +8,10 @@ __all__ = ['IdentityLoss', 'check_logits']
 # %% ../../nbs/30_losses.identity.ipynb #9486d53d
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..core import InputError, check_number
-from .base import NOT_A_MARGIN, register_loss
+from ..distances import as_pids
+from .base import NOT_A_MARGIN, check_classes, cross_entropy, mean, register_loss
 from ..networks.heads import Classifier
 
 # %% ../../nbs/30_losses.identity.ipynb #984fd801
@@ -29,17 +29,18 @@ class IdentityLoss(nn.Module):
     def compute(self, logits, pids):
         """(loss, statistics): `accuracy`, the share of images given to the right identity, averaged over parts where there are some.
 
-        Raises `InputError` for shapes that do not fit and logits that are not floats.
+        Raises `InputError` for shapes that do not fit, logits that are not floats, labels that are not whole numbers and, on a CPU,
+        for pids out of range.
         """
-        if logits.ndim not in (2, 3) or logits.shape[2:] == (1,) or pids.shape != logits.shape[:1]:
-            raise InputError(f"logits {list(logits.shape)} and pids {list(pids.shape)} must be [B, C] or [B, parts, C], and [B]")
         check_logits(logits)
+        if logits.ndim not in (2, 3) or logits.shape[2:] == (1,):
+            raise InputError(f"logits {list(logits.shape)} must be [B, C] or [B, parts, C]")
+        check_classes(pids := as_pids(pids, logits), logits.shape[-1])
         parts = logits.shape[1] if logits.ndim == 3 else 1
         if logits.ndim == 3: logits, pids = logits.flatten(0, 1), pids.repeat_interleave(parts)
-        answers = max(len(pids), 1)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        total = F.cross_entropy(logits, pids, label_smoothing=self.label_smoothing, reduction="sum")
-        return parts*total/answers, {"accuracy": (logits.detach().argmax(1) == pids).float().sum()/answers}
+        value = parts*cross_entropy(logits, pids, self.label_smoothing)
+        return value, {"accuracy": mean((logits.detach().argmax(1) == pids).float())}
 
     def forward(self, logits, pids): return self.compute(logits, pids)[0]
 
@@ -47,5 +48,6 @@ class IdentityLoss(nn.Module):
 
 # %% ../../nbs/30_losses.identity.ipynb #2efb3727
 def check_logits(logits):
-    "Raise `InputError` unless logits are floats."
+    "Raise `InputError` unless logits are a tensor of floats."
+    if not torch.is_tensor(logits): raise InputError(f"logits are a {type(logits).__name__}; give a tensor, as by torch.as_tensor")
     if not logits.is_floating_point(): raise InputError(f"logits are {logits.dtype}; give the classifier's output as floats")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..core import InputError, check_number
-from .base import mean
-from .margin_softmax import check_batch
+from ..distances import differentiable_once
+from .base import cross_entropy, mean
+from .margin_softmax import checked_batch
 
 # %% ../../nbs/35_losses.many_identities.ipynb #6a6cedf6
 def _places(labels, shards, dtype):
@@ -46,7 +46,6 @@ class _ShardedSoftmax(torch.autograd.Function):
         return total.log() - (own - top), best
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, slope, _):
         x, labels, log_sum, *shards = ctx.saved_tensors
         of_x, of_shards = torch.zeros_like(x), []
@@ -65,9 +64,10 @@ def _sharded_softmax(x, weight_shards, labels):
     if not shards or any(w.ndim != 2 or not len(w) or w.shape[1] != shards[0].shape[1] for w in shards):
         raise InputError("weight_shards must be at least one matrix [classes of the shard, dim], all of one dim, "
                          f"not {[list(w.shape) for w in shards]}")
-    check_batch(x, labels, sum(map(len, shards)), shards[0].shape[1])
+    labels = checked_batch(x, labels, sum(map(len, shards)), shards[0].shape[1])
     dtype = torch.promote_types(torch.promote_types(x.dtype, shards[0].dtype), torch.float32)
-    with torch.autocast(x.device.type, enabled=False): return _ShardedSoftmax.apply(x.to(dtype), labels, *shards)
+    with torch.autocast(x.device.type, enabled=False): each, best = _ShardedSoftmax.apply(x.to(dtype), labels, *shards)
+    return differentiable_once(each, "a classifier in shards"), best
 
 # %% ../../nbs/35_losses.many_identities.ipynb #b80f0539
 def sharded_cross_entropy(x, weight_shards, labels):
@@ -134,13 +134,12 @@ class SampledSoftmaxLoss(nn.Module):
 
     def compute(self, embeddings, pids):
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
-        check_batch(embeddings, pids, *self.weight.shape)
+        pids = checked_batch(embeddings, pids, *self.weight.shape)
         weight, target, shift = (self.weight, pids, None) if self.sample >= len(self.weight) else self.drawn(pids)
         dtype = torch.promote_types(torch.promote_types(embeddings.dtype, weight.dtype), torch.float32)
         with torch.autocast(embeddings.device.type, enabled=False): logits = F.linear(embeddings.to(dtype), weight.to(dtype))
         right = logits.detach().argmax(1) == target
-        value = F.cross_entropy(logits if shift is None else logits + shift, target, reduction="sum")/max(len(pids), 1)
-        return value, {"accuracy": mean(right.float())}
+        return cross_entropy(logits if shift is None else logits + shift, target), {"accuracy": mean(right.float())}
 
     def drawn(self, pids):
         "The rows drawn [R, dim], those of the batch first, the row of each pid [B], and what the correction adds to the logits [R]."

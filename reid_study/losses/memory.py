@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..core import InputError, check_number, lookup
-from ..distances import get_distance
+from ..distances import as_pids, check_embeddings, get_distance
 from .base import NOT_A_COUNT, NOT_A_MARGIN, register_loss
 from .contrastive import ContrastiveLoss
 from .triplet import TripletLoss
@@ -70,6 +70,8 @@ class CrossBatchMemory(nn.Module):
 
     def compute(self, embeddings, pids, indices_tuple=None, ref_emb=None, ref_labels=None):
         "(loss, statistics) of embeddings [B, dim] and pids [B]. Tuples and references, if given, are for the batch's own part."
+        check_embeddings(embeddings)
+        pids = as_pids(pids, embeddings)
         if embeddings.shape[1:] != self.queue.embeddings.shape[1:]:
             raise InputError(f"the memory was made with dim={self.queue.embeddings.shape[1]}, embeddings are {list(embeddings.shape)}")
         value, statistics = self.loss.compute(embeddings, pids, indices_tuple, ref_emb, ref_labels)

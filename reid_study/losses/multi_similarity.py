@@ -51,8 +51,8 @@ class MultiSimilarityLoss(MetricLoss):
 # %% ../../nbs/46_losses.multi_similarity.ipynb #c0805cb3
 def keep_informative(distances, positive, negative, epsilon):
     """The positive pairs farther than the anchor's nearest negative - epsilon, and the negative pairs nearer than its farthest
-    positive + epsilon: masks [M, N] from distances and masks [M, N] (Wang et al., eq. 10 and 11, in distances)."""
+    positive + epsilon: masks [M, N] from distances and masks [M, N] (Wang et al., eq. 10 and 11, in distances). What is NaN is kept."""
     if not distances.numel(): return positive, negative
     nearest = torch.where(negative, distances, torch.inf).amin(1, keepdim=True)
     farthest = torch.where(positive, distances, -torch.inf).amax(1, keepdim=True)
-    return positive & (distances > nearest - epsilon), negative & (distances < farthest + epsilon)
+    return positive & ~(distances <= nearest - epsilon), negative & ~(distances >= farthest + epsilon)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..core import check_number
 from .base import NOT_A_MARGIN, NOT_POSITIVE, mean, register_loss
-from .margin_softmax import check_batch, cosine_logits
+from .margin_softmax import checked_batch, cosine_logits
 
 # %% ../../nbs/49_losses.proxy_anchor.ipynb #352bb615
 def log1p_sum_exp(z, groups, n):
@@ -40,7 +40,7 @@ class ProxyAnchorLoss(nn.Module):
 
     def compute(self, embeddings, pids):
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
-        check_batch(embeddings, pids, *self.proxies.shape)
+        pids = checked_batch(embeddings, pids, *self.proxies.shape)
         logits, own = cosine_logits(embeddings, self.proxies, self.scale), pids[:, None]
         s, shift = logits.gather(1, own)[:, 0], self.scale*self.margin
         present = s.new_zeros(len(self.proxies)).scatter_(0, pids, 1).sum().clamp(min=1)

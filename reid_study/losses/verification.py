@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import InputError, check_number
-from ..distances import check_embeddings, unit
-from .base import NOT_POSITIVE, check_pids, mean, register_loss
+from ..distances import as_pids, check_embeddings, unit
+from .base import NOT_POSITIVE, mean, register_loss, zero_or_nan
 from ..networks.heads import FUSIONS, VerificationHead
 
 # %% ../../nbs/32_losses.verification.ipynb #e8c6a48e
@@ -58,7 +58,7 @@ class VerificationLoss(nn.Module):
         `accuracy`, of all pairs; `accuracy_positive` and `accuracy_negative`. Raises `InputError` for shapes that do not fit.
         """
         check_embeddings(embeddings)
-        check_pids(embeddings, pids)
+        pids = as_pids(pids, embeddings)
         i, j, positives = draw_pairs(pids, self.negatives)
         with torch.autocast(embeddings.device.type, enabled=False):
             x = self._prepare(embeddings)
@@ -66,7 +66,8 @@ class VerificationLoss(nn.Module):
             if not self.head.symmetric: z = torch.cat([z, self.head.of_pairs(x, j, i)])
         same = (torch.arange(len(i), device=i.device) < positives).repeat(len(z)//max(len(i), 1))
         right = ((z.detach() > 0) == same).float()
-        return mean(F.softplus(torch.where(same, -z, z))), {     # -log v_1 = softplus(-z), -log v_0 = softplus(z)
+        value = mean(F.softplus(torch.where(same, -z, z)))      # -log v_1 = softplus(-z), -log v_0 = softplus(z)
+        return value + zero_or_nan(x), {
             "accuracy": mean(right), "accuracy_positive": (right*same).sum()/same.sum().clamp(min=1),
             "accuracy_negative": (right*~same).sum()/(~same).sum().clamp(min=1)}
 
@@ -87,6 +88,7 @@ class VerificationLoss(nn.Module):
         "Embeddings [N, D] of length √D, in the precision of the head."
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InputError(f"embeddings are {list(x.shape)}, but this loss was made for [N, {self.dim}]; make it with their width")
-        return unit(x.to(self.head.linear.weight.dtype))*self.dim**0.5
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return unit(x.to(wide)).to(self.head.linear.weight.dtype)*self.dim**0.5
 
     def extra_repr(self): return f"negatives={self.negatives}"

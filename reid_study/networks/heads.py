@@ -51,11 +51,12 @@ class VerificationHead(nn.Module):
     """
     def __init__(self, dim, fusion="squared"):
         super().__init__()
-        self.fuse, self.fusion, self.symmetric = lookup(fusion, FUSIONS, "fusion"), fusion, fusion != "concatenation"
+        lookup(fusion, FUSIONS, "fusion")
+        self.fusion, self.symmetric = fusion, fusion != "concatenation"
         self.linear = nn.Linear(dim if self.symmetric else 2*dim, 2)
         nn.init.zeros_(self.linear.weight); nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x, y): return self.linear(self.fuse(x, y))
+    def forward(self, x, y): return self.linear(FUSIONS[self.fusion](x, y))
 
     def log_odds(self, x, y):
         "log P(same)/P(different) of each x [M, D] with each y [N, D], in this order: [M, N]."
