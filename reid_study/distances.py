@@ -45,8 +45,9 @@ class _Once(torch.autograd.Function):
 # %% ../nbs/01_distances.ipynb #ac53a60e
 def _scaled(x):
     "(rows of x [N, D] with their largest coordinates in [1, 2), the powers of two [N, 1] that they were divided by); rows of zeros stay."
-    largest = torch.linalg.vector_norm(x.detach(), torch.inf, dim=1, keepdim=True)
-    size = (largest/(2*torch.frexp(largest).mantissa)).masked_fill_(largest == 0, 1)
+    info = torch.finfo(x.dtype)
+    largest = torch.linalg.vector_norm(x.detach(), torch.inf, dim=1, keepdim=True).clamp_(min=info.tiny*info.eps)
+    size = largest/torch.frexp(largest).mantissa.mul_(2)
     return x/size, size
 
 # %% ../nbs/01_distances.ipynb #a4fe830d
@@ -54,9 +55,9 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         scaled, size = _scaled(x)
-        length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-        size = size.masked_fill_(size*length <= torch.finfo(x.dtype).tiny, torch.inf)        # a gradient there would be infinite
-        ctx.save_for_backward(x, unit := scaled.div_(length.masked_fill_(length == 0, torch.inf)), length, size)
+        length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_(min=1)         # it is less for a row of zeros only
+        size = size.masked_fill_(size <= torch.finfo(x.dtype).tiny, torch.inf)               # a gradient there would be infinite
+        ctx.save_for_backward(x, unit := scaled.div_(length), length, size)
         return unit
 
     @staticmethod
@@ -67,8 +68,7 @@ class _Unit(torch.autograd.Function):
 
 def _unit_by_rules(x):
     scaled, _ = _scaled(x)
-    squared = scaled.square().sum(1, keepdim=True)
-    return scaled/squared.masked_fill(squared == 0, torch.inf).sqrt()
+    return scaled/scaled.square().sum(1, keepdim=True).clamp(min=1).sqrt()
 
 # %% ../nbs/01_distances.ipynb #2eb78de1
 def unit(x):
