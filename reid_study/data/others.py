@@ -15,19 +15,10 @@ import pandas as pd
 
 from ..core import InputError, lookup, read_json
 from .datasets import register_dataset
-from .market1501 import read_market, unpack
+from .market1501 import find_layout, read_market
 
 # %% ../../nbs/17_data.others.ipynb #1aa12069
 SPLITS = "train", "query", "gallery"
-
-def _place(root, names):
-    "The folder at or one level below `root`, or its archive, that has all `names`."
-    root = unpack(root)
-    if not root.is_dir(): raise InputError(f"{root} is not a folder; get the dataset from its authors and unpack it there")
-    for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir())):
-        if all((folder/name).exists() for name in names): return folder
-    missing = ", ".join(name for name in names if not (root/name).exists())
-    raise InputError(f"{root} lacks {missing}; unpack the dataset there again")
 
 # %% ../../nbs/17_data.others.ipynb #fe139b06
 def _table(root, rows, counts):
@@ -58,7 +49,8 @@ MSMT17_FOLDERS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2
 
 def _listed(path, folder):
     "The rows (image, person, camera) of one of MSMT17's lists."
-    try: lines = path.read_text().splitlines()
+    if not path.is_file(): raise InputError(f"{path} is no regular file; unpack the dataset again")
+    try: lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e: raise InputError(f"{path} cannot be read ({e}); unpack the dataset again") from None
     rows = []
     for i, line in enumerate(lines, 1):
@@ -81,7 +73,7 @@ def read_msmt17(root, version="v1", val=True, counts=MSMT17_COUNTS):
     counts that differ.
     """
     train, test = lookup(version, MSMT17_FOLDERS, "version of MSMT17")
-    root = _place(root, [train, test, *(f"list_{name}.txt" for name in ("train", "val", "query", "gallery"))])
+    root = find_layout(root, [train, test, *(f"list_{name}.txt" for name in ("train", "val", "query", "gallery"))])
     known, extra = (_listed(root/f"list_{name}.txt", root/train) for name in ("train", "val"))
     known = known + extra if val else known
     first = 2 + max((pid for _, pid, _ in known), default=-1)       # the numbers of test people follow those of training people
@@ -132,9 +124,9 @@ def read_cuhk03(root, boxes="detected", counts=CUHK03_COUNTS):
     another form, a listed image that is not there, and counts that differ.
     """
     lookup(boxes, CUHK03_COUNTS, "kind of boxes")
-    root = _place(root, [f"images_{boxes}"])
+    root = find_layout(root, [f"images_{boxes}"])
     files = {root/f"cuhk03_new_protocol_config_{boxes}.mat": _splits_mat, root/f"splits_new_{boxes}.json": _splits_json}
-    source = next((path for path in files if path.exists()), None)
+    source = next((path for path in files if path.is_file()), None)
     if source is None: raise InputError(f"{root} has no splits of the new protocol; put {' or '.join(path.name for path in files)} there")
     splits = files[source](source)
     rows = [(str(root/f"images_{boxes}"/name), *_named(name, source), split) for split, names in splits.items() for name in names]
