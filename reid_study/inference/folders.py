@@ -7,6 +7,7 @@ __all__ = ['WAYS', 'try_pictures', 'decoded', 'check_embedded', 'write_embedding
            'embed_folder']
 
 # %% ../../nbs/90a_inference.folders.ipynb #94a1e70c
+import csv
 import json
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,12 @@ def _is_name(value):
     try: return isinstance(value, str) and bool(value.encode())
     except UnicodeEncodeError: return False
 
+def _as_float32(embeddings):
+    "Numbers as float32; those that overflow are infinite, which `check_embedded` refuses. `ValueError` for what are no real numbers."
+    embeddings = np.asarray(embeddings)
+    if embeddings.dtype.kind not in "fiu": raise ValueError(f"embeddings of kind {embeddings.dtype} are no numbers")
+    with np.errstate(over="ignore"): return np.ascontiguousarray(embeddings, dtype="float32")
+
 def check_embedded(table, embeddings, what="the table"):
     """Raise `InputError` unless a table has the name of a file in the column `path` of each of its N rows, none twice, and `embeddings`
     [N, D] are finite, with D of at least 1. `what`: what is to blame, for the message."""
@@ -62,7 +69,7 @@ def check_embedded(table, embeddings, what="the table"):
     if embeddings.ndim != 2 or len(embeddings) != len(table) or not embeddings.size:
         raise InputError(f"{what}: {len(table)} rows need embeddings [{len(table)}, D], not {list(embeddings.shape)}; embed the folder again")
     if odd := [value for value in table.path if not _is_name(value)]:
-        raise InputError(f"{what} has {odd[0]!r} in its column path; give the name of a file in every row")
+        raise InputError(f"{what} has {' '.join(repr(odd[0]).split())[:80]} in its column path; give the name of a file in every row")
     if len(twice := table.path[table.path.duplicated()]): raise InputError(f"{what} lists {twice.iloc[0]} twice; leave one of its rows out")
     if len(bad := np.flatnonzero(~np.isfinite(embeddings).all(1))):
         raise InputError(f"{what}: the embedding of {table.path.iloc[bad[0]]} is NaN or infinite; leave the row out, or embed the folder again")
@@ -85,20 +92,23 @@ def _from_parquet(path):
             pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
         raise ValueError(f"its column embedding is {kind}, not a list of numbers, as many in every row")
     table = content.to_pandas(ignore_metadata=True)
-    return table, np.stack(table.pop("embedding")), json.loads((content.schema.metadata or {}).get(b"reid_study", b"{}"))
+    return table, np.array(table.pop("embedding").tolist()), json.loads((content.schema.metadata or {}).get(b"reid_study", b"{}"))
 
 # %% ../../nbs/90a_inference.folders.ipynb #3d2b4e5f
 def _to_csv(table, embeddings, path):
     columns = pd.DataFrame(embeddings, table.index, [f"embedding_{i}" for i in range(embeddings.shape[1])])
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(f"# {json.dumps(table.attrs)}\n")
-        pd.concat([table, columns], axis=1).to_csv(file, index=False, lineterminator="\n")
+        pd.concat([table, columns], axis=1).to_csv(file, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
 
 def _from_csv(path):
     with open(path, encoding="utf-8", newline="") as file:
         first = file.readline()
         if not first.startswith("# "): raise ValueError("its first line does not begin with #")
-        table = pd.read_csv(file, converters={"path": str}, float_precision="round_trip")
+        start, names = file.tell(), next(csv.reader(file), [])
+        file.seek(start)
+        missing = {name: [""] for name in names if name != "path"}      # NA is the name of a file, too
+        table = pd.read_csv(file, dtype={"path": "str"}, keep_default_na=False, na_values=missing, float_precision="round_trip")
     columns = [name for name in table if name.startswith("embedding_")]
     if columns != [f"embedding_{i}" for i in range(len(columns))]: raise ValueError("its columns embedding_0, embedding_1, ... are not complete")
     return table.drop(columns=columns), table[columns].to_numpy("float64"), json.loads(first[2:])
@@ -106,12 +116,15 @@ def _from_csv(path):
 # %% ../../nbs/90a_inference.folders.ipynb #4e3c5f60
 _NPZ = "embedding", "attrs", "file", "allow_pickle"      # the first two are ours, the others are arguments of np.savez
 
+def _plain(name, column):
+    "A column of numbers or of texts as an array that needs no pickle."
+    if name in _NPZ: raise ValueError(f"its column {name} has a name that means something else there")
+    if column.dtype.kind in "biuf": return column.to_numpy()
+    if all(isinstance(value, str) for value in column): return np.array(column.tolist(), dtype=str)
+    raise ValueError(f"its column {name} is neither all numbers nor all texts")
+
 def _to_npz(table, embeddings, path):
-    if taken := [name for name in table if name in _NPZ]: raise InputError(f"the table has a column {taken[0]}; rename it, or write .parquet")
-    columns = {name: np.array(table[name].tolist()) for name in table}
-    if odd := [name for name, values in columns.items() if values.ndim > 1 or values.dtype.kind not in "biufU"
-               or values.dtype.kind == "U" and not all(isinstance(value, str) for value in table[name])]:
-        raise InputError(f"the column {odd[0]} is neither all numbers nor all texts; write .parquet")
+    columns = {name: _plain(name, table[name]) for name in table}
     with open(path, "wb") as file: np.savez(file, embedding=embeddings, attrs=np.array(json.dumps(table.attrs)), **columns)
 
 def _from_npz(path):
@@ -131,11 +144,12 @@ def write_embeddings(table, embeddings, path):
     """
     write, _ = lookup(Path(path).suffix.lower(), WAYS, f"suffix of {path},")
     if taken := [name for name in table if str(name).startswith("embedding")]: raise InputError(f"the table has a column {taken[0]}; rename or drop it")
-    embeddings = np.ascontiguousarray(embeddings, dtype="float32")
+    try: embeddings = _as_float32(embeddings)
+    except (TypeError, ValueError, RuntimeError) as e: raise InputError(f"embeddings cannot be written ({e}); give an array of numbers") from e
     check_embedded(table, embeddings)
     try:
         with atomic(path) as temporary: write(table, embeddings, temporary)
-    except (TypeError, ValueError) as e: raise InputError(f"{path} cannot hold the table ({e}); drop the column, or what its attrs have") from e
+    except (TypeError, ValueError) as e: raise InputError(f"{path} cannot hold the table ({e}); rename or drop the column, or change the attrs") from e
     return Path(path)
 
 # %% ../../nbs/90a_inference.folders.ipynb #04bd8c73
@@ -150,7 +164,7 @@ def read_embeddings(path, embedder=None):
     if not path.is_file(): raise InputError(f"{path} is not there, or is no regular file; {remedy}")
     try:
         table, embeddings, attrs = read(path)
-        with np.errstate(over="ignore"): embeddings = embeddings.astype("float32")      # what overflows is infinite, and refused
+        embeddings = _as_float32(embeddings)
     except Exception as e:      # there are many ways to be no such file, and each of its readers raises errors of its own
         raise InputError(f"{path} cannot be read as {path.suffix} ({' '.join(str(e).split())[:200] or type(e).__name__}); {remedy}") from e
     check_embedded(table, embeddings, path)
