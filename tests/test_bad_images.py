@@ -87,14 +87,16 @@ FILES = [
     reads("a JPEG file called x.JFIF", lambda f: save(f, "x.JFIF", format="JPEG", quality=95, subsampling=0), "is read"),
     reads("a WebP file without loss", lambda f: save(f, "x.webp", lossless=True), "is read to the bit", EXACT),
     *[reads(f"a {kind} file whose EXIF data say how to turn it ({orientation})",
-            partial(lambda f, k, o: turned(f, f"x.{k}", o, **({"quality": 95, "subsampling": 0} if k == "jpg" else {})), k=kind, o=orientation),
+            partial(lambda f, k, o: turned(f, f"x.{k}", o, **({"quality": 95, "subsampling": 0} if k == "jpg" else {})), k=kind,
+                    o=orientation),
             UPRIGHT) for kind, orientation in (("jpg", 6), ("jpg", 3), ("jpg", 5), ("png", 6), ("tif", 6))],
     reads("a grey image", lambda f: save(f, "x.png", Image.fromarray(HALF[..., 0])), "is read with three equal colours",
           lambda p: (p == HALF[..., :1]).all()),
     reads("an image of one bit", lambda f: save(f, "x.png", Image.fromarray(HALF[..., 0] > 9)), "is read as black and white",
           lambda p: (p == 255*(HALF[..., :1] > 9)).all()),
     reads("an image with a palette", lambda f: save(f, "x.png", Image.fromarray(HALF).quantize(4)), "is read with the palette's colours"),
-    reads("an image with an opaque alpha channel", lambda f: save(f, "x.png", Image.fromarray(HALF).convert("RGBA")), "is read without it", EXACT),
+    reads("an image with an opaque alpha channel", lambda f: save(f, "x.png", Image.fromarray(HALF).convert("RGBA")),
+          "is read without it", EXACT),
     reads("a grey image with an opaque alpha channel", lambda f: save(f, "x.png", Image.fromarray(HALF[..., 0]).convert("LA")),
           "is read without it", lambda p: (p == HALF[..., :1]).all()),
     reads("a JPEG file with a second picture behind the first, as cameras write", lambda f: frames(f, "x.jpg", format="MPO", quality=95,
@@ -102,19 +104,26 @@ FILES = [
 
     refuses("an image with transparent pixels", lambda f: save(f, "x.png", transparent), "x.png", "transparent", "background"),
     refuses("a grey image with transparent pixels", lambda f: save(f, "x.png", transparent.convert("LA")), "x.png", "transparent"),
-    refuses("a palette with a transparent colour that is used", lambda f: save(f, "x.gif", Image.fromarray(HALF).quantize(4), transparency=0),
+    refuses("a palette with a transparent colour that is used",
+            lambda f: save(f, "x.gif", Image.fromarray(HALF).quantize(4), transparency=0),
             "x.gif", "transparent"),
     refuses("an RGB image with a transparent colour that is used", lambda f: save(f, "x.png", transparency=RED), "x.png", "transparent"),
-    refuses("an image in CMYK", lambda f: save(f, "x.jpg", Image.fromarray(HALF).convert("CMYK")), "x.jpg", "CMYK", "save it with 8 bits in RGB"),
+    refuses("an image in CMYK", lambda f: save(f, "x.jpg", Image.fromarray(HALF).convert("CMYK")), "x.jpg", "CMYK",
+            "save it with 8 bits in RGB"),
     refuses("an image in Lab colours", lambda f: save(f, "x.tif", Image.fromarray(HALF).convert("LAB")), "x.tif", "LAB", "RGB"),
     refuses("an image in YCbCr", lambda f: save(f, "x.tif", Image.fromarray(HALF).convert("YCbCr")), "x.tif", "YCbCr", "RGB"),
     refuses("greys of 16 bits", lambda f: save(f, "x.png", Image.fromarray(np.full((4, 4), 1000, "uint16"))), "x.png", "I;16", "8 bits"),
-    refuses("greys of 16 bits as TIFF", lambda f: save(f, "x.tif", Image.fromarray(np.full((4, 4), 1000, "uint16"))), "x.tif", "I;16", "8 bits"),
-    refuses("colours of 16 bits", lambda f: save(f, "x.png", png(2, 2, 16, 2, (b"\0" + b"\1\x80"*6)*2)), "x.png", "16 bits a colour", "8 bits"),
-    refuses("greys of 16 bits with an alpha channel", lambda f: save(f, "x.png", png(2, 2, 16, 4, (b"\0" + b"\1\x80"*4)*2)), "x.png", "16 bits"),
+    refuses("greys of 16 bits as TIFF", lambda f: save(f, "x.tif", Image.fromarray(np.full((4, 4), 1000, "uint16"))), "x.tif", "I;16",
+            "8 bits"),
+    refuses("colours of 16 bits", lambda f: save(f, "x.png", png(2, 2, 16, 2, (b"\0" + b"\1\x80"*6)*2)), "x.png", "16 bits a colour",
+            "8 bits"),
+    refuses("greys of 16 bits with an alpha channel", lambda f: save(f, "x.png", png(2, 2, 16, 4, (b"\0" + b"\1\x80"*4)*2)), "x.png",
+            "16 bits"),
     refuses("greys of 32 bits", lambda f: save(f, "x.tif", Image.fromarray(np.full((4, 4), 70000, "int32"))), "x.tif", "mode I", "8 bits"),
-    refuses("floating-point numbers", lambda f: save(f, "x.tif", Image.fromarray(np.full((4, 4), .5, "float32"))), "x.tif", "mode F", "8 bits"),
-    *[refuses(f"an animated {kind} file", partial(lambda f, k: frames(f, f"x.{k}"), k=kind), f"x.{kind}", "2 frames", "save one") for kind in ("gif", "png", "webp", "tif")],
+    refuses("floating-point numbers", lambda f: save(f, "x.tif", Image.fromarray(np.full((4, 4), .5, "float32"))), "x.tif", "mode F",
+            "8 bits"),
+    *[refuses(f"an animated {kind} file", partial(lambda f, k: frames(f, f"x.{k}"), k=kind), f"x.{kind}", "2 frames",
+              "save one") for kind in ("gif", "png", "webp", "tif")],
 
     refuses("a file that is not there", lambda f: f/"x.jpg", "x.jpg", "No such file", "leave it out"),
     refuses("a file without a byte", lambda f: save(f, "x.jpg", b""), "x.jpg", "no readable image", "save it again"),
@@ -126,9 +135,12 @@ FILES = [
     *[refuses(f"half of a file x.{kind}", partial(lambda f, k: save(f, "x." + k, save(f, "y." + k, Image.effect_noise((64, 64), 90).convert(
         "RGB")).read_bytes()[:2000]), k=kind), "x." + kind, "no readable image", "save it again")
       for kind in ("jpg", "png", "webp", "bmp", "tif", "gif")],
-    refuses("a PNG file of 30,000 × 30,000 pixels", lambda f: save(f, "x.png", png(30000, 30000)), "x.png", f"{MOST_PIXELS:,} pixels", "shrink"),
-    refuses("a PNG file of 13,000 × 13,000 pixels", lambda f: save(f, "x.png", png(13000, 13000)), "x.png", f"{MOST_PIXELS:,} pixels", "shrink"),
-    refuses("a PNG file of 9,000 × 9,000 pixels", lambda f: save(f, "x.png", png(9000, 9000)), "x.png", f"{MOST_PIXELS:,} pixels", "shrink"),
+    refuses("a PNG file of 30,000 × 30,000 pixels", lambda f: save(f, "x.png", png(30000, 30000)), "x.png", f"{MOST_PIXELS:,} pixels",
+            "shrink"),
+    refuses("a PNG file of 13,000 × 13,000 pixels", lambda f: save(f, "x.png", png(13000, 13000)), "x.png", f"{MOST_PIXELS:,} pixels",
+            "shrink"),
+    refuses("a PNG file of 9,000 × 9,000 pixels", lambda f: save(f, "x.png", png(9000, 9000)), "x.png", f"{MOST_PIXELS:,} pixels",
+            "shrink"),
     refuses("a pipe called x.jpg", pipe, "x.jpg", "no regular file"),
     refuses("a link to a device without an end", lambda f: linked(f, "/dev/zero"), "x.jpg", "no regular file"),
     refuses("a link to nothing", lambda f: linked(f, f/"nowhere"), "x.jpg", "broken link"),
@@ -151,7 +163,8 @@ def cut_store(folder):
 
 
 PIXELS = np.arange(6, dtype="uint8")[:, None, None, None] + np.zeros((6, 8, 4, 3), "uint8")
-PEOPLE = pd.DataFrame({"path": [f"{i}.jpg" for i in range(6)], "pid": [3, 3, 1, 1, 2, 2], "camid": 1, "split": ["train"]*4 + ["query", "gallery"]})
+PEOPLE = pd.DataFrame({"path": [f"{i}.jpg" for i in range(6)], "pid": [3, 3, 1, 1, 2, 2], "camid": 1,
+                       "split": ["train"]*4 + ["query", "gallery"]})
 
 
 def rows(images=PIXELS, **changes):
@@ -170,7 +183,8 @@ def array(given, images, *words): return Case(given, lambda folder: rows(images)
 ARRAYS = [
     Case("bytes [N, H, W, 3]", lambda f: rows(), gives=right, means="are taken"),
     Case("a tensor of bytes [N, H, W, 3]", lambda f: rows(torch.from_numpy(PIXELS)), gives=right, means="is taken, with the right labels"),
-    Case("a tensor of bytes and a column image", lambda f: rows(torch.from_numpy(PIXELS[::-1].copy()), image=[5, 4, 3, 2, 1, 0]), gives=right,
+    Case("a tensor of bytes and a column image", lambda f: rows(torch.from_numpy(PIXELS[::-1].copy()), image=[5, 4, 3, 2, 1, 0]),
+         gives=right,
          means="is taken, each image with its own label"),
     Case("an array that is not contiguous", lambda f: rows(np.repeat(PIXELS, 2, 0)[::2]), gives=right, means="is taken"),
     array("floats from 0 to 1", PIXELS/255, "float64", "255*images"),
@@ -190,7 +204,8 @@ ARRAYS = [
     Case("fewer images than rows", lambda f: rows(PIXELS[:5]), refused=("5 images", "6 rows")),
     Case("a column image beyond the store", lambda f: rows(image=[0, 1, 2, 3, 4, 6]), refused=("column image", "6 in row 5", "below 6")),
     Case("a column image that counts from the end", lambda f: rows(image=[0, 1, 2, 3, 4, -1]), refused=("column image", "-1 in row 5")),
-    Case("a column image with a gap", lambda f: rows(image=[0, 1, 2, 3, None, 5]), refused=("column image", "nan in row 4", "whole number")),
+    Case("a column image with a gap", lambda f: rows(image=[0, 1, 2, 3, None, 5]),
+         refused=("column image", "nan in row 4", "whole number")),
     Case("a column image in floats that are whole", lambda f: rows(image=[0., 1, 2, 3, 4, 5]), gives=right, means="is taken"),
     Case("a person that is missing in training", lambda f: rows(pid=[3, None, 1, 1, 2, 2]), refused=("column pid", "nan in row 1")),
     Case("people as text", lambda f: rows(pid=list("331122")), refused=("column pid", "whole number")),
@@ -215,11 +230,13 @@ def test_every_way_of_reading_shows_the_same_picture(tmp_path):
         seen = [ImageOps.exif_transpose(small).convert("RGB"), Image.open(io.BytesIO(thumbnail(path, 12, quality=100))), open_image(path)]
         assert all(is_half(np.asarray(image)) for image in seen)
         assert (read_image(path, (12, 6)) == image_store([path], (12, 6), tmp_path)[0]).all()
-    with pytest.raises(InputError, match="w.png.*8 bits"): thumbnail(save(tmp_path, "w.png", Image.fromarray(np.full((4, 4), 999, "uint16"))), 12)
+    with pytest.raises(InputError, match="w.png.*8 bits"): thumbnail(save(tmp_path, "w.png",
+         Image.fromarray(np.full((4, 4), 999, "uint16"))), 12)
 
 
 def test_one_module_opens_images():
-    found = [path.name for path in (ROOT/"reid_study").rglob("*.py") if re.search(r"\bImage\.open\(|imread\(|decode_image\(|read_file\(", path.read_text())]
+    found = [path.name for path in (ROOT/"reid_study").rglob("*.py") if re.search(r"\bImage\.open\(|imread\(|decode_image\(|read_file\(",
+         path.read_text())]
     assert found == ["images.py"]
 
 
@@ -246,7 +263,8 @@ def test_damaged_files_give_pixels_or_an_input_error(tmp_path, kind, changes, ke
     except InputError as e: assert str(tmp_path/"x") in str(e) and "\n" not in str(e)
 
 
-@given(st.sampled_from(["uint8", "int16", "float32", "bool", "complex64", "U3", "O"]), st.lists(st.integers(0, 5), max_size=5), st.booleans())
+@given(st.sampled_from(["uint8", "int16", "float32", "bool", "complex64", "U3", "O"]), st.lists(st.integers(0, 5), max_size=5),
+       st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_arrays_are_taken_or_refused(kind, shape, tensor):
     images = np.zeros(shape, kind)

@@ -59,9 +59,12 @@ def check_table(table, what):
     lacking = [name for name in ("path", "pid", "camid", "split") if name not in table]
     if lacking: raise InputError(f"{what}: the table of images has no column {', '.join(lacking)}; let the reader give one")
     for name in ("pid", "camid"):
-        if table[name].dtype.kind not in "iu": raise InputError(f"{what}: the column {name} is {table[name].dtype}; let the reader give whole numbers")
-    if len(odd := table.split[~table.split.isin(SPLITS)]): raise InputError(f"{what}: unknown split {odd.iloc[0]!r}; choose from: {', '.join(SPLITS)}")
-    if len(twice := table.path[table.path.duplicated()]): raise InputError(f"{what}: {twice.iloc[0]} is in the table twice; leave one row out")
+        if table[name].dtype.kind not in "iu":
+            raise InputError(f"{what}: the column {name} is {table[name].dtype}; let the reader give whole numbers")
+    if len(odd := table.split[~table.split.isin(SPLITS)]):
+        raise InputError(f"{what}: unknown split {odd.iloc[0]!r}; choose from: {', '.join(SPLITS)}")
+    if len(twice := table.path[table.path.duplicated()]):
+        raise InputError(f"{what}: {twice.iloc[0]} is in the table twice; leave one row out")
 
 # %% ../../nbs/18_data.datasets.ipynb #9c037a24
 def dataset_root(dataset, data="data"):

@@ -44,7 +44,8 @@ def _unfit(image):
     if deep or image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         return (f"is not grey, palette or RGB of 8 bits (Pillow's mode {image.mode}{', 16 bits a colour'*bool(deep)}); "
                 "save it with 8 bits in RGB, or leave it out")
-    if image.format != "MPO" and getattr(image, "is_animated", False): return f"has {image.n_frames} frames; save one of them, or leave it out"
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        return f"has {image.n_frames} frames; save one of them, or leave it out"
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         return "has transparent pixels; put it on a background, or leave it out"
 
@@ -102,7 +103,8 @@ def _walk(folder):
         if real in seen: yield place, "a folder that is listed under another name"; continue
         seen.add(real)
         for path in inside:
-            if not os.path.isdir(path): yield path, _not_regular(path) or ("no image by its name" if path.suffix.lower() not in SUFFIXES else None)
+            if not os.path.isdir(path):
+                yield path, _not_regular(path) or (None if path.suffix.lower() in SUFFIXES else "no image by its name")
             elif path.is_symlink(): waiting.append(path)
             else: waiting.appendleft(path)
 
@@ -137,7 +139,8 @@ def _load_store(store, shape):
     try: images = np.load(store, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as e: raise InputError(f"{store} is damaged ({e}); remove it, and it is made again") from None
     if images.dtype == np.uint8 and images.shape == shape: return images
-    raise InputError(f"{store} is damaged: it holds {images.dtype} {list(images.shape)}, not uint8 {list(shape)}; remove it, and it is made again")
+    raise InputError(f"{store} is damaged: it holds {images.dtype} {list(images.shape)}, not uint8 {list(shape)}; "
+                     "remove it, and it is made again")
 
 # %% ../../nbs/13_data.images.ipynb #c1a88f32
 READING = 2      # enters the names of stores; to be raised when `read_image` gives other pixels for a file

@@ -14,7 +14,6 @@ import os
 import re
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -116,7 +115,8 @@ def unpack(path):
                 with zipfile.ZipFile(path) as archive: archive.extractall(folder)
             else:
                 with tarfile.open(path) as archive: archive.extractall(folder, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as e:
+    except InputError: raise
+    except Exception as e:      # a damaged archive raises many kinds
         raise InputError(f"{path} cannot be unpacked safely ({e}); get the archive again from its authors") from e
     return target
 
@@ -127,7 +127,8 @@ def find_layout(root, names=tuple(FOLDERS.values())):
     if not root.is_dir(): raise InputError(f"{root} is not a folder; get the dataset from its authors and unpack it there")
     below = sorted(path for path in root.iterdir() if path.is_dir() and not is_system_file(path))
     found = [folder for folder in (root, *below) if all((folder/name).exists() for name in names)]
-    if len(found) > 1 and found[0] != root: raise InputError(f"{root} holds several datasets, {', '.join(f.name for f in found)}; give one of them")
+    if len(found) > 1 and found[0] != root:
+        raise InputError(f"{root} holds several datasets, {', '.join(folder.name for folder in found)}; give one of them")
     if found: return found[0]
     missing = ", ".join(name for name in names if not (root/name).exists())
     raise InputError(f"{root} lacks {missing}; unpack the dataset there again")

@@ -67,12 +67,14 @@ def check_embedded(table, embeddings, what="the table"):
     if not len(table) or "path" not in table or not table.columns.is_unique:
         raise InputError(f"{what} holds no embeddings: it needs rows, a column path, and no column twice; embed the folder again")
     if embeddings.ndim != 2 or len(embeddings) != len(table) or not embeddings.size:
-        raise InputError(f"{what}: {len(table)} rows need embeddings [{len(table)}, D], not {list(embeddings.shape)}; embed the folder again")
+        raise InputError(f"{what}: {len(table)} rows need embeddings [{len(table)}, D], not {list(embeddings.shape)}; "
+                         "embed the folder again")
     if odd := [value for value in table.path if not _is_name(value)]:
         raise InputError(f"{what} has {' '.join(repr(odd[0]).split())[:80]} in its column path; give the name of a file in every row")
     if len(twice := table.path[table.path.duplicated()]): raise InputError(f"{what} lists {twice.iloc[0]} twice; leave one of its rows out")
     if len(bad := np.flatnonzero(~np.isfinite(embeddings).all(1))):
-        raise InputError(f"{what}: the embedding of {table.path.iloc[bad[0]]} is NaN or infinite; leave the row out, or embed the folder again")
+        raise InputError(f"{what}: the embedding of {table.path.iloc[bad[0]]} is NaN or infinite; "
+                         "leave the row out, or embed the folder again")
 
 # %% ../../nbs/90a_inference.folders.ipynb #2c1a3d4e
 def _to_parquet(table, embeddings, path):
@@ -110,7 +112,8 @@ def _from_csv(path):
         missing = {name: [""] for name in names if name != "path"}      # NA is the name of a file, too
         table = pd.read_csv(file, dtype={"path": "str"}, keep_default_na=False, na_values=missing, float_precision="round_trip")
     columns = [name for name in table if name.startswith("embedding_")]
-    if columns != [f"embedding_{i}" for i in range(len(columns))]: raise ValueError("its columns embedding_0, embedding_1, ... are not complete")
+    if columns != [f"embedding_{i}" for i in range(len(columns))]:
+        raise ValueError("its columns embedding_0, embedding_1, ... are not complete")
     return table.drop(columns=columns), table[columns].to_numpy("float64"), json.loads(first[2:])
 
 # %% ../../nbs/90a_inference.folders.ipynb #4e3c5f60
@@ -143,13 +146,16 @@ def write_embeddings(table, embeddings, path):
     and for what `check_embedded` refuses.
     """
     write, _ = lookup(Path(path).suffix.lower(), WAYS, f"suffix of {path},")
-    if taken := [name for name in table if str(name).startswith("embedding")]: raise InputError(f"the table has a column {taken[0]}; rename or drop it")
+    if taken := [name for name in table if str(name).startswith("embedding")]:
+        raise InputError(f"the table has a column {taken[0]}; rename or drop it")
     try: embeddings = _as_float32(embeddings)
-    except (TypeError, ValueError, RuntimeError) as e: raise InputError(f"embeddings cannot be written ({e}); give an array of numbers") from e
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise InputError(f"embeddings cannot be written ({e}); give an array of numbers") from e
     check_embedded(table, embeddings)
     try:
         with atomic(path) as temporary: write(table, embeddings, temporary)
-    except (TypeError, ValueError) as e: raise InputError(f"{path} cannot hold the table ({e}); rename or drop the column, or change the attrs") from e
+    except (TypeError, ValueError) as e:
+        raise InputError(f"{path} cannot hold the table ({e}); rename or drop the column, or change the attrs") from e
     return Path(path)
 
 # %% ../../nbs/90a_inference.folders.ipynb #04bd8c73
