@@ -22,10 +22,10 @@ from fastcore.basics import num_cpus
 from fastcore.script import call_parse
 
 from reid_study.data.augment import MEAN, STD
-from reid_study.data.images import read_image
+from reid_study.data.images import list_images, read_image
 from reid_study.data.people import make_people
 from reid_study.inference.export import ImageEmbedder
-from reid_study.inference.folders import decoded, embed_folder, find_images
+from reid_study.inference.folders import decoded, embed_folder
 from reid_study.networks.embedder import make_embedder
 
 from turns import in_turns, ratio
@@ -100,7 +100,7 @@ def main(
     with tempfile.TemporaryDirectory() as tmp:
         def drawn(): return make_people(Path(tmp)/"people", n_train=people, n_test=2, n_distractors=0, n_junk=0)/"bounding_box_train"
         folder = Path(images) if images else drawn()
-        files = find_images(folder)
+        files, _ = list_images(folder)
         if not torchreid: print("torchreid: left out, no path given")
         try: runs = contestants(embedder, folder, files, batch, device, torchreid)
         except ImportError as e:

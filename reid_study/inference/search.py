@@ -21,6 +21,7 @@ from fastcore.basics import num_cpus
 from PIL import Image
 
 from ..core import InputError, atomic, check_number
+from ..data.images import open_image
 from ..data.market1501 import parse_name
 from ..distances import check_embeddings, get_distance
 from ..evaluation.reranking import Reranked
@@ -92,14 +93,10 @@ def identities(table):
 HEIGHTS = 192, 160, 128, 112, 96, 80, 64, 48     # of thumbnails, in pixels
 
 def thumbnail(path, height, quality=70):
-    "A picture of at most `height` pixels, twice as wide at most, as WebP bytes. A file that cannot be read is an `InputError`."
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            image.thumbnail((2*height, height), Image.Resampling.LANCZOS)
-            image.save(content := io.BytesIO(), "WEBP", quality=quality, method=4)
-    except Exception as e:     # Pillow raises many kinds
-        raise InputError(f"{path} is no readable image ({e}); embed its folder again") from e
+    "A picture of at most `height` pixels, twice as wide at most, as WebP bytes. Raises `InputError` as `open_image` does."
+    image = open_image(path)
+    image.thumbnail((2*height, height), Image.Resampling.LANCZOS)
+    image.save(content := io.BytesIO(), "WEBP", quality=quality, method=4)
     return content.getvalue()
 
 # %% ../../nbs/91_inference.search.ipynb #2b79f6c3

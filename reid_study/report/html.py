@@ -16,10 +16,11 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from IPython.display import HTML
-from PIL import Image
+from PIL import ImageOps
 
 from ..core import InputError, atomic
 from ..data.datasets import get_dataset
+from ..data.images import open_image
 from .figures import STYLE, caption, recipe_styles
 from .tables import by_recipe, first_kept, score_summary
 from ..study.config import scored_on
@@ -62,12 +63,10 @@ def hidden_people(runs, data=None, show_people=None):
 
 # %% ../../nbs/83_report.html.ipynb #ef35a696
 def image_uri(path, height=128):
-    "An image file as a data: URI: a small JPEG as it is, anything else as a JPEG of this height."
-    image = Image.open(path)
-    if image.format == "JPEG" and image.height <= height: data = Path(path).read_bytes()
-    else:
-        out = io.BytesIO()
-        image.convert("RGB").resize((round(image.width*height/image.height), height)).save(out, "JPEG", quality=85)
+    "An image file as a data: URI: a small JPEG as it is, anything else as a JPEG of this height. Errors as of `open_image`."
+    image, data = open_image(path), Path(path).read_bytes()
+    if not data.startswith(b"\xff\xd8") or image.height > height:      # JPEG files begin so
+        ImageOps.contain(image, (8*height, height)).save(out := io.BytesIO(), "JPEG", quality=85)
         data = out.getvalue()
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
