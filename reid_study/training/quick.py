@@ -17,8 +17,9 @@ import torch
 from fastai.callback.core import CancelEpochException, event
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.schedule import Learner, ParamScheduler, SuggestionMethod     # with fit_one_cycle
+from fastai.learner import noop
 from fastai.optimizer import OptimWrapper, set_item_pg
-from fastcore.basics import noop, patch
+from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.imports import in_notebook
 
