@@ -78,7 +78,8 @@ def _geometry(embeddings, table, images, protocol=Protocol()):
     size = table[people].groupby("pid").size()
     some = size.index[_evenly(len(size), max(int(len(size)*images/size.sum()), 2))]
     rows = np.flatnonzero(people & table.pid.isin(some))
-    return geometry(embeddings[rows], torch.as_tensor(table.pid.to_numpy()[rows]), torch.as_tensor(table.camid.to_numpy()[rows]))
+    pids = torch.as_tensor(table.pid.to_numpy()[rows]).unique(return_inverse=True)[1] + 1      # whatever the protocol calls a person
+    return geometry(embeddings[rows], pids, torch.as_tensor(table.camid.to_numpy()[rows]))
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #b2ee368b
 def _blocks(embeddings, table, rows=None, size=512, protocol=Protocol()):
