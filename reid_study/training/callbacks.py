@@ -17,6 +17,7 @@ import torch
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Recorder, ValueMetric
+from fastai.torch_core import get_model
 from fastprogress.fastprogress import format_time
 from fastcore.foundation import L
 
@@ -211,7 +212,7 @@ def training_state(learn):
     generator, scaler = getattr(learn.dls.train.transform, "generator", None), getattr(learn, "scaler", None)
     trackers = {cb.name: {name: vars(cb)[name] for name in ("best", "wait") if name in vars(cb)}
                 for cb in learn.cbs if isinstance(cb, TrackerCallback)}
-    return {"model": learn.model.state_dict(), "objective": learn.loss_func.state_dict(),
+    return {"model": get_model(learn.model).state_dict(), "objective": learn.loss_func.state_dict(),
             "optimizer": plain_values(learn.opt.opt.state_dict()), "scaler": scaler.state_dict() if scaler else None,
             "drawn": learn.dls.train.batches.drawn, "augment": generator.get_state() if generator else None,
             "history": learn.history.rows, "trackers": plain_values(trackers), "rng": torch.get_rng_state(),
@@ -220,7 +221,7 @@ def training_state(learn):
 # %% ../../nbs/52_training.callbacks.ipynb #283de8e7
 def restore_weights(learn, state):
     "Put the weights and the history of a `training_state` back into a learner."
-    learn.model.load_state_dict(state["model"])
+    get_model(learn.model).load_state_dict(state["model"])      # without the wrapper of data parallelism
     learn.loss_func.load_state_dict(state["objective"])
     learn.history.rows = [*state["history"]]
 
@@ -310,7 +311,7 @@ class Checkpoint(Callback):
     def _restore(self, restore):
         try: restore(self.learn, self.state)
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as e:
-            raise InputError(f"{self.path} does not fit this training ({str(e).splitlines()[0]}); remove it to start afresh") from e
+            raise InputError(f"{self.path} does not fit this training ({' '.join(str(e).split())[:160]}); remove it to start afresh") from e
 
     def write(self):
         "Save the training state."

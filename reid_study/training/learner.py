@@ -115,8 +115,9 @@ def _check_arguments(settings, protocol, dim, seed, weight_decay, clip, save_eve
     check_number("weight_decay", weight_decay, least=0)
     check_number("clip", clip, above=0)
     check_number("save_every", save_every, least=0)
-    try: folder and Path(folder).mkdir(parents=True, exist_ok=True)
-    except (OSError, TypeError) as e: raise InputError(f"folder={folder!r} cannot be made ({type(e).__name__}); give another folder") from None
+    if folder is not None and not isinstance(folder, (str, Path)): raise InputError(f"folder={folder!r} must be a path, or None")
+    if folder and not next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists()).is_dir():
+        raise InputError(f"folder={str(folder)!r} cannot be made, since there is a file in its place; give another folder")
 
 def _heads_and_objective(recipe, settings, dls, dim, seed):
     "What a recipe builds for the data, with the weights that losses own drawn from the seed."

@@ -262,7 +262,7 @@ def load(self:QuickLearner, file, with_opt=True, **ignored):
             if self.opt is None: self.create_opt()
             self.opt.opt.load_state_dict(state["opt"])
     except (KeyError, TypeError, RuntimeError, ValueError) as e:
-        raise InputError(f"{path} does not fit ({str(e).splitlines()[0]}); {remedy}") from e
+        raise InputError(f"{path} does not fit ({' '.join(str(e).split())[:160]}); {remedy}") from e
     return self
 
 # %% ../../nbs/52a_training.quick.ipynb #9d94a00d
