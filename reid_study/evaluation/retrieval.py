@@ -358,7 +358,7 @@ def evaluate_retrieval(query, gallery, query_pids, gallery_pids, query_camids=No
                      distance=name, protocol=protocol)
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #d909c7b7
-def evaluate_split(embeddings, table, distance=Euclidean()):
+def evaluate_split(embeddings, table, distance=Euclidean(), protocol=Protocol()):
     """Retrieval across cameras on embeddings [N, D] of a table's rows: its split query against its split gallery.
 
     `distance`: a `Distance`, or a function of queries [M, D] and gallery [N, D] that gives distances [M, N].
@@ -368,8 +368,8 @@ def evaluate_split(embeddings, table, distance=Euclidean()):
         rows = np.flatnonzero(table.split == split)
         part[split] = embeddings[torch.as_tensor(rows, device=embeddings.device)], table.pid.to_numpy()[rows], table.camid.to_numpy()[rows]
     (q, q_pids, q_cams), (g, g_pids, g_cams) = part["query"], part["gallery"]
-    if isinstance(distance, Distance): return evaluate_retrieval(q, g, q_pids, g_pids, q_cams, g_cams, distance)
-    return evaluate_retrieval(lambda start, stop: distance(q[start:stop], g), None, q_pids, g_pids, q_cams, g_cams)
+    if isinstance(distance, Distance): return evaluate_retrieval(q, g, q_pids, g_pids, q_cams, g_cams, distance, protocol)
+    return evaluate_retrieval(lambda start, stop: distance(q[start:stop], g), None, q_pids, g_pids, q_cams, g_cams, protocol=protocol)
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #bc546a3a
 def chance_mAP(matches, gallery):

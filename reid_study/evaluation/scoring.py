@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import InputError
+from ..core import InputError, check_number
 from ..data.augment import normalize
 from ..distances import Euclidean, Hamming, Manhattan, fit_kissme, fit_whitening
 from .geometry import geometry
-from .retrieval import chance_mAP, evaluate_split
+from .retrieval import Protocol, chance_mAP, evaluate_split
 from ..losses.attributes import attribute_accuracy
 from ..losses.diagnostics import gradient_share
 from ..networks.embedder import outputs_all
@@ -27,6 +27,10 @@ from ..networks.embedder import outputs_all
 def _evenly(n, most):
     "At most `most` of the numbers from 0 to n - 1, evenly spread, as an array."
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+
+def _people(pids, protocol):
+    "Which of `pids` [N] are identities, and neither junk nor distractors."
+    return ~np.isin(pids, [pid for pid in (protocol.junk_pid, protocol.distractor_pid) if pid is not None])
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #172e9e5b
 def _training_embeddings(learn, n=2048):
@@ -44,7 +48,7 @@ def _learned_distance(loss):
     return distance if not isinstance(distance, torch.nn.Module) or any(True for _ in distance.parameters()) else None
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #5bd211aa
-def _retrievals(learn, objective, outputs, table, queries):
+def _retrievals(learn, objective, outputs, table, queries, protocol):
     rows = np.flatnonzero(table.split == "query")
     kept = np.sort(np.concatenate([rows[_evenly(len(rows), queries)], np.flatnonzero(table.split == "gallery")]))
     table, outputs = table.iloc[kept], {name: values[kept] for name, values in outputs.items()}
@@ -54,45 +58,50 @@ def _retrievals(learn, objective, outputs, table, queries):
         with contextlib.suppress(InputError): tried[name] = after, fitted(train, pids)     # embeddings on one point cannot be fitted
     for name, term in objective.terms.items():
         if own := _learned_distance(term.loss): tried[f"learned by {name}"] = outputs[term.reads], own
-    results = {name: evaluate_split(x, table, distance) for name, (x, distance) in tried.items()}
+    results = {name: evaluate_split(x, table, distance, protocol) for name, (x, distance) in tried.items()}
     return {name: {"mAP": r.mAP, "rank1": r.rank(1)} for name, r in results.items()}
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #d87aa546
 def _gradient_share(learn, objective):
-    "Each term's share of the gradient at the feature before the neck, on the next training batch."
-    images, targets = next(iter(learn.dls.train))
+    "Each term's share of the gradient at the feature before the neck, on the next training batch, which stays to be drawn."
+    images, targets = learn.dls.train.one_batch()
+    training = learn.model.training
     outputs = learn.model.eval()(images)
+    learn.model.train(training)
     terms = {name: term.weight*term.loss.compute(outputs[term.reads], targets[term.target])[0] for name, term in objective.terms.items()}
     return gradient_share(terms, outputs["before"])
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #55424978
-def _geometry(embeddings, table, images):
+def _geometry(embeddings, table, images, protocol=Protocol()):
     "Geometry over identities that are evenly spread in the order of their pids and have about `images` gallery images together."
-    people = ((table.split == "gallery") & (table.pid > 0)).to_numpy()
+    people = (table.split == "gallery").to_numpy() & _people(table.pid, protocol)
     size = table[people].groupby("pid").size()
     some = size.index[_evenly(len(size), max(int(len(size)*images/size.sum()), 2))]
     rows = np.flatnonzero(people & table.pid.isin(some))
-    return geometry(embeddings[rows], torch.as_tensor(table.pid.to_numpy()[rows]), torch.as_tensor(table.camid.to_numpy()[rows]))
+    pids = torch.as_tensor(table.pid.to_numpy()[rows]).unique(return_inverse=True)[1] + 1      # whatever the protocol calls a person
+    return geometry(embeddings[rows], pids, torch.as_tensor(table.camid.to_numpy()[rows]))
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #b2ee368b
-def _blocks(embeddings, table, rows=None, size=512):
+def _blocks(embeddings, table, rows=None, size=512, protocol=Protocol()):
     "Blocks of queries: (their rows, the gallery's rows, distances [q, G], same pid [q, G], ignored [q, G]); the last three as tensors."
     q, g = (np.flatnonzero(table.split == s) for s in ("query", "gallery"))
     q = q if rows is None else q[rows]
     pid, cam = (torch.as_tensor(table[column].to_numpy()) for column in ("pid", "camid"))
     for part in np.array_split(q, -(-len(q)//size)):
-        same = pid[part][:, None] == pid[g]
-        yield part, g, Euclidean()(embeddings[part], embeddings[g]), same, same & (cam[part][:, None] == cam[g]) | (pid[g] == -1)
+        same, junk = pid[part][:, None] == pid[g], torch.zeros(len(g), dtype=torch.bool)
+        if protocol.junk_pid is not None: junk = pid[g] == protocol.junk_pid
+        seen = same & (cam[part][:, None] == cam[g]) if protocol.same_camera == "junk" else torch.zeros_like(same)
+        yield part, g, Euclidean()(embeddings[part], embeddings[g]), same, seen | junk
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #60768d0e
-def compare_pairs(embeddings, table, bins=80):
+def compare_pairs(embeddings, table, bins=80, protocol=Protocol()):
     """Normalised Euclidean distances from queries to their matches on other cameras (positive) and to other people (negative): two tables.
 
     With a row per query: the mean distance of either kind, d_ap and d_an, not a number where there is none.
     With a row per bin over [0, 2]: the counts of either kind.
     """
     means, counts = [], torch.zeros(2, bins, dtype=torch.long)
-    for _, _, d, same, ignored in _blocks(embeddings, table):
+    for _, _, d, same, ignored in _blocks(embeddings, table, protocol=protocol):
         rows, columns = (same & ~ignored).nonzero(as_tuple=True)         # few; the negatives are what all others leave
         near = d[rows, columns]
         total, n = torch.where(ignored, 0, d).sum(1, dtype=torch.double), (~ignored).sum(1)
@@ -106,11 +115,12 @@ def compare_pairs(embeddings, table, bins=80):
     return pd.DataFrame(torch.cat(means).numpy(), columns=["d_ap", "d_an"]), pd.DataFrame(histogram)
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #1a4ff302
-def ranking(embeddings, table, queries=8, ranks=10):
+def ranking(embeddings, table, queries=8, ranks=10, protocol=Protocol()):
     "The first `ranks` gallery images of some queries, evenly spread over the table: a row per query and rank."
     name = np.array([f"{Path(p).parent.name}/{Path(p).name}" for p in table.path])
     rows = []
-    for q, g, d, same, ignored in _blocks(embeddings, table, _evenly((table.split == "query").sum(), queries)):
+    shown = _evenly((table.split == "query").sum(), queries)
+    for q, g, d, same, ignored in _blocks(embeddings, table, shown, protocol=protocol):
         for i, row in enumerate(d.masked_fill(ignored, torch.inf).numpy()):
             for rank, j in enumerate(np.argsort(row, kind="stable")[:ranks], 1):
                 a, b = table.iloc[q[i]], table.iloc[g[j]]
@@ -118,10 +128,10 @@ def ranking(embeddings, table, queries=8, ranks=10):
     return pd.DataFrame(rows, columns="query_path query_pid query_camid rank path pid camid match".split())
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #683f2dc3
-def view(embeddings, table, identities=12):
+def view(embeddings, table, identities=12, protocol=Protocol()):
     "Two coordinates for the images of some identities: t-SNE (van der Maaten & Hinton, JMLR 2008) of the normalised embeddings."
     from sklearn.manifold import TSNE
-    pids = np.unique(table.pid[table.pid > 0])
+    pids = np.unique(table.pid[_people(table.pid, protocol)])
     rows = np.flatnonzero(table.pid.isin(pids[_evenly(len(pids), identities)]))
     x = torch.nn.functional.normalize(embeddings[rows], dim=1).numpy()
     xy = TSNE(perplexity=min(15, (len(rows) - 1)/3), init="pca", max_iter=500, random_state=0).fit_transform(x)
@@ -132,25 +142,34 @@ def view(embeddings, table, identities=12):
 def score(learn, queries=1000, images=3000):
     """(metrics, tables) of a trained learner on its query and gallery: what a run's metrics.json and parquet files hold.
 
-    Metrics: those of the primary retrieval, "chance" (the mAP of random rankings), "retrievals" (mAP and rank-1 by distance, over
-    at most `queries` queries, evenly spread), "geometry" (over all gallery images of some identities, about `images` together),
-    "attributes" and "gradient_share" where the recipe has them, and seconds.
+    Metrics: those of the primary retrieval under the learner's protocol, "chance" (the mAP of random rankings), "retrievals" (mAP and
+    rank-1 by distance, over at most `queries` queries, evenly spread), "geometry" (over all gallery images of some identities, about
+    `images` together), "attributes" and "gradient_share" where the recipe has them, and seconds.
     Tables: "per_query" (with "d_ap" and "d_an", mean distances), "pairs", "view", "ranking".
+    The learner can be trained further as if it had not been scored. Raises `InputError` where it has no images to score.
     """
+    for name, value in (("queries", queries), ("images", images)): check_number(name, value, least=1, whole=True)
+    table, objective = learn.dls.valid.dataset, learn.loss_func
+    if not len(table): raise InputError("there is nothing to score: make the learner with a table that has the splits query and gallery")
+    training, device = objective.training, learn.dls.device
+    try: return _score(learn, objective.eval(), table, queries, images, learn.retrieval_metrics.protocol)
+    finally: objective.to(device).train(training)
+
+def _score(learn, objective, table, queries, images, protocol):
     started = time.perf_counter()
-    table, objective = learn.dls.valid.dataset, learn.loss_func.eval()
     outputs = {name: values.cpu() for name, values in outputs_all(learn.model, learn.dls.valid).items()}
     embedded, embeddings = time.perf_counter(), outputs["after"]
-    result = evaluate_split(embeddings, table)
+    result = evaluate_split(embeddings, table, protocol=protocol)
     scored = time.perf_counter()
     metrics = result.as_dict() | {"chance": chance_mAP(result.matches, result.n_gallery)}
     metrics |= {"embedding_seconds": round(embedded - started, 3), "evaluation_seconds": round(scored - embedded, 3)}
     if len(objective.terms) > 1: metrics["gradient_share"] = _gradient_share(learn, objective)
     objective.cpu()
-    metrics |= {"retrievals": _retrievals(learn, objective, outputs, table, queries), "geometry": _geometry(embeddings, table, images)}
+    metrics["retrievals"] = _retrievals(learn, objective, outputs, table, queries, protocol)
+    metrics["geometry"] = _geometry(embeddings, table, images, protocol)
     for name, term in objective.terms.items():
         if term.target == "attributes":
             metrics["attributes"] = attribute_accuracy(outputs[name], learn.dls.valid.targets["attributes"].cpu())
-    means, pairs = compare_pairs(embeddings, table)
+    means, pairs = compare_pairs(embeddings, table, protocol=protocol)
     return metrics, {"per_query": pd.concat([result.table(), means], axis=1), "pairs": pairs,
-                     "view": view(embeddings, table), "ranking": ranking(embeddings, table)}
+                     "view": view(embeddings, table, protocol=protocol), "ranking": ranking(embeddings, table, protocol=protocol)}

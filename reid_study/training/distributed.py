@@ -133,13 +133,13 @@ def over_ranks(learn):
         _send(objective)
         if rank:
             learn.history.path = None
-            if hasattr(learn, "checkpoint"): learn.checkpoint.after_epoch = lambda: None
+            if hasattr(learn, "checkpoint"): learn.checkpoint.write = lambda: None
         with learn.added_cbs([trainer, InStep()]), learn.no_bar() if rank else contextlib.nullcontext(): yield learn
         _send(learn.model, ["buffers"])
     finally:
         train.batches, train.transform = alone
         learn.loss_func, learn.history.path = objective, path
-        if hasattr(learn, "checkpoint"): vars(learn.checkpoint).pop("after_epoch", None)
+        if hasattr(learn, "checkpoint"): vars(learn.checkpoint).pop("write", None)
 
 def _send(module, what=("parameters", "buffers")):
     "Send a module's tensors from rank 0 to all ranks."
