@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelValidException
 
-from ..core import InputError, atomic
+from ..core import InputError, atomic, regular_file
 from ..evaluation.retrieval import evaluate_split
 from ..networks.embedder import embed_all
 
@@ -94,15 +94,25 @@ class History(Callback):
 
 # %% ../../nbs/52_training.callbacks.ipynb #e2d1eb25
 def read_checkpoint(path, stamp):
-    "The training state in a file. `InputError` for a file that cannot be read, or that is of a training with another `stamp`."
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
+    """The training state in a file. `InputError` for a file that cannot be read, that lacks a part of the state, or that is of a
+    training with another `stamp`."""
+    remedy = "remove it to start afresh"
+    try: state = torch.load(regular_file(path, remedy), map_location="cpu", weights_only=True)
+    except InputError: raise
     except Exception as e:   # torch raises many kinds for a damaged file
-        raise InputError(f"{path} is no readable checkpoint ({type(e).__name__}); remove it to start afresh") from e
+        raise InputError(f"{path} is no readable checkpoint ({type(e).__name__}); {remedy}") from e
+    for name, kind in _PARTS.items():
+        if not isinstance(state, dict) or not isinstance(state.get(name, _PARTS), kind):
+            raise InputError(f"{path} is no checkpoint of a training: its {name} is missing or damaged; {remedy}")
     for name, value in stamp.items():
         found = state["stamp"].get(name, value)     # an older file may know less
         if found != value:
-            raise InputError(f"{path} is of another training: its {name} is {found!r}, not {value!r}; remove it to start afresh")
+            raise InputError(f"{path} is of another training: its {name} is {found!r}, not {value!r}; {remedy}")
     return state
+
+_MAYBE_TENSOR = (torch.Tensor, type(None))
+_PARTS = {"stamp": dict, "epoch": int, "model": dict, "objective": dict, "optimizer": dict, "scaler": (dict, type(None)), "drawn": int,
+          "augment": _MAYBE_TENSOR, "history": list, "rng": torch.Tensor, "cuda_rng": (list, type(None))}
 
 # %% ../../nbs/52_training.callbacks.ipynb #738728c0
 def plain_values(value):
