@@ -166,7 +166,8 @@ def atomic(path):
         raise InputError(f"{path} cannot be written ({e.strerror}); free some space or choose another place") from e
     finally: _remove(temporary)
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ENOTEMPTY}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.EISDIR,
+         errno.ENOTEMPTY}
 
 def _to_disk(path):
     with open(path, "rb+") as f: os.fsync(f.fileno())

@@ -102,7 +102,7 @@ def read_checkpoint(path, stamp):
     except Exception as e:   # torch raises many kinds for a damaged file
         raise InputError(f"{path} is no readable checkpoint ({type(e).__name__}); {remedy}") from e
     for name, kind in _PARTS.items():
-        if not isinstance(state, dict) or not isinstance(state.get(name, _PARTS), kind):
+        if not isinstance(state, dict) or not isinstance(state.get(name, ...), kind):
             raise InputError(f"{path} is no checkpoint of a training: its {name} is missing or damaged; {remedy}")
     for name, value in stamp.items():
         found = state["stamp"].get(name, value)     # an older file may know less
