@@ -9,8 +9,8 @@ __all__ = ['HEIGHT', 'WIDTH', 'VERSION', 'DIFFICULTIES', 'Person', 'attributes',
 # %% ../../nbs/10_data.people.ipynb #b43a0f27
 import colorsys
 import dataclasses
-import json
 import multiprocessing
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from fastcore.basics import num_cpus
-from ..core import InputError, atomic, digest, read_json
+from ..core import InputError, atomic, check_number, damage_named, digest, end_with, read_json, write_json
 from .datasets import register_dataset
 from .images import fingerprint
 from .market1501 import FOLDERS, read_market
@@ -926,8 +926,14 @@ def make_people(root, seed=0, n_train=240, n_test=120, n_distractors=350, n_junk
     if root.exists():
         if _same(root, settings): return root
         raise InputError(f"{root} is there already and holds something else; remove it or choose another place")
-    seed, d = settings['seed'], settings['difficulty']
-    people = people_cast(seed, n_train, n_test, d)
+    try: _write(root, people_cast(settings['seed'], n_train, n_test, settings['difficulty']), settings, workers, progress)
+    except InputError:
+        if not _same(root, settings): raise      # another process has drawn them meanwhile
+    return root
+
+def _write(root, people, settings, workers, progress):
+    "Draw everything at `root`."
+    seed, d, n_distractors, n_junk = (settings[name] for name in ('seed', 'difficulty', 'n_distractors', 'n_junk'))
     with atomic(root) as tmp:
         for folder in _FOLDERS: (tmp/folder).mkdir(parents=True)
         jobs = [('identity', tmp, seed, d, part, i, pid) for part in people for i, pid in enumerate(people[part])]
@@ -937,15 +943,13 @@ def make_people(root, seed=0, n_train=240, n_test=120, n_distractors=350, n_junk
         for done in _run(jobs, workers, seed, d, progress):
             for folder, n in done.items(): counts[folder] += n
         _write_attributes(tmp/'market_attribute.mat', people)
-        content = dict(settings=settings, counts=counts, images=fingerprint(sorted(tmp.rglob('*.jpg'))))
-        (tmp/'people.json').write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    return root
+        write_json(tmp/'people.json', dict(settings=settings, counts=counts, images=fingerprint(sorted(tmp.rglob('*.jpg')))))
 
 # %% ../../nbs/10_data.people.ipynb #0c3715c8
 def _same(root, settings):
     "Does `root` hold a data set of these settings?"
-    try: return json.loads((root/'people.json').read_text())['settings'] == settings
-    except (OSError, ValueError, KeyError, TypeError): return False
+    try: return _made(root)['settings'] == settings
+    except InputError: return False
 
 def _run(jobs, workers, seed, difficulty, progress):
     "The results of all jobs in order, from this process or from a pool."
@@ -956,16 +960,19 @@ def _run(jobs, workers, seed, difficulty, progress):
         yield from bar(map(_work, jobs))
         return
     context = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),))
     try: yield from bar(pool.map(_work, jobs, chunksize=2))
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/10_data.people.ipynb #58d5972d
 def _made(root):
     "The content of `people.json` in a folder of drawn people."
-    remedy = f"remove the folder {root}, and the people are drawn again"
-    made = read_json(Path(root)/"people.json", remedy)
-    if made["settings"]["version"] != VERSION: raise InputError(f"{root} was drawn by another version of the renderer; {remedy}")
+    file, remedy = Path(root)/"people.json", f"remove the folder {root}, and the people are drawn again"
+    made = read_json(file, remedy)
+    with damage_named(file, remedy):
+        if made["settings"]["version"] != VERSION: raise InputError("the people were drawn by another version of the renderer")
+        _settings(**{name: value for name, value in made["settings"].items() if name != "version"})
+        for folder in _FOLDERS: check_number(folder, made["counts"][folder], least=0, whole=True)
     return made
 
 def people_fingerprint(root, table):

@@ -65,12 +65,15 @@ def find_runs(runs):
     """Read finished runs for one report: a list of `Run`, ordered by family, recipe and seed.
 
     `runs`: a folder or a list of folders, each of one run or holding runs.
-    Raises `InputError` when there is none, for a missing or damaged file, and as `comparable` does.
+    Raises `InputError` when there is none, for one that is missing, damaged or not scored, and as `comparable` does.
     """
     given = [runs] if isinstance(runs, (str, Path)) else runs
     folders = [folder for g in given for folder in _folders(Path(g).resolve())]
     if not folders: raise InputError("no runs are given; give the folders of finished runs")
-    return comparable([read_run(f) for f in dict.fromkeys(folders)])
+    found = [read_run(f) for f in dict.fromkeys(folders)]
+    if bare := [run for run in found if run.config["score"] is None]:
+        raise InputError(f"{bare[0].folder} was trained on all identities and is not scored; give folders of runs that are scored")
+    return comparable(found)
 
 def _folders(folder):
     "The folder itself if it is a run, else the scored runs in it and in its stages; a missing folder is left for `read_run` to refuse."

@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from ..core import end_with
 from .config import make_config
 from .run import finish_run, one_at_a_time, open_dataset, partial_folder, place, prepare
 from ..training.distributed import over_ranks, rank_and_ranks, sharded_identity
@@ -22,6 +23,7 @@ from ..training.learner import fit
 def join_ranks():
     "Join the process group that torchrun has prepared, on a GPU of this process's own where there is one; nothing without torchrun."
     if "RANK" not in os.environ or dist.is_initialized(): return
+    end_with(os.getppid())      # torchrun, which ends the others when one has failed, and may itself be killed
     on_gpu = torch.cuda.is_available()
     if on_gpu: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=2))      # rank 0 may draw people or decode images first

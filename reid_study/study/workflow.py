@@ -16,8 +16,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+import uuid
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,14 +27,15 @@ from fastcore.basics import num_cpus
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..core import InputError, check_number, write_json
+from ..core import (InputError, check_number, end_with_parent, private_folder, regular_file, remove_dead, scratch_name, writable,
+                             write_json)
 from ..data.datasets import dataset_root, fingerprinted
 from .config import run_id, scored_on
-from .results import Results, cell_name, check_table, read_results, write_results
+from .results import Results, cell_name, check_table, read_results, results_place, write_results
 from .run import PROJECT, check_device, check_sums, commit, default_device, place, read_run
 from .spec import arm_configs, arm_parameters, check_with_data, protocols, read_study
 from .tuning import adopt_tunings, best_settings, read_tuning, tuning_config
-from .worker import MOST
+from .worker import MOST, is_done
 from ..training.recipes import NUMERICS
 
 # %% ../../nbs/76_study.workflow.ipynb #69664d5b
@@ -176,7 +177,8 @@ def published_runs(folder):
 # %% ../../nbs/76_study.workflow.ipynb #c7ab8a40
 def check_published(workflow, images):
     """Id -> `Run` of the published results, which count as finished. `InputError` if this study cannot continue them: they are of
-    another study, version or images, or have runs that the study does not ask for."""
+    another study, version or images, or have runs that the study does not ask for; and as `results_place`."""
+    if workflow.published: results_place(workflow.published)
     if not workflow.published or not (workflow.published/"study.json").exists(): return {}
     results, folder = read_results(workflow.published), workflow.published
     if (name := results.study["study"]) != workflow.study.name:
@@ -198,7 +200,7 @@ def put_aside_damaged(workflow, images, say=print):
     for folder in sorted(finished_folders(workflow)):
         try: _check_finished(folder, images)
         except InputError as e:
-            aside = workflow.runs/".damaged"/f"{folder.name}-{time.time_ns()}"
+            aside = workflow.runs/".damaged"/f"{folder.name}-{uuid.uuid4().hex[:8]}"
             aside.parent.mkdir(exist_ok=True)
             os.replace(folder, aside)
             say(f"{str(e).split(';')[0]}; it is put aside as {aside} and made again")
@@ -230,20 +232,26 @@ def finished_folders(workflow):
 
 # %% ../../nbs/76_study.workflow.ipynb #b9042295
 def write_jobs(workflow, images, known=()):
-    "Write the job files of a study, and remove the marks of finished jobs whose products are gone. Returns name -> job."
+    "Write the job files of a study, and remove the marks of jobs that have to be done. Returns name -> job."
     jobs = make_jobs(workflow, images)
     for name, job in jobs.items():
         job["output"] = str(workflow.runs/"logs"/workflow.study.name/f"{name}.ipynb")
-        file = workflow.files/f"{name}.json"
-        if not file.exists() or json.loads(file.read_text()) != job: write_json(file, job)
-    gone = {job for job, config in planned(workflow) if config is None
-            or not (place(config, workflow.runs).exists() or run_id(config) in known)}
-    gone |= {name for name, job in jobs.items() if "page" in job and not Path(job["page"]).exists()}
-    if not (workflow.tables/"study.json").exists(): gone.add("results")
-    for name in gone: (workflow.files/f"{name}.done").unlink(missing_ok=True)
+        write_json(workflow.files/f"{name}.json", job)
+    due = _due(workflow, jobs, known)
     for file in (*workflow.files.glob("*.json"), *workflow.files.glob("*.done")):
-        if file.stem not in jobs: file.unlink()
+        if file.stem not in jobs or file.suffix == ".done" and file.stem in due: file.unlink()
+        elif file.suffix == ".done": os.utime(file, (0, 0))
     return jobs
+
+def _due(workflow, jobs, known):
+    "The jobs that have to be done: those without a mark, with another one, or whose product is gone, and those that need one of them."
+    due = {name for name, job in jobs.items() if not is_done(workflow.files/f"{name}.json", job)}
+    due |= {job for job, config in planned(workflow) if config is None
+            or not (place(config, workflow.runs).exists() or run_id(config) in known)}
+    due |= {name for name, job in jobs.items() if "page" in job and not Path(job["page"]).exists()}
+    if not (workflow.tables/"study.json").exists(): due.add("results")
+    while more := {name for name, job in jobs.items() if due & {*job["needs"]}} - due: due |= more
+    return due
 
 # %% ../../nbs/76_study.workflow.ipynb #3fbabe56
 def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=None, device=None, profile="default", share=1):
@@ -317,9 +325,11 @@ def _gpus():
 def _profile(name):
     "(folder, executor) of a Snakemake profile, from its name under workflow/profiles or its path."
     folder = (PROFILES/name if (PROFILES/name).is_dir() else Path(name)).resolve()
-    try: return folder, (yaml.safe_load((folder/"config.yaml").read_text()) or {}).get("executor", "local")
-    except (OSError, yaml.YAMLError, AttributeError) as e:
-        raise InputError(f"{folder} is no Snakemake profile ({e}); choose default or slurm, or give a folder with a config.yaml") from None
+    remedy = "choose the profile default or slurm, or give a folder with a config.yaml"
+    file = regular_file(folder/"config.yaml", remedy, most=1_000_000)
+    try: return folder, (yaml.safe_load(file.read_text("utf-8")) or {}).get("executor", "local")
+    except (ValueError, RecursionError, yaml.YAMLError, AttributeError) as e:
+        raise InputError(f"{folder} is no Snakemake profile ({' '.join(str(e).split())}); {remedy}") from None
 
 def _need_executor(executor):
     "Raise `InputError` unless an executor of Snakemake's is installed."
@@ -331,8 +341,7 @@ def _need_executor(executor):
 @contextlib.contextmanager
 def _alone(runs):
     "One engine at a time for a folder of runs, which is made; a second one is refused while the first is alive."
-    runs.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(runs/".lock", timeout=0)
+    lock = FileLock(writable(runs/".lock"), timeout=0)
     try: lock.acquire()
     except Timeout:
         raise InputError(f"a study is running already in {runs}; wait for it, stop it, or give another folder of runs") from None
@@ -350,21 +359,23 @@ def _job_server(workflow, local):
     if not local:
         yield environment
         return
-    workflow.files.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="reid") as folder, open(workflow.files/"server.log", "w") as log:
-        address = f"{folder}/server"      # the path of a socket may have 107 characters
+    address = _socket_path(private_folder())
+    with open(writable(workflow.files/"server.log"), "w") as log:
         command = [sys.executable, "-c", "import sys; from reid_study.study.worker import serve; serve(sys.argv[1])", address]
-        server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_end_with_parent)
-        try: yield environment | {"REID_STUDY_SERVER": address}
+        server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=end_with_parent)
+        try: yield environment | {"REID_STUDY_SERVER": address, "REID_STUDY_ENGINE": str(os.getpid())}
         finally:
             server.terminate()
             server.wait()
+            Path(address).unlink(missing_ok=True)
 
-def _end_with_parent():
-    "Tell Linux that this process ends when its parent does, even if that one is killed. Its jobs end by themselves."
-    if sys.platform == "linux":
-        import ctypes
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def _socket_path(folder):
+    "The path of a new socket in a folder, which may have 107 bytes."
+    remove_dead(folder)      # those of engines that were killed
+    address = str(folder/scratch_name("server"))
+    if len(os.fsencode(address)) > 107:
+        raise InputError(f"{folder} has too long a name for a socket in it; set XDG_RUNTIME_DIR to a folder with a shorter name")
+    return address
 
 # %% ../../nbs/76_study.workflow.ipynb #e8337da9
 def _run_snakemake(workflow, options, environment, known):
@@ -372,9 +383,9 @@ def _run_snakemake(workflow, options, environment, known):
     (workflow.files/"events.jsonl").unlink(missing_ok=True)
     where = ["--snakefile", str(PROFILES.parent/"Snakefile"), "--directory", str(workflow.files)]
     command = [sys.executable, "-m", "snakemake", *where, *options]
-    with open(workflow.files/"snakemake.log", "w") as log:
+    with open(writable(workflow.files/"snakemake.log"), "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                   start_new_session=True, preexec_fn=_end_with_parent)
+                                   start_new_session=True, preexec_fn=end_with_parent)
         try: return _watch(workflow, process, known)
         finally:
             if process.poll() is None:
@@ -399,8 +410,8 @@ def _watch(workflow, process, known):
 def events(workflow):
     "Job -> the last thing that is known of it, as its own process told: started, finished or failed."
     file, last = workflow.files/"events.jsonl", {}
-    for line in file.read_text().splitlines() if file.exists() else ():
-        with contextlib.suppress(ValueError): last |= {(event := json.loads(line))["job"]: event}
+    for line in file.read_text("utf-8", "replace").splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError): last |= {(event := json.loads(line))["job"]: event}      # the last line may be cut off
     return last
 
 def _alive(event):

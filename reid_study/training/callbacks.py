@@ -21,7 +21,7 @@ from fastai.torch_core import get_model
 from fastprogress.fastprogress import format_time
 from fastcore.foundation import L
 
-from ..core import InputError, atomic, check_number
+from ..core import InputError, atomic, check_number, regular_file
 from ..evaluation.retrieval import Protocol, evaluate_split
 from ..networks.embedder import NotFinite, embed_all
 
@@ -183,17 +183,21 @@ def check_tracker(callback, names, every=1):
         raise InputError(f"{who} watches {watched}, which is there only every {every} epochs; give make_learner validate_every=1")
 
 # %% ../../nbs/52_training.callbacks.ipynb #e2d1eb25
-STATE = ("stamp", "fits", "model", "objective", "optimizer", "scaler", "drawn", "augment", "history", "trackers", "rng", "cuda_rng")
+_TENSOR = (torch.Tensor, type(None))
+STATE = {"stamp": dict, "fits": list, "model": dict, "objective": dict, "optimizer": dict, "scaler": (dict, type(None)), "drawn": int,
+         "augment": _TENSOR, "history": list, "trackers": dict, "rng": torch.Tensor, "cuda_rng": (list, type(None))}     # part -> type
 
 def read_checkpoint(path, stamp):
-    "The training state in a file. `InputError` for a file that cannot be read, or that is of a training with another `stamp`."
+    """The training state in a file. `InputError` for a file that cannot be read, that lacks a part of the state, or that is of a
+    training with another `stamp`."""
     remedy = "remove it to start afresh"
-    if not Path(path).is_file(): raise InputError(f"{path} is not a file, so no checkpoint; {remedy}")
+    regular_file(path, remedy)
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:   # torch raises many kinds for a damaged file
         raise InputError(f"{path} is no readable checkpoint ({type(e).__name__}); {remedy}") from e
-    lacking = [name for name in STATE if name not in state] if isinstance(state, dict) else STATE
-    if lacking: raise InputError(f"{path} is no checkpoint of a training: it lacks {lacking[0]}; {remedy}")
+    for name, kind in STATE.items():
+        if not isinstance(state, dict) or not isinstance(state.get(name, ...), kind):
+            raise InputError(f"{path} is no checkpoint of a training: its {name} is missing or damaged; {remedy}")
     for name, value in stamp.items():
         found = state["stamp"].get(name, value)     # an older file may know less
         if found != value: raise InputError(f"{path} is of another training: its {name} is {found!r}, not {value!r}; {remedy}")
