@@ -4,31 +4,32 @@
 
 # %% auto #0
 __all__ = ['SET_OPTION', 'COMMANDS', 'parse_changes', 'DatasetParam', 'data', 'summary', 'is_first_process', 'run', 'study',
-           'report', 'export', 'open_embedder', 'embed', 'search', 'main']
+           'report', 'export', 'open_embedder', 'embed', 'search', 'call', 'told', 'main']
 
 # %% ../nbs/95_cli.ipynb #fd08f9b0
-import json
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 from fastcore.script import Param, anno_parser
 
-from .core import InputError, import_all, lookup
+from .core import InputError, import_all, lookup, shown
 
 # %% ../nbs/95_cli.ipynb #4d514398
 def parse_changes(text):
     'epochs=5 triplet.margin=soft -> ({"epochs": 5}, {"triplet.margin": "soft"}): changes to the protocol and to the recipe.'
+    from reid_study.study.spec import read_value
     changes, settings = {}, {}
     for item in text or []:
         name, equals, value = item.partition("=")
-        if not equals: raise InputError(f"--set takes NAME=VALUE, not {item!r}")
-        try: value = json.loads(value)
-        except ValueError: pass   # a plain word
-        if isinstance(value, (list, dict)): raise InputError(f"--set {item}: the value must be a number or a word")
-        if name in changes | settings: raise InputError(f"--set {name} is given twice; give it once")
-        (settings if "." in name else changes)[name] = value
+        if not equals or not name: raise InputError(f"--set takes NAME=VALUE, not {shown(item)}")
+        if name in ("dataset", "recipe", "seed"): raise InputError(f"--set {name}: it is an argument of its own; run reid-study run --help")
+        if name == "settings": raise InputError("--set settings: give each setting by its name, as triplet.margin=0.5")
+        if name in changes | settings: raise InputError(f"--set {shown(name)} is given twice; give it once")
+        (settings if "." in name else changes)[name] = read_value(value) if value else ""
     return changes, settings
 
 # %% ../nbs/95_cli.ipynb #5dc04b90
@@ -85,14 +86,15 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
     """Train one recipe and score it on held-out identities; print the folder of the finished run and its scores.
     Under torchrun, train over all of its processes."""
     from reid_study.study.config import make_config
+    from reid_study.study.run import check_device, make_run
+    if device: check_device(device)
     changes, settings = parse_changes(set)
     config = make_config(dataset, recipe, seed, settings, **changes)
     if shard or "RANK" in os.environ:
         from reid_study.study.distributed import run_over_ranks
+        if device: raise InputError("--device: torchrun gives each process a device of its own; leave it out")
         folder = run_over_ranks(config, data, runs, shard)
-    else:
-        from reid_study.study.run import make_run
-        folder = make_run(config, data, runs, device)
+    else: folder = make_run(config, data, runs, device)
     if is_first_process(): print(summary(folder))
 
 # %% ../nbs/95_cli.ipynb #fc5bfc09
@@ -149,8 +151,8 @@ def export(run: str,            # Folder of a finished run, as runs/run/ID or ru
 def open_embedder(folder, device=None):
     "The embedder in a folder, on a device; None: a GPU where there is one."
     from reid_study.inference.export import load_embedder
-    from reid_study.study.run import default_device
-    return load_embedder(folder, device or default_device())
+    from reid_study.study.run import check_device, default_device
+    return load_embedder(folder, str(check_device(device or default_device())))
 
 # %% ../nbs/95_cli.ipynb #d7c2a777
 _DEVICE = Param("cuda, cpu, ... (default: a GPU where there is one)", str)
@@ -193,24 +195,51 @@ def search(embedder: str,             # Folder of an exported embedder
 # %% ../nbs/95_cli.ipynb #859010f7
 COMMANDS = {f.__name__: f for f in (data, run, study, report, export, embed, search)}
 
-def main(argv=None):
-    "Entry point of `reid-study`: run a command and return its exit code."
-    argv = sys.argv[1:] if argv is None else argv
+
+def call(argv):
+    "Run the command that `argv` names with the arguments that follow; without one, print what there is."
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: reid-study COMMAND ...   (for more: reid-study COMMAND --help)\n")
         for name, command in COMMANDS.items(): print(f"  {name:8} {command.__doc__}")
-        return 0
+        return
+    command = lookup(argv[0], COMMANDS, "command")
+    arguments = vars(anno_parser(command, f"reid-study {argv[0]}").parse_args(argv[1:]))
+    command(**{k: v for k, v in arguments.items() if k not in ("pdb", "xtra")})
+
+# %% ../nbs/95_cli.ipynb #01fccc2e
+def told(error):
+    "(exit code, words) for an error: its own message if it is for the user, else what kind it is, and the file that its traceback is in."
+    if isinstance(error, InputError | FloatingPointError): return 2, str(error).strip().splitlines()[-1].strip()     # fastai adds a heading
+    if isinstance(error, OSError) or type(error) is RuntimeError and _is_own(error): return 2, str(error)
+    file = Path(tempfile.mkdtemp(prefix="reid-study-"))/"traceback.txt"
+    file.write_text("".join(traceback.format_exception(error)), "utf-8", errors="backslashreplace")
+    return 70, f"this should not happen: {type(error).__name__}: {shown(str(error), 200)}; the traceback is in {file}, please report it"
+
+def _is_own(error):
+    "Was it raised by this library, and not within one that it calls?"
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith("reid_study.")
+
+# %% ../nbs/95_cli.ipynb #b034713d
+def main(argv=None):
+    "Entry point of `reid-study`: run a command and return its exit code."
+    argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):      # a terminal may not know a ×
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)      # stop as by Ctrl-C, jobs too
     try:
-        command = lookup(argv[0], COMMANDS, "command")
-        arguments = vars(anno_parser(command, f"reid-study {argv[0]}").parse_args(argv[1:]))
-        command(**{k: v for k, v in arguments.items() if k not in ("pdb", "xtra")})
+        call(argv)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("reid-study: stopped; finished work is kept, and the same command resumes from there", file=sys.stderr)
         return 130
-    except (InputError, RuntimeError, OSError) as e:
-        if is_first_process(): print(f"reid-study: {e}", file=sys.stderr)
-        return 2
+    except BrokenPipeError:                      # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as e:
+        code, words = told(e)
+        if is_first_process(): print(f"reid-study: {words}", file=sys.stderr)
+        return code
     finally: signal.signal(signal.SIGTERM, before)
     return 0
 

@@ -9,8 +9,8 @@ __all__ = ['Embedder', 'make_embedder', 'NotFinite', 'outputs_all', 'embed_all']
 import torch
 from torch import nn
 
-from ..core import InputError
-from .backbones import get_backbone
+from ..core import InputError, check_number
+from .backbones import WIDEST, get_backbone
 from .heads import BNNeck
 
 # %% ../../nbs/22_networks.embedder.ipynb #ca54bea4
@@ -50,7 +50,9 @@ def make_embedder(backbone="small", dim=256, heads=None, seed=0, pretrained=Fals
 
     A backbone with an attribute `embedder` chooses another class, as [PCB](26_networks.parts.ipynb) does. `heads`: name -> function
     of the width that makes the module. `pretrained`, `weights`: see `get_backbone`. Torch's global generator is left as it was.
+    Raises `InputError` for a `dim` that is no whole number from 1 to `WIDEST`, and as `get_backbone` does.
     """
+    dim = check_number("dim", dim, least=1, most=WIDEST, whole=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = get_backbone(backbone, pretrained, weights)

@@ -23,7 +23,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import num_cpus
@@ -67,8 +66,10 @@ def default_device():
 # %% ../../nbs/72_study.run.ipynb #f99f273a
 def check_device(device):
     "The `torch.device` of a name. `InputError` where it cannot be used."
-    try: return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as e:
+    try:
+        (there := torch.zeros(1, device=device)).item()      # one that holds no numbers, such as meta, fails here
+        return there.device
+    except (RuntimeError, AssertionError, TypeError, ImportError) as e:
         raise InputError(f"device {device!r} cannot be used here ({str(e).splitlines()[0]}); use {default_device()}") from None
 
 # %% ../../nbs/72_study.run.ipynb #789a572b

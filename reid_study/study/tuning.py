@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core import InputError, atomic, check_number, read_json, write_json
 from ..losses.base import LOSSES
-from .config import make_config, run_id
+from .config import MOST_TRIALS, make_config, run_id
 from .results import Tuning, check_tuning, damage_named, read_results
 from .run import (check_sums, default_device, disk_full_named, environment, one_at_a_time, open_dataset,
                                   partial_folder, place, seal, train)
@@ -43,7 +43,7 @@ def suggest(space, done, seed=0, at_random=4):
     import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     scale = {name: optuna.distributions.FloatDistribution(low, high, log=True) for name, (low, high) in space.items()}
-    sampler = optuna.samplers.TPESampler(n_startup_trials=at_random, seed=1000*seed + len(done))
+    sampler = optuna.samplers.TPESampler(n_startup_trials=at_random, seed=(1000*seed + len(done)) % 2**32)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.add_trials([optuna.trial.create_trial(params=values, distributions=scale, value=score) for values, score in done])
     rounded = {name: float(f"{value:.4g}") for name, value in study.ask(scale).params.items()}
@@ -55,7 +55,7 @@ def tuning_config(dataset, recipe, trials=8, seed=100, **changes):
 
     Raises `InputError` as `make_config` does, and when no identities are held out.
     """
-    check_number("trials", trials, least=1, whole=True)
+    trials = check_number("trials", trials, least=1, most=MOST_TRIALS, whole=True)
     first = make_config(dataset, recipe, seed, **changes)
     if first["score"] != "validation": raise InputError("validation=0: tuning needs validation identities; hold some out")
     first |= {"validate_every": first["epochs"]}

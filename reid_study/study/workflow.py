@@ -27,8 +27,8 @@ from fastcore.basics import num_cpus
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..core import (InputError, check_number, end_with_parent, private_folder, regular_file, remove_dead, scratch_name, writable,
-                             write_json)
+from ..core import (InputError, check_number, end_with_parent, lookup, private_folder, regular_file, remove_dead, scratch_name,
+                             writable, write_json)
 from ..data.datasets import dataset_root, fingerprinted
 from .config import run_id, scored_on
 from .results import Results, cell_name, check_table, read_results, results_place, write_results
@@ -305,6 +305,7 @@ def _check_options(jobs, device, profile, share):
     if not (snakefile := PROFILES.parent/"Snakefile").exists():
         raise InputError(f"{snakefile} is missing: a study runs from a clone of the project, not from an installed wheel")
     if jobs is not None: check_number("jobs", jobs, least=1, whole=True)
+    lookup(device, dict.fromkeys(("cpu", "cuda")), "device of a study")
     check_number("share", share, least=1, most=MOST, whole=True)
     if share > 1 and device == "cpu": raise InputError(f"share={share} needs a GPU to share; leave it out, or give device")
     settings, executor = _profile(profile)

@@ -7,12 +7,13 @@ __all__ = ['NUMERICS', 'PRECISIONS', 'FAMILY_COLOURS', 'RECIPES', 'CORE', 'Term'
 
 # %% ../../nbs/50_training.recipes.ipynb #bf0ed324
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
 
-from ..core import InputError, check_number, import_all, lookup
+from ..core import InputError, check_number, import_all, lookup, plain, shown
 from ..distances import get_distance
 from ..losses.base import LOSSES
 
@@ -96,12 +97,18 @@ class Recipe:
     def settings(self, changes=None):
         """All settings of all terms, as {"triplet.margin": 0.3, ...}, with `changes` made to them.
 
-        Raises `InputError` for a setting that the recipe does not have.
+        Numbers of NumPy and torch become Python's own. Raises `InputError` for changes that are no mapping, for a setting that the
+        recipe does not have, and for a value that is no number, text, true, false or None.
         """
+        if not isinstance(changes, Mapping | None): raise InputError(f"settings={shown(changes)} must be a mapping, as {{'triplet.margin': 0.5}}")
         known = {f"{term}.{key}": own.get(key, default) for term, own in self.terms.items()
                  for key, default in LOSSES[term].settings.items()}
-        for name in changes or {}: lookup(name, known, f"setting of recipe {self.name}")
-        return known | (changes or {})
+        changes = {name: plain(value) for name, value in (changes or {}).items()}
+        for name, value in changes.items():
+            lookup(name, known, f"setting of recipe {self.name}")
+            if not isinstance(value, str | int | float | None):
+                raise InputError(f"{name}={shown(value)} must be a number or a word")
+        return known | changes
 
     def build(self, classes, changes=None, dim=256, counts=None):
         """(heads for `make_embedder`, `Objective`), for changed settings and what the data say.
