@@ -16,7 +16,8 @@ def _check(table, seed):
     check_number("seed", seed, least=0, whole=True)
     for name in ("path", "pid", "camid", "split"):
         if name not in table: raise InputError(f"the table has no column {name}; give one with path, pid, camid and split")
-        if missing := int(table[name].isna().sum()): raise InputError(f"{missing} rows of the table have no {name}; fill it in, or leave them out")
+        if missing := int(table[name].isna().sum()):
+            raise InputError(f"{missing} rows of the table have no {name}; fill it in, or leave them out")
     for name in ("pid", "camid"):
         if table[name].dtype.kind not in "iu": raise InputError(f"the column {name} is {table[name].dtype}; give whole numbers")
 
@@ -25,7 +26,8 @@ def hold_out(table, identities, seed=0):
     """Hold out training identities as validation: a table with the splits train, query and gallery, made from train alone.
 
     `identities`: how many to hold out; with 0, all of them train. The choice depends on `seed` and on the names of the images,
-    not on their order. Raises `InputError` when fewer identities are seen by two or more cameras, when none is left to train on, and for tables with missing values.
+    not on their order. Raises `InputError` when fewer identities are seen by two or more cameras, when none is left to train on,
+    and for a table with missing values.
     """
     check_number("identities", identities, whole=True)
     _check(table, seed)

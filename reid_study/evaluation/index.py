@@ -226,7 +226,8 @@ def _checked(about):
     known = lookup(about["kind"], {k: v for k, v in KINDS.items() if k != "disk"}, "kind of index")
     check_number("width", about["width"], least=1, most=2**20, whole=True)
     if not isinstance(about["normalize"], bool): raise InputError(f"normalize={about['normalize']!r} must be true or false")
-    if set(settings := _settings(about["kind"], about["settings"], known)) != set(about["settings"]): raise InputError("settings are missing")
+    settings = _settings(about["kind"], about["settings"], known)
+    if set(settings) != set(about["settings"]): raise InputError(f"settings must be {', '.join(known) or 'empty'}")
     if settings.get("nlist") == 0: raise InputError("nlist=0 must be at least 1")
     return settings
 

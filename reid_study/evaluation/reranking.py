@@ -125,7 +125,7 @@ def _together(query, gallery):
 class Reranked:
     """Distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017, and their code), a block of queries at a time.
 
-    query [Q, D], gallery [G, D]: embeddings, anything that `as_tensor` takes, on any device; gallery None: the queries are their own gallery.
+    query [Q, D], gallery [G, D]: embeddings, anything that `as_tensor` takes; gallery None: the queries are their own gallery.
     k1: neighbours in a list (with fewer images, lists hold them all); k2: images that local expansion averages, itself among
     them (1: none); weight: of the original distance, λ; distance: a `Distance` or its name. block: rows at a time in the one pass
     over all pairs (None: about eight million distances). Memory grows with (Q + G)*k1 and the block, never with the pairs.

@@ -209,7 +209,7 @@ def _matrix(y, weights):
     if not np.isfinite(w).all() or (w < 0).any(): raise InputError("weights must be finite and not negative")
     if (w > 0).sum() < 2: raise InputError("a spread over identities needs at least two with a weight above zero")
     if not np.isfinite(y).all(): raise InputError("y has values that are not finite; give every identity a value for every seed")
-    if max(abs(y).max(), w.max()) > LARGEST: raise InputError(f"y and weights must be at most {LARGEST:g}, so that their squares are finite")
+    if max(abs(y).max(), w.max()) > LARGEST: raise InputError(f"y and weights must be at most {LARGEST:g}, lest their squares overflow")
     return y, w/w.sum()
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #85dbef75
@@ -388,7 +388,10 @@ def aa_control(table, value="AP", level=0.95, splits=200):
 # %% ../../nbs/63_evaluation.statistics.ipynb #91ffb9bb
 def minimum_detectable(interval, power=0.8, alpha=0.05):
     """The smallest true difference, in the unit of the endpoint, that a two-sided test at `alpha` detects with this power,
-    given the interval's standard error and degrees of freedom. NaN for an interval without bounds. Raises `InputError` unless 0 < alpha < power < 1."""
+    given the interval's standard error and degrees of freedom; NaN for an interval without bounds.
+
+    Raises `InputError` unless 0 < alpha < power < 1.
+    """
     for name, value in (("alpha", alpha), ("power", power)): check_number(name, value, above=0, below=1)
     if math.isnan(interval.se + interval.df): return math.nan
     if not alpha < power: raise InputError(f"alpha={alpha} and power={power} must satisfy 0 < alpha < power < 1")

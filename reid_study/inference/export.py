@@ -74,7 +74,8 @@ class ImageEmbedder(nn.Module):
 
     It takes image files, Pillow images, RGB arrays uint8 [h, w, 3] of any size (one or a list of any), an array uint8 [N, h, w, 3],
     or a tensor uint8 [N, height, width, 3] or [height, width, 3] of `size`. After `.half()` or `.bfloat16()` the network computes in
-    that type. Raises `InputError` for other images, and for embeddings that are NaN or infinite. `about`: the content of embedder.json. `size`: (height, width). `distance`: the `Distance` that compares its embeddings.
+    that type. Raises `InputError` for other images, and for embeddings that are NaN or infinite. `about`: the content of
+    embedder.json. `size`: (height, width). `distance`: the `Distance` that compares its embeddings.
     """
     def __init__(self, network, about):
         super().__init__()
@@ -93,7 +94,7 @@ class ImageEmbedder(nn.Module):
         "Files, Pillow images or RGB arrays of any size, one or a list -> uint8 [N, height, width, 3], resized as in training."
         if isinstance(images, (str, os.PathLike, Image.Image)) or isinstance(images, np.ndarray) and images.ndim == 3: images = [images]
         if not isinstance(images, Iterable) or isinstance(images, (bytes, dict)) or isinstance(images, np.ndarray) and images.ndim != 4:
-            raise InputError(f"images are a {type(images).__name__}; give files, Pillow images or RGB arrays uint8 [h, w, 3], one or a list")
+            raise InputError(f"images are a {type(images).__name__}; give files, Pillow images or arrays uint8 [h, w, 3], one or a list")
         pixels = [as_pixels(image, self.size) for image in images]
         return torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, *self.size, 3, dtype=torch.uint8)
 
@@ -129,7 +130,7 @@ def parse_weights(content, path):
 
 # %% ../../nbs/90_inference.export.ipynb #92a6f30b
 def fill_network(network, weights, path):
-    "Load `weights` into a network, which is returned. Names, shapes and types that do not fit, and NaN, are an `InputError` that names them."
+    "Load `weights` into a network, which is returned. Names, shapes and types that do not fit, and NaN, are an `InputError`."
     own = network.state_dict()
     shapes = {name: (list(weights[name].shape), list(own[name].shape)) for name in sorted(own.keys() & weights.keys())}
     wrong = {"lacks": sorted(own.keys() - weights.keys()), "has besides": sorted(weights.keys() - own.keys()),
