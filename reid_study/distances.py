@@ -121,22 +121,25 @@ def check_embeddings(x, y=None):
         raise InputError(f"embeddings differ in width: x has {x.shape[1]}, y has {y.shape[1]}; use one network for both")
 
 # %% ../nbs/01_distances.ipynb #48969324
-def as_pids(pids, rows, name="pids"):
-    """Labels as int64 [N] on the device of `rows`, a tensor with a row for each.
+def as_pids(pids, rows=None, name="pids"):
+    """Labels as int64 [N] on the device of `rows`, a tensor with a row for each; None: any number of them.
 
     They may be a tensor or array of any integer type, or a list of whole numbers. Anything else, and another number of them,
     raises an `InputError` that calls them `name`.
     """
+    if getattr(pids, "dtype", None) == torch.uint64: pids = pids.cpu().numpy()      # beyond int64 they would turn negative
     if not torch.is_tensor(pids): pids = _whole_numbers(pids, name)
     if pids.is_floating_point() or pids.is_complex() or pids.dtype == torch.bool:
         raise InputError(f"{name} are {pids.dtype}; give whole numbers, one for each identity, as by {name}.long()")
+    if rows is None: rows = pids
+    if pids.ndim != 1: raise InputError(f"{name} must be whole numbers [N], not of shape {list(pids.shape)}; give one for each image")
     if pids.shape != rows.shape[:1]: raise InputError(f"{len(rows)} embeddings need {name} [{len(rows)}], not {list(pids.shape)}")
     return pids.to(rows.device, torch.int64)
 
 def _whole_numbers(values, name):
     "An array, a pandas column or a list as a tensor on the CPU."
-    if hasattr(values, "__array__"): values = values.__array__()
-    if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u"): values = values.tolist()
+    if hasattr(values, "__array__") and not hasattr(values, "filled"): values = values.__array__()
+    if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u"): values = values.tolist()      # a masked one is None
     if not isinstance(values, (list, tuple, range)) or any(isinstance(v, bool) for v in values): values = [None]
     try: return torch.tensor([operator.index(v) for v in values], dtype=torch.int64, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):

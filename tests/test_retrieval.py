@@ -254,7 +254,7 @@ def test_same_camera_may_count():
     (dict(query_pids=[1, 2]), "3 embeddings and 2 pids"),
     (dict(gallery_pids=[1, 2]), "4 embeddings and 2 pids"),
     (dict(query_camids=[1, 1]), "one side"),
-    (dict(query_camids=[1, 1], gallery_camids=[1]*4), "query_camids has 2"),
+    (dict(query_camids=[1, 1], gallery_camids=[1]*4), "3 embeddings need query_camids \\[3\\]"),
     (dict(query_pids=["a", "b", "c"]), "whole numbers"),
     (dict(query_pids=[1., 2, 3]), "whole numbers"),
     (dict(query_pids=[], query=torch.ones(0, 2)), "no queries"), (dict(gallery_pids=[], gallery=torch.ones(0, 2)), "gallery is empty"),
@@ -267,7 +267,7 @@ def test_same_camera_may_count():
     (dict(block=0), "block"),
     (dict(query=lambda a, b: torch.ones(b - a, 4)), "gallery=None"),
     (dict(query=lambda a, b: torch.ones(b - a, 3), gallery=None), "a column a gallery image"),
-    (dict(query=lambda a, b: torch.full((b - a, 4), float("nan")), gallery=None), "query 0 to gallery image 0 is NaN"),
+    (dict(query=lambda a, b: torch.full((b - a, 4), float("nan")), gallery=None), "query 0 to gallery image 0 is nan"),
     (dict(distance="euclid"), "unknown distance"),
 ])
 def test_errors_name_the_remedy(change, says):

@@ -10,13 +10,27 @@ import numpy as np
 
 from ..core import InputError, check_number
 
+# %% ../../nbs/12_data.splits.ipynb #957613f8
+def _check(table, seed):
+    "Raise `InputError` unless a table has path, pid, camid and split in every row, and a seed is a whole number from 0."
+    check_number("seed", seed, least=0, whole=True)
+    for name in ("path", "pid", "camid", "split"):
+        if name not in table: raise InputError(f"the table has no column {name}; give one with path, pid, camid and split")
+        if missing := int(table[name].isna().sum()):
+            raise InputError(f"{missing} rows of the table have no {name}; fill it in, or leave them out")
+    for name in ("pid", "camid"):
+        if table[name].dtype.kind not in "iu": raise InputError(f"the column {name} is {table[name].dtype}; give whole numbers")
+
 # %% ../../nbs/12_data.splits.ipynb #6d3f55e4
 def hold_out(table, identities, seed=0):
     """Hold out training identities as validation: a table with the splits train, query and gallery, made from train alone.
 
     `identities`: how many to hold out; with 0, all of them train. The choice depends on `seed` and on the names of the images,
-    not on their order. Raises `InputError` when fewer identities are seen by two or more cameras, or when none is left to train on.
+    not on their order. Raises `InputError` when fewer identities are seen by two or more cameras, when none is left to train on,
+    and for a table with missing values.
     """
+    check_number("identities", identities, whole=True)
+    _check(table, seed)
     train = table[(table.split == "train") & (table.pid > 0)].sort_values("path", ignore_index=True)
     if identities == 0: return train
     groups = train.groupby(["pid", "camid"]).path.size().unstack(fill_value=0)
@@ -39,6 +53,7 @@ def thin(table, classes=0, per_class=0, seed=0):
     on `seed` and on the names of the images. Raises `InputError` when there are fewer identities, and for numbers below 0.
     """
     for name, value in (("classes", classes), ("per_class", per_class)): check_number(name, value, least=0, whole=True)
+    _check(table, seed)
     train = table[table.split == "train"].sort_values("path")
     if classes > train.pid.nunique(): raise InputError(f"classes={classes}: only {train.pid.nunique()} identities train; choose no more")
     if not classes and not per_class: return table

@@ -13,28 +13,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import InputError
-from ..distances import Euclidean, check_embeddings
+from ..core import InputError, check_number
+from ..distances import Euclidean, as_pids
+from .retrieval import as_matrix
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #9a60363f
 def _prepared(embeddings, pids=None, camids=None):
     "(Unit embeddings [N, D] on the CPU, index of each image's identity [N], camids [N] or None), checked."
-    embeddings = torch.as_tensor(embeddings).detach().cpu()
-    check_embeddings(embeddings)
-    if bad := int((~embeddings.isfinite()).any(1).sum()):
-        raise InputError(f"embeddings are NaN or infinite in {bad} of {len(embeddings)} rows; look at the network that made them")
-    pids, camids = (None if v is None else _numbers(name, v, len(embeddings)) for name, v in (("pids", pids), ("camids", camids)))
+    x = as_matrix(embeddings, "the").cpu()
+    if not len(x): raise InputError("there are no embeddings; give at least one")
+    pids, camids = (None if v is None else as_pids(v, x, name).numpy() for name, v in (("pids", pids), ("camids", camids)))
     if pids is not None:
         pids = np.unique(pids, return_inverse=True)[1]
         if (several := int((np.bincount(pids) > 1).sum())) < 2:
             raise InputError(f"pids name {several} identities with two images or more; the geometry of identities takes at least two")
-    return Euclidean().prepare(embeddings), pids, camids
-
-def _numbers(name, values, length):
-    values = torch.as_tensor(values).cpu().numpy()
-    if values.shape != (length,) or values.dtype.kind not in "iu":
-        raise InputError(f"{name} must be {length} whole numbers, one per image, not {values.dtype} of shape {list(values.shape)}")
-    return values
+    return Euclidean().prepare(x), pids, camids
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #47baad17
 def _later(x, block=None):
@@ -49,8 +42,9 @@ def _later(x, block=None):
 # %% ../../nbs/62_evaluation.geometry.ipynb #e8711587
 def on_sphere(points):
     "Points of the plane [N, 2] on a small patch of the unit sphere [N, 3]: distances are those of the plane times one factor, to 1%."
-    points = torch.as_tensor(points).double()
+    points = as_matrix(points, "the points'").double()
     points = points - points.mean(0)
+    if not (points.shape[1] == 2 and points.any()): raise InputError("points must be [N, 2], at least two of them different")
     patch = torch.cat([0.1*points/points.norm(dim=1).max(), torch.ones(len(points), 1)], 1)
     return patch/patch.norm(dim=1, keepdim=True)
 
@@ -100,9 +94,15 @@ def pair_distances(embeddings, pids, camids=None):
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #261b7802
 def linear_discriminant(x, pids):
-    "Weights [D, I] and biases [I] of linear discriminant analysis with equal priors, on x [N, D] and classes 0 ... I-1."
+    """Weights [D, I] and biases [I] of linear discriminant analysis with equal priors, on x [N, D] and classes 0 ... I-1.
+
+    Raises `InputError` for NaN, for labels that do not fit, and for a class without images.
+    """
     from sklearn.covariance import LedoitWolf
-    x = np.asarray(x, float)
+    x = as_matrix(x, "the").cpu()
+    pids, x = as_pids(pids, x).numpy(), x.double().numpy()
+    if not len(x) or pids.min() < 0 or pids.max() >= len(x) or not np.bincount(pids).all():
+        raise InputError("pids must number the classes 0, 1, ... without a gap, each with an image")
     means = np.zeros((pids.max() + 1, x.shape[1]))
     np.add.at(means, pids, x)
     means /= np.bincount(pids)[:, None]
@@ -166,7 +166,7 @@ def hubness(embeddings, k=10):
     """
     from scipy.stats import skew
     x, _, _ = _prepared(embeddings)
-    if not 1 <= k < len(x): raise InputError(f"k={k} neighbours cannot be found among {len(x)} embeddings; choose k from 1 to {len(x) - 1}")
+    check_number("k", k, least=1, most=len(x) - 1, whole=True, note=f", the neighbours of one among {len(x)} embeddings")
     often, block = np.zeros(len(x), int), max(16, 2**22//len(x))
     for start in range(0, len(x), block):
         similarity = x[start:start + block] @ x.T
@@ -182,7 +182,7 @@ def geometry(embeddings, pids, camids=None):
     "uniformity", "hubness" (k = 10). embeddings [N, D] of unseen identities, N > 10; pids [N]; camids [N] count for d_ap,
     the ratio and the alignment. Time grows with N². Raises `InputError` for pids 0 and -1, and as `pair_distances`.
     """
-    if nobody := int((torch.as_tensor(pids) <= 0).sum()):
+    if nobody := int((as_pids(pids) <= 0).sum()):
         raise InputError(f"{nobody} images have pid 0 or below, which stand for distractors and junk; "
                          "leave them out, or number identities from 1")
     return pair_distances(embeddings, pids, camids) | {

@@ -17,10 +17,12 @@ from fastcore.basics import patch
 
 from ..core import InputError, atomic, check_number, lookup, read_json, write_json
 from ..distances import Distance, get_distance, pack_bits
+from .retrieval import as_matrix, as_tensor
 
 # %% ../../nbs/64_evaluation.index.ipynb #1e62b3da
 class Rows:
-    """Embeddings [N, D] that are read a block of rows at a time: a tensor, an array, a memory map, or the path of a .npy file.
+    """Embeddings [N, D] that are read a block of rows at a time: what
+    `as_tensor` takes, a memory map, or the path of a .npy file.
 
     Iterating gives (first row, tensor [block, D] on the CPU). Raises `InputError` for a file that is missing or no .npy of
     numbers, for what is no matrix of floats, for no rows, and, when they are read, for rows that are NaN or infinite.
@@ -29,12 +31,11 @@ class Rows:
         "`name` is what errors call it."
         check_number("block", block, least=1, whole=True)
         file = isinstance(embeddings, (str, Path))
-        self.source = Path(embeddings) if file else embeddings if torch.is_tensor(embeddings) else np.asanyarray(embeddings)
         self.block, self.name = block, f"{name} {embeddings}" if file else name
+        array = file or type(embeddings) in (np.ndarray, np.memmap)
+        self.source = Path(embeddings) if file else embeddings if array else as_tensor(embeddings, name)
         x = self._open()
-        if x.ndim != 2: raise InputError(f"{self.name}: embeddings must be [N, D], not of shape {list(x.shape)}; flatten each to a vector")
-        if not (x.is_floating_point() if torch.is_tensor(x) else x.dtype.kind == "f"):
-            raise InputError(f"{self.name}: embeddings are {x.dtype}; convert them to float32")
+        as_matrix(x[:0] if x.ndim else x, self.name)
         if not len(x): raise InputError(f"{self.name} is empty; give at least one embedding")
         self.shape = tuple(x.shape)
 
@@ -54,7 +55,7 @@ class Rows:
     def rows(self, which):
         "Rows by a slice or an array of indices, copied, as a tensor."
         x = self._open()[which]
-        x = x.detach().cpu() if torch.is_tensor(x) else torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("=")))
+        x = as_tensor(x if torch.is_tensor(x) else np.array(x), self.name).cpu()
         if not x.sum().isfinite() and len(bad := (~x.isfinite().all(1)).nonzero()):
             first = np.arange(len(self))[which][int(bad[0])]
             raise InputError(f"{self.name}: embeddings are NaN or infinite, first in row {first}; look at the network that made them")
@@ -70,10 +71,11 @@ SEARCHING = {"ivf": ("nprobe",), "hnsw": ("ef_search",)}    # settings that a se
 # %% ../../nbs/64_evaluation.index.ipynb #51288fd9
 def _settings(kind, given, known):
     "The settings `given` over those `known`, checked."
+    if not isinstance(given, dict): raise InputError(f"the settings of the index {kind} are {given!r}; give a dictionary, name -> value")
     for name, value in given.items():
         if name not in known: raise InputError(f"the index {kind} has no setting {name!r} here; it has: {', '.join(known) or 'none'}")
         if name == "store": lookup(value, STORES, "store")
-        else: check_number(name, value, least=0 if name == "nlist" else 1, whole=True)
+        else: check_number(name, value, least={"nlist": 0, "links": 2}.get(name, 1), most=2**20, whole=True)
     return known | given
 
 # %% ../../nbs/64_evaluation.index.ipynb #83a5bd1d
@@ -100,7 +102,11 @@ def _empty(kind, width, normalize, s):
 def _encode(x, kind, normalize):
     "What FAISS takes for embeddings x [N, D]: floats [N, D], or the bits that `Hamming` compares, packed [N, ceil(D/8)]."
     with torch.no_grad(): x = Distance(normalize or kind == "binary").prepare(x)
-    return (pack_bits(x) if kind == "binary" else x.float()).numpy()
+    if kind == "binary": return pack_bits(x).numpy()
+    x = x.float()
+    if not normalize and not (4*x.square().sum(1)).isfinite().all():
+        raise InputError("embeddings are so long that squared distances overflow; scale them down, or use normalize=True")
+    return x.numpy()
 
 # %% ../../nbs/64_evaluation.index.ipynb #ef1c12bf
 class _OnDisk:
@@ -157,13 +163,14 @@ class Index:
 
 # %% ../../nbs/64_evaluation.index.ipynb #82639a3a
 def make_index(embeddings, kind="flat", normalize=True, block=65536, seed=0, **settings):
-    """An `Index` over a gallery [G, D]: a tensor, an array, a memory map, or the path of a .npy file, added `block` rows at a time.
+    """An `Index` over a gallery [G, D], as `Rows` takes it, added `block` rows at a time.
 
     kind and settings: see `KINDS`. normalize: rank by the Euclidean distance of L2-normalised embeddings; else of the
     embeddings as they are ("binary" compares signs, which no length changes). seed: which rows train an index.
     Raises `InputError` for an unknown kind or setting, a gallery that is empty or holds NaN, and where FAISS is missing.
     """
     rows = Rows(embeddings, block)
+    check_number("seed", seed, least=0, whole=True)
     settings = _settings(kind, settings, lookup(kind, KINDS, "kind of index"))
     if settings.get("nlist") == 0: settings["nlist"] = max(1, min(int(4*len(rows)**.5), len(rows)//39))
     if settings.get("nlist", 1) > len(rows):
@@ -197,22 +204,38 @@ _MADE_AGAIN = "make the index again and save it elsewhere"
 
 def load_index(path):
     "Read an `Index` that was saved. `InputError` for a folder or file that is missing, damaged or of another kind."
-    path, faiss = Path(path), _faiss()
+    path = Path(path)
     about = read_json(path/"index.json", _MADE_AGAIN)
-    if not isinstance(about, dict) or set(about) != {"kind", "width", "normalize", "settings", "sha256"}:
-        raise InputError(f"{path}/index.json does not describe an index; {_MADE_AGAIN}")
-    about["settings"] = _settings(about["kind"], about["settings"], lookup(about["kind"], KINDS, "kind of index"))
+    try: about["settings"] = _checked(about)
+    except InputError as e: raise InputError(f"{path}/index.json does not describe an index ({e}); {_MADE_AGAIN}") from None
     try: sound = _hash(path/"index.faiss") == about.pop("sha256")
     except OSError as e: raise InputError(f"{path}/index.faiss cannot be read ({e.strerror}); {_MADE_AGAIN}") from None
     if not sound: raise InputError(f"{path}/index.faiss is damaged: it is not what was written; {_MADE_AGAIN}")
-    read = faiss.read_index_binary if about["kind"] == "binary" else faiss.read_index
-    return Index(**about, index=read(str(path/"index.faiss")))
+    faiss = _faiss()
+    try: index = (faiss.read_index_binary if about["kind"] == "binary" else faiss.read_index)(str(path/"index.faiss"))
+    except RuntimeError: raise InputError(f"{path}/index.faiss is no index of the kind {about['kind']}; {_MADE_AGAIN}") from None
+    wanted = _empty(about["kind"], about["width"], about["normalize"], about["settings"])
+    if any(getattr(index, name, None) != getattr(wanted, name, None) for name in ("d", "code_size", "metric_type", "nlist", "__class__")):
+        raise InputError(f"{path}/index.faiss is not the index that index.json describes; {_MADE_AGAIN}")
+    return Index(**about, index=index)
+
+def _checked(about):
+    "The settings in an index.json, checked like all of it."
+    if not isinstance(about, dict) or set(about) != {"kind", "width", "normalize", "settings", "sha256"}:
+        raise InputError("it must have kind, width, normalize, settings and sha256")
+    known = lookup(about["kind"], {k: v for k, v in KINDS.items() if k != "disk"}, "kind of index")
+    check_number("width", about["width"], least=1, most=2**20, whole=True)
+    if not isinstance(about["normalize"], bool): raise InputError(f"normalize={about['normalize']!r} must be true or false")
+    settings = _settings(about["kind"], about["settings"], known)
+    if set(settings) != set(about["settings"]): raise InputError(f"settings must be {', '.join(known) or 'empty'}")
+    if settings.get("nlist") == 0: raise InputError("nlist=0 must be at least 1")
+    return settings
 
 # %% ../../nbs/64_evaluation.index.ipynb #7d837530
 def streamed(query, gallery, distance="euclidean", block=65536):
     """A function (start, stop) -> distances [stop - start, G] for `evaluate_retrieval`, of a gallery that is read `block` rows at a time.
 
-    query [Q, D] and gallery [G, D]: tensors, arrays, memory maps, or paths of .npy files. distance: a `Distance` or its name.
+    query [Q, D] and gallery [G, D]: as `Rows` takes them. distance: a `Distance` or its name.
     The gallery is read once for every block of queries, so give `evaluate_retrieval` the largest that memory allows: of B
     queries, whose distances take 4*B*G bytes, or twice that where the gallery has junk. Raises `InputError` as `Rows` does,
     and for widths that differ.
@@ -232,5 +255,6 @@ def streamed(query, gallery, distance="euclidean", block=65536):
             if strip is None: strip = found.new_empty(stop - start, len(g))
             strip[:, first:first + len(part)] = found
         return strip
+    distances.shape = len(q), len(g)            # which `evaluate_retrieval` checks
     distances.__qualname__ = repr(distance)     # the name in the result
     return distances

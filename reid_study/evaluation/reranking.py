@@ -125,12 +125,12 @@ def _together(query, gallery):
 class Reranked:
     """Distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017, and their code), a block of queries at a time.
 
-    query [Q, D], gallery [G, D]: embeddings, tensors on any device or arrays; gallery None: the queries are their own gallery.
+    query [Q, D], gallery [G, D]: embeddings, anything that `as_tensor` takes; gallery None: the queries are their own gallery.
     k1: neighbours in a list (with fewer images, lists hold them all); k2: images that local expansion averages, itself among
     them (1: none); weight: of the original distance, λ; distance: a `Distance` or its name. block: rows at a time in the one pass
     over all pairs (None: about eight million distances). Memory grows with (Q + G)*k1 and the block, never with the pairs.
     Call it with (start, stop) for distances [stop - start, G], float32 on the CPU, as `evaluate_retrieval` does.
-    Raises `InputError` for settings out of range, for embeddings that do not fit each other, and for NaN.
+    Raises `InputError` for settings out of range, for embeddings that do not fit each other, and for NaN and infinity.
     """
     def __init__(self, query, gallery, k1=20, k2=6, weight=0.3, distance=Euclidean(), block=None):
         for name, value in (("k1", k1), ("k2", k2), ("block", 1 if block is None else block)):
@@ -138,7 +138,8 @@ class Reranked:
         check_number("weight", weight, least=0, most=1, note=", from the Jaccard distance alone to the original ranking")
         if k2 > k1: raise InputError(f"k2={k2} is more than k1={k1}; the averaged images are among the neighbours, so give k2 up to {k1}")
         x, self.first = _together(query, gallery)
-        self.weight, self.queries = weight, len(query)
+        self.weight, self.queries = weight, self.first or len(x)
+        self.shape = self.queries, len(x) - self.first       # of all distances
         self.distance = copy.deepcopy(get_distance(distance)).eval()     # a later change of its weights must not mix with lists made now
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False): self.x = self.distance.prepare(x)
         lists, self.largest = _neighbours(self.x, min(k1 + 1, len(x)), self.distance, block or max(16, 2**23//len(x)))
@@ -147,8 +148,8 @@ class Reranked:
         self.__qualname__ = f"Reranked(k1={k1}, k2={k2}, weight={weight}, {self.distance})"     # the name that a `Retrieval` records
 
     def __call__(self, start, stop):
-        if not 0 <= start < stop <= self.queries:
-            raise InputError(f"queries {start} to {stop} are not among the {self.queries}; count from 0")
+        check_number("stop", stop, least=1, most=self.queries, whole=True, note=", the number of queries")
+        check_number("start", start, least=0, below=stop, whole=True)
         jaccard = torch.from_numpy(_jaccard(self.codes[start:stop], self.postings))
         if self.weight == 0: return jaccard
         d = _squared(self.distance, self.x[start:stop], self.x[self.first:]).div_(self.largest[start:stop, None]).mul_(self.weight)
@@ -165,12 +166,12 @@ def expand_queries(query, gallery=None, k=5, alpha=3.0, block=None):
     for name, value in (("k", k), ("block", 1 if block is None else block)): check_number(name, value, least=1, whole=True)
     check_number("alpha", alpha, least=0, note="; 0 weighs all neighbours alike")
     x, first = _together(query, gallery)
-    if k > (others := len(x) - first - (gallery is None)):
-        raise InputError(f"k={k} is more than the {others} images to choose from; give k up to {others}")
+    others = len(x) - first - (gallery is None)
+    if k > others: raise InputError(f"k={k} is more than the {others} images to choose from; choose a smaller k, or give more images")
     block = block or max(16, 2**22//len(x))
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = Euclidean().prepare(x)
-        q, g, parts = x[:len(query)], x[first:], []
+        q, g, parts = x[:first or len(x)], x[first:], []
         for start in range(0, len(q), block):
             rows = q[start:start + block]
             cosine = rows @ g.T

@@ -13,7 +13,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from ..core import InputError
+from ..core import InputError, check_number
 from ..evaluation.statistics import identity_means
 from .config import is_test
 from .hypotheses import RATES, eligible
@@ -66,14 +66,17 @@ def identity_matrix(results, arm, recipe, change=None, value="AP"):
 
 # %% ../../nbs/77a_study.endpoints.ipynb #eeac4c87
 def validation_curve(history):
-    "(epochs, mAPs) of the validated epochs of a history, arrays. `InputError` if there is none."
+    "(epochs, mAPs) of the validated epochs of a history, arrays. `InputError` if there is none, or one that is infinite."
     if "mAP" not in history: raise InputError("the history has no validation mAP; convergence needs an arm with score: validation")
     seen = history[history.mAP.notna()]
+    if not len(seen) or not np.isfinite(seen[["epoch", "mAP"]].to_numpy(float)).all():
+        raise InputError("the history has no validation mAP in any epoch, or an infinite one; train the run again")
     return seen.epoch.to_numpy(), seen.mAP.to_numpy()
 
 # %% ../../nbs/77a_study.endpoints.ipynb #08d1ac7e
 def epochs_to(history, height):
     "Epochs until the validation mAP of a history first reaches `height`, linear between validated epochs; infinite if it never does."
+    check_number("height", height, note=", a mAP")
     epoch, mAP = (np.append(0, values) for values in validation_curve(history))
     if height > mAP.max(): return math.inf
     i = int(np.argmax(mAP >= height))
@@ -91,6 +94,8 @@ COLLAPSED = 0.5      # between distances of at most 2; unrelated directions are 
 def collapsed(run):
     "Whether a run has drawn unseen people together: a query is less than `COLLAPSED` from the images of other people, on average."
     people = run.identities
+    if not (np.isfinite(people.d_an).all() and people.queries.sum() > 0):
+        raise InputError(f"{run.id} has distances d_an that are not finite, or no queries; train the run again")
     return bool(np.average(people.d_an, weights=people.queries) < COLLAPSED)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #93f0a6bc
@@ -112,6 +117,8 @@ def geometry_table(results, arm="main"):
 def family_coefficients(table, endpoint, family):
     "What being of a `family` adds to an endpoint of `HELD`, Series [seed], in the regression over the recipes of a `geometry_table`."
     (measured, equal), found = HELD[endpoint], {}
+    if not np.isfinite(table[[measured, equal]].to_numpy(float)).all():
+        raise InputError(f"the table of geometry has a {measured} or {equal} that is not finite; train that run again")
     for seed, t in table.groupby("seed"):
         if t.recipe.nunique() < table.recipe.nunique(): continue     # every recipe must have the seed
         x = np.stack([np.ones(len(t)), t[equal], t.family == family], 1).astype(float)
@@ -154,6 +161,7 @@ def best_of(results, arm="main"):
             means, share = identity_matrix(results, arm, recipe)
             kept = np.arange(len(share)) % 2 == 1
             score[recipe] = float(means.mean().to_numpy()[~kept] @ (share[~kept]/share[~kept].sum()))
+    for recipe, value in score.items(): check_number(f"the score of {recipe}", value)
     return {family: max(members, key=score.get) for family, members in families.items()}, how, kept
 
 # %% ../../nbs/77a_study.endpoints.ipynb #a31c5de8
