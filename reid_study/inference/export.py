@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..core import InputError, atomic, check_number, lookup, read_json, write_json
+from ..core import InputError, atomic, check_number, lookup, read_json, shown, write_json
 from ..data.augment import MEAN, STD
 from ..data.images import as_rgb, read_image
 from ..distances import DISTANCES, get_distance
@@ -189,7 +189,7 @@ def read_about(folder):
         raise InputError(f"{folder/ABOUT} does not say {', '.join(lacking)}: it is no exported embedder, or was edited; "
                          "export the run again")
     if type(about["format"]) is not int or about["format"] != 1:
-        raise InputError(f"{folder/ABOUT} is of format {str(about['format'])[:100]!r}, and this version reads 1; "
+        raise InputError(f"{folder/ABOUT} is of format {shown(about['format'])}, and this version reads 1; "
                          "install the version of reid_study that wrote it")
     try: check_about(about)
     except InputError as e: raise InputError(f"{folder/ABOUT}: {e}; export the run again") from None
