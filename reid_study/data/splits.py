@@ -7,6 +7,7 @@ __all__ = ['hold_out', 'thin']
 
 # %% ../../nbs/12_data.splits.ipynb #683af24b
 import numpy as np
+import pandas as pd
 
 from ..core import InputError, check_number
 
@@ -15,7 +16,8 @@ def _check(table, seed):
     "Raise `InputError` unless a table has path, pid, camid and split in every row, and a seed is a whole number from 0."
     check_number("seed", seed, least=0, whole=True)
     for name in ("path", "pid", "camid", "split"):
-        if name not in table: raise InputError(f"the table has no column {name}; give one with path, pid, camid and split")
+        if not isinstance(table, pd.DataFrame) or name not in table:
+            raise InputError(f"the table has no column {name}; give one with path, pid, camid and split")
         if missing := int(table[name].isna().sum()):
             raise InputError(f"{missing} rows of the table have no {name}; fill it in, or leave them out")
     for name in ("pid", "camid"):

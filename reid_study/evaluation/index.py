@@ -35,7 +35,7 @@ class Rows:
         array = file or type(embeddings) in (np.ndarray, np.memmap)
         self.source = Path(embeddings) if file else embeddings if array else as_tensor(embeddings, name)
         x = self._open()
-        as_matrix(x[:0] if x.ndim else x, self.name)
+        as_matrix(x[:0] if x.ndim == 2 else x, self.name)
         if not len(x): raise InputError(f"{self.name} is empty; give at least one embedding")
         self.shape = tuple(x.shape)
 
@@ -72,11 +72,12 @@ SEARCHING = {"ivf": ("nprobe",), "hnsw": ("ef_search",)}    # settings that a se
 def _settings(kind, given, known):
     "The settings `given` over those `known`, checked."
     if not isinstance(given, dict): raise InputError(f"the settings of the index {kind} are {given!r}; give a dictionary, name -> value")
+    checked = dict(known)
     for name, value in given.items():
         if name not in known: raise InputError(f"the index {kind} has no setting {name!r} here; it has: {', '.join(known) or 'none'}")
-        if name == "store": lookup(value, STORES, "store")
-        else: check_number(name, value, least={"nlist": 0, "links": 2}.get(name, 1), most=2**20, whole=True)
-    return known | given
+        if name == "store": checked[name] = lookup(value, {store: store for store in STORES}, "store")
+        else: checked[name] = int(check_number(name, value, least={"nlist": 0, "links": 2}.get(name, 1), most=2**20, whole=True))
+    return checked
 
 # %% ../../nbs/64_evaluation.index.ipynb #83a5bd1d
 def _faiss():
@@ -215,7 +216,8 @@ def load_index(path):
     try: index = (faiss.read_index_binary if about["kind"] == "binary" else faiss.read_index)(str(path/"index.faiss"))
     except RuntimeError: raise InputError(f"{path}/index.faiss is no index of the kind {about['kind']}; {_MADE_AGAIN}") from None
     wanted = _empty(about["kind"], about["width"], about["normalize"], about["settings"])
-    if any(getattr(index, name, None) != getattr(wanted, name, None) for name in ("d", "code_size", "metric_type", "nlist", "__class__")):
+    same = all(getattr(index, name, None) == getattr(wanted, name, None) for name in ("d", "code_size", "metric_type", "nlist"))
+    if not (same and (isinstance(wanted, type(index)) or isinstance(index, type(wanted)))):
         raise InputError(f"{path}/index.faiss is not the index that index.json describes; {_MADE_AGAIN}")
     return Index(**about, index=index)
 

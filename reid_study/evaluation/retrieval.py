@@ -330,7 +330,7 @@ def _rows(blocks, start, stop, kept, infinite=False):
     return rows
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #c8eead8e
-def _evaluate(blocks, n_queries, n_gallery, relevance, protocol, block, kept, infinite):
+def _evaluate(blocks, n_queries, n_gallery, relevance, protocol, block, kept, infinite=False):
     "The scores of all queries, block by block: a dictionary of the fields of `Retrieval` that depend on distances."
     H = np.append(0, np.cumsum(1/np.arange(1.0, n_gallery + 2)))
     AP, INP, first_rank = np.full((3, n_queries), np.nan)

@@ -202,13 +202,13 @@ def check_about(about):
     for name, most in LARGEST.items(): check_number(name, about[name], least=1, most=most, whole=True)
     for name, least in (("mean", -1000), ("std", 0.001)):      # of pixels from 0 to 1
         if not isinstance(about[name], list) or len(about[name]) != 3:
-            raise InputError(f"{name}={str(about[name])[:100]} must be a list of three numbers, of red, green and blue")
+            raise InputError(f"{name}={shown(about[name])} must be a list of three numbers, of red, green and blue")
         for value in about[name]: check_number(name, value, least=least, most=1000)
     for name, value in FIXED.items():
         if about[name] != value or type(about[name]) is not type(value):
-            raise InputError(f"{name}={str(about[name])[:100]!r} must be {value!r} in this format")
+            raise InputError(f"{name}={shown(about[name])} must be {value!r} in this format")
     for name in ("backbone", "sha256", "distance", *(name for name in NAMES[:3] if name in about)):
-        if not isinstance(about[name], str): raise InputError(f"{name}={str(about[name])[:100]} must be a text")
+        if not isinstance(about[name], str): raise InputError(f"{name}={shown(about[name])} must be a text")
     lookup(about["resize"], FILTERS, "resize filter")
     lookup(about["distance"], {name: make for name, make in DISTANCES.items() if name != "mahalanobis"}, "distance")
 
@@ -228,7 +228,9 @@ def load_embedder(folder, device="cpu"):
     try: network = make_embedder(about["backbone"], about["dim"])
     except InputError as e: raise InputError(f"{folder/ABOUT}: backbone: {e}") from None
     fill_network(network, parse_weights(content, path), path)
-    try: return ImageEmbedder(network, about).to(device)
+    try:
+        if (embedder := ImageEmbedder(network, about).to(device)).scale.is_meta: raise RuntimeError("it holds no numbers")
+        return embedder
     except (RuntimeError, AssertionError, TypeError) as e:
         raise InputError(f"device={device!r} cannot be used ({str(e).splitlines()[0]}); use cpu, or one that torch finds") from None
 
