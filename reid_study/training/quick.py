@@ -72,7 +72,7 @@ class QuickLearner(Learner):
     """
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
-        self.start_epoch = 0
+        self.first_epoch = 0
         if hasattr(self, "recorder") and hasattr(self.recorder, "line"): self.logger = self.recorder.line
         if not (in_notebook() or sys.stdout.isatty()): self.remove_cb(ProgressCallback)
 
@@ -95,7 +95,7 @@ class QuickLearner(Learner):
         return batch if there else super()._set_device(batch)
 
     def _do_fit(self):       # begins where a training was interrupted, without events for the epochs before
-        for self.epoch in range(self.start_epoch, self.n_epoch):
+        for self.epoch in range(self.first_epoch, self.n_epoch):
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
     def _end_cleanup(self): super()._end_cleanup(); self.loss_grad = None
@@ -127,7 +127,7 @@ def fit(self:QuickLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False,
         if start_epoch and logger is not noop:
             rest = f"it resumes with epoch {start_epoch + 1}" if start_epoch < n_epoch else "nothing is trained again"
             print(f"{checkpoint.path.name} holds {start_epoch} of {n_epoch} epochs of this fit: {rest}")
-    self.start_epoch = start_epoch
+    self.first_epoch = start_epoch
     try: super(QuickLearner, self).fit(n_epoch, lr, wd, cbs)
     finally:
         self.logger = logger
