@@ -46,7 +46,7 @@ def register_dataset(name, title, folder, kind, fingerprint=None, **options):
 # %% ../../nbs/18_data.datasets.ipynb #0024f0d3
 def get_dataset(name):
     "The `Dataset` of a name; an unknown one raises `InputError`."
-    if name not in DATASETS: import_all("reid_study.data")
+    if isinstance(name, str) and name not in DATASETS: import_all("reid_study.data")
     return lookup(name, DATASETS, "dataset")
 
 # %% ../../nbs/18_data.datasets.ipynb #9c037a24

@@ -92,7 +92,8 @@ class CrossBatchMemory(nn.Module):
 # %% ../../nbs/43a_losses.memory.ipynb #c919109a
 def _check(dim, size, memory_weight, start):
     "Raise `InputError` for numbers that make no memory."
-    for name, value, least in (("dim", dim, 1), ("size", size, 1), ("start", start, 0)): check_number(name, value, least, whole=True)
+    for name, value, least in (("dim", dim, 1), ("size", size, 1), ("start", start, 0)):
+        check_number(name, value, least, most=10**6, whole=True)
     check_number("memory_weight", memory_weight, least=0)
 
 # %% ../../nbs/43a_losses.memory.ipynb #6cd1dc32
@@ -103,4 +104,5 @@ def _make(loss, dim, margin, distance):
     named = {"contrastive": ContrastiveLoss, "triplet": TripletLoss}
     if isinstance(loss, str): return lookup(loss, named, "loss for a memory")(**settings)
     if settings: raise InputError(f"{' and '.join(settings)}: only for a loss given by name; {type(loss).__name__} has its own")
+    if not isinstance(loss, nn.Module): raise InputError(f"loss={loss!r} must be a loss, or the name of one: {', '.join(named)}")
     return loss

@@ -177,7 +177,7 @@ def _checksum(path):
         if not Path(path).is_file(): raise InputError(f"weights={shown(path)} is no file; give the path of a checkpoint")
         about = os.stat(path)
         return _sum_of(path, about.st_mtime_ns, about.st_size)
-    except (OSError, ValueError) as e: raise InputError(f"weights={shown(path)} cannot be read ({e}); give another file") from None
+    except (OSError, ValueError) as e: raise InputError(f"weights={shown(path)} cannot be read ({getattr(e, 'strerror', None) or e}); give another file") from None
 
 @lru_cache
 def _sum_of(path, changed, size):
@@ -187,11 +187,13 @@ def _sum_of(path, changed, size):
 def _check_settings(recipe, settings):
     "Raise the `InputError` of a recipe's losses for these settings, with the name of the setting as it was given."
     try: recipe.build(2, settings)
-    except InputError as e: raise InputError(f"{name}: {e}" if (name := _refused(recipe, settings)) else str(e)) from None
+    except InputError as e:
+        name = _refused(recipe, settings)
+        raise InputError(str(e) if not name or str(e).startswith(name) else f"{name}: {e}") from None
 
 def _refused(recipe, settings):
     "The first of the settings that its loss refuses by itself, or None."
-    for name, value in settings.items():
+    for name, value in settings.items() if isinstance(settings, Mapping) else ():
         try: recipe.build(2, {name: value})
         except InputError: return name
 

@@ -159,7 +159,7 @@ def _check_score(study, arm, where):
     if arm.score == study.dataset: raise InputError(f"{where}: score: {arm.score} is the study's own dataset; use score: test")
     try: get_dataset(arm.score)
     except InputError:
-        raise InputError(f"{where}: unknown score {arm.score!r}; choose from: validation, test, or a dataset "
+        raise InputError(f"{where}: unknown score {shown(arm.score)}; choose from: validation, test, or a dataset "
                          f"({', '.join(sorted(DATASETS))})") from None
 
 @contextmanager

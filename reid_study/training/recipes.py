@@ -98,7 +98,7 @@ class Recipe:
         """All settings of all terms, as {"triplet.margin": 0.3, ...}, with `changes` made to them.
 
         Numbers of NumPy and torch become Python's own. Raises `InputError` for changes that are no mapping, for a setting that the
-        recipe does not have, and for a value that is no number, text, true, false or None.
+        recipe does not have, and for a value that is no finite number, text, true, false or None.
         """
         if not isinstance(changes, Mapping | None): raise InputError(f"settings={shown(changes)} must be a mapping, as {{'triplet.margin': 0.5}}")
         known = {f"{term}.{key}": own.get(key, default) for term, own in self.terms.items()
@@ -108,6 +108,7 @@ class Recipe:
             lookup(name, known, f"setting of recipe {self.name}")
             if not isinstance(value, str | int | float | None):
                 raise InputError(f"{name}={shown(value)} must be a number or a word")
+            if isinstance(value, int | float) and not isinstance(value, bool): check_number(name, value)
         return known | changes
 
     def build(self, classes, changes=None, dim=256, counts=None):
