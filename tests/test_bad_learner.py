@@ -268,7 +268,7 @@ FITS = [
     Case("a checkpoint of another protocol", lambda f: again(f, 1) and learner(folder=f, protocol=Protocol(ap="trapezoid")),
          refused=("protocol", "remove it")),
     Case("a file of weights for a checkpoint", lambda f: torch.save({"w": torch.zeros(2)}, f/"checkpoint.pt") or learner(folder=f),
-         refused=("lacks stamp", "remove it")),
+         refused=("its stamp is missing", "remove it")),
     Case("a folder where the checkpoint should be", lambda f: (f/"checkpoint.pt").mkdir() or learner(folder=f), refused=("not a file", "remove it")),
     Case("start_epoch beside a checkpoint", lambda f: learner(folder=f).fit(3, 1e-3, start_epoch=1), refused=("start_epoch", "leave")),
     Case("fit_one_cycle in place of fit", lambda f: learner("proxy_anchor"),
