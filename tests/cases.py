@@ -63,8 +63,8 @@ def outcome(case):
 
 
 TABLES = {"test_bad_losses": "Losses, miners and distances", "test_bad_images": "Pictures", "test_bad_folders": "Folders and archives",
-          "test_bad_learner": "Training", "test_bad_study": "Study files and settings", "test_bad_commands": "The command line",
-          "test_bad_files": "Files and processes"}
+          "test_bad_learner": "Training", "test_bad_retrieval": "Retrieval and statistics", "test_bad_embedder": "Exported embedders",
+          "test_bad_study": "Study files and settings", "test_bad_commands": "The command line", "test_bad_files": "Files and processes"}
 
 INTRODUCTION = """# What it refuses, and what it makes of the unusual
 

@@ -5,7 +5,6 @@ import pickle
 
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 from cases import Case, check, table
 from fastai.callback.core import Callback
