@@ -23,7 +23,7 @@ from cases import Case, check, table
 from reid_study.core import InputError
 from reid_study.data.datasets import check_table
 from reid_study.data.images import list_images
-from reid_study.data.market1501 import ATTRIBUTES, FOLDERS, read_attributes, read_market
+from reid_study.data.market1501 import ATTRIBUTES, read_attributes, read_market
 from reid_study.data.others import read_cuhk03, read_msmt17
 from reid_study.inference.export import ImageEmbedder
 from reid_study.inference.folders import embed_folder, read_embeddings, write_embeddings
