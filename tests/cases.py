@@ -50,7 +50,9 @@ def table(cases):
     return decorate
 
 
-def cell(text): return " ".join(str(text).split()).replace("|", "\\|")
+def cell(text):
+    "Text for a table in Markdown: on one line, with signs for what cannot be printed."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split())).replace("|", "\\|")
 
 
 def outcome(case):
