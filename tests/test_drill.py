@@ -105,6 +105,14 @@ def victims(engine, place, name):
     return {"engine": engine.pid} | children(engine.pid) | ({"job": random.choice(jobs)} if jobs else {})
 
 
+def wait_for_end(pid, seconds=20):
+    "Wait until a process has ended, which nobody may be left to reap."
+    end = time.time() + seconds
+    while (stat := Path(f"/proc/{pid}/stat")).exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        assert time.time() < end, f"{Path(f'/proc/{pid}/cmdline').read_text()} lives on"
+        time.sleep(0.05)
+
+
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes in /proc")
 def test_kills_change_no_number(place, undisturbed):
     random.seed(0)
@@ -126,8 +134,12 @@ def test_kills_change_no_number(place, undisturbed):
             kinds.append(kinds.pop(0))                                           # there is none now: another kind first
             if set(kinds) == {"server"}: engine.kill(); engine.wait()            # an engine has one server, and the next engine another
             continue
+        others = victims(engine, place, "cut")
         try: os.kill(pid, signal.SIGKILL)
         except ProcessLookupError: continue
+        if kinds[0] == "engine":
+            engine.wait()
+            for other in others.values(): wait_for_end(other)
         log.append(f"{time.time() - started:6.1f} s  killed {kinds.pop(0)}")
     engine.kill(); engine.wait()
     told = "\n".join(log)
@@ -173,6 +185,19 @@ def test_damage_is_named_and_made_again(place, undisturbed):
     assert all(f"{file.parent.name}/{file.name}" in said for file in (metrics, table, weights)) and "put aside" in said
     assert len(list((runs/".damaged").iterdir())) == 3
     assert outcome(place, "damaged") == undisturbed
+
+
+@pytest.mark.parametrize("when", [2**31 + 10**8, 0], ids=["the year 2040", "1970"])
+def test_dates_decide_nothing(place, undisturbed, when):
+    jobs, page = place/"whole"/"runs"/".jobs"/"drill", place/"whole"/"pages"/"drill"/"index.html"
+    for path in (place/"whole").rglob("*"): os.utime(path, (when, when))
+    finish(place, "whole")
+    assert not events(place, "whole") and page.stat().st_mtime == when           # everything is there, and nothing is done again
+    for path in jobs.iterdir(): os.utime(path, (when, when))
+    text = page.read_text()
+    page.unlink()
+    finish(place, "whole")
+    assert {e["job"] for e in events(place, "whole")} == {"page-index"} and page.read_text() == text
 
 
 def test_the_same_tables_give_the_same_pages(place, undisturbed):

@@ -412,7 +412,8 @@ def events(workflow):
     "Job -> the last thing that is known of it, as its own process told: started, finished or failed."
     file, last = workflow.files/"events.jsonl", {}
     for line in file.read_text("utf-8", "replace").splitlines() if file.is_file() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError): last |= {(event := json.loads(line))["job"]: event}      # the last line may be cut off
+        with contextlib.suppress(ValueError, KeyError, TypeError):      # the last line may be cut off
+            last |= {(event := json.loads(line))["job"]: event}
     return last
 
 def _alive(event):
