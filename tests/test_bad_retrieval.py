@@ -24,7 +24,7 @@ X, PIDS, CAMS = torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), 
 ARRAY, ONE_NAN = X.numpy(), torch.where(torch.arange(24)[:, None] == 5, torch.nan, X)
 TABLE = pd.DataFrame(dict(path=[f"{i}.jpg" for i in range(24)], pid=PIDS, camid=CAMS, split=["query"]*8 + ["gallery"]*16))
 SCORES = pd.DataFrame([dict(seed=s, pid=p, query=2*p + q, AP=((7*s + 5*p + 3*q) % 11)/10)
-for s in range(6) for p in range(5) for q in (0, 1)])
+                       for s in range(6) for p in range(5) for q in (0, 1)])
 OTHER = SCORES.assign(AP=(SCORES.AP + .1)*.9)
 Y = SCORES.groupby(["seed", "pid"]).AP.mean().unstack()
 
@@ -99,7 +99,7 @@ CASES = [
          refused=("distance of query 0", "normalise")),
     Case("a junk pid that is a text", lambda _: Protocol(junk_pid="-1"), refused=("junk_pid", "whole number")),
     Case("a CMC of 10⁹ ranks", lambda _: Protocol(max_rank=10**9), refused=("max_rank", "at most")),
-    Case("rank 1.5 of a CMC", lambda _: evaluate_retrieval(X, None, PIDS, None).rank(1.5), refused=("rank k=1.5", "whole")),
+    Case("rank 1.5 of a CMC", lambda _: evaluate_retrieval(X, None, PIDS, None).rank(1.5), refused=("rank=1.5", "whole")),
     Case("more embeddings than rows of their table", lambda _: evaluate_split(torch.cat([X, X]), TABLE),
          refused=("48 embeddings", "24 rows")),
     Case("a table without camids", lambda _: evaluate_split(X, TABLE[["split", "pid"]]), refused="camid"),
