@@ -99,7 +99,7 @@ CASES = [
          refused=("distance of query 0", "normalise")),
     Case("a junk pid that is a text", lambda _: Protocol(junk_pid="-1"), refused=("junk_pid", "whole number")),
     Case("a CMC of 10⁹ ranks", lambda _: Protocol(max_rank=10**9), refused=("max_rank", "at most")),
-    Case("rank 1.5 of a CMC", lambda _: evaluate_retrieval(X, None, PIDS, None).rank(1.5), refused=("rank k=1.5", "whole")),
+    Case("rank 1.5 of a CMC", lambda _: evaluate_retrieval(X, None, PIDS, None).rank(1.5), refused=("rank=1.5", "whole")),
     Case("more embeddings than rows of their table", lambda _: evaluate_split(torch.cat([X, X]), TABLE),
          refused=("48 embeddings", "24 rows")),
     Case("a table without camids", lambda _: evaluate_split(X, TABLE[["split", "pid"]]), refused="camid"),

@@ -77,7 +77,7 @@ class Retrieval:
 
     def rank(self, k):
         "The CMC at rank k, from 1 to `protocol.max_rank`."
-        check_number("rank k", k, least=1, most=len(self.cmc), whole=True, note="; raise Protocol.max_rank for more")
+        check_number("rank", k, least=1, most=len(self.cmc), whole=True, note="; raise Protocol.max_rank for more")
         return float(self.cmc[k - 1])
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #6c2f3271
