@@ -113,7 +113,7 @@ def check_embeddings(x, y=None):
     "Raise `InputError` unless x [M, D] and y [N, D] are matrices of floats of the same width."
     for name, e in (("x", x), ("y", y)):
         if e is None: continue
-        if not torch.is_tensor(e): raise InputError(f"embeddings {name} are a {type(e).__name__}; give a tensor [N, D], as by torch.as_tensor")
+        if not torch.is_tensor(e): raise InputError(f"embeddings {name} are a {type(e).__name__}; give a tensor, as by torch.as_tensor")
         if e.ndim != 2 or not e.shape[1]:
             raise InputError(f"embeddings {name} must be [N, D], not of shape {list(e.shape)}; flatten each to a vector")
         if not e.is_floating_point(): raise InputError(f"embeddings {name} are {e.dtype}; convert them with .float()")

@@ -1,4 +1,4 @@
-"""What a learner makes of what it is given: tables, numbers and names that cannot train, and calls that a user of fastai expects to work."""
+"""What a learner makes of what it is given: tables, numbers and names that cannot train, and calls that fastai's users expect to work."""
 import contextlib
 import io
 import pickle
@@ -20,7 +20,8 @@ from reid_study.evaluation.scoring import score
 from reid_study.training.callbacks import training_state
 from reid_study.training.learner import check_table, fit, make_learner
 
-ROWS = [(f"{p}_{c}_{i}.jpg", p, c, "train" if p < 7 else "gallery" if i else "query") for p in range(1, 10) for c in (1, 2) for i in range(3)]
+ROWS = [(f"{p}_{c}_{i}.jpg", p, c, "train" if p < 7 else "gallery" if i else "query") for p in range(1, 10) for c in (1,
+    2) for i in range(3)]
 PEOPLE = pd.DataFrame(ROWS, columns=["path", "pid", "camid", "split"])
 IMAGES = np.random.default_rng(0).integers(0, 256, (len(PEOPLE), 32, 16, 3), dtype=np.uint8)
 
@@ -107,7 +108,8 @@ def searched(folder):
     before, opt, drawn, rng = weights(learn), str(training_state(learn)["optimizer"]), learn.dls.train.batches.drawn, torch.get_rng_state()
     found = learn.lr_find(num_it=20, show_plot=False)
     assert 1e-7 <= found.valley <= 10
-    return (all(map(torch.equal, before, weights(learn))), opt == str(training_state(learn)["optimizer"]), drawn == learn.dls.train.batches.drawn,
+    return (all(map(torch.equal, before, weights(learn))), opt == str(training_state(learn)["optimizer"]),
+            drawn == learn.dls.train.batches.drawn,
             rng.equal(torch.get_rng_state()), numbers(learn) == [1], files == {f: f.read_bytes() for f in folder.iterdir()})
 
 
@@ -218,16 +220,19 @@ TABLES = [
     Case("junk among the images that train", lambda f: on(with_rows(("j.jpg", -1, 1, "train"))), refused=("pid -1", "junk_pid=None")),
     Case("junk and distractors in the gallery", lambda f: on(with_rows(("j.jpg", -1, 1, "gallery"), ("d.jpg", 0, 1, "gallery"))),
          gives=lambda l: 0 < l.validate()[0] < 1, means="are nobody, and need no permission"),
-    Case("a person in train and in the gallery", lambda f: on(with_rows(("x.jpg", 3, 1, "gallery"))), refused=("pid 3", "allow_overlap=True")),
+    Case("a person in train and in the gallery", lambda f: on(with_rows(("x.jpg", 3, 1, "gallery"))),
+         refused=("pid 3", "allow_overlap=True")),
     Case("a person in train and in query", lambda f: on(with_rows(("x.jpg", 3, 1, "query"))), refused=("pid 3", "split by identity")),
     Case("a person in train and in the gallery, and allow_overlap=True",
-         lambda f: on(with_rows(("x.jpg", 3, 1, "gallery")), allow_overlap=True).validate(), gives=lambda r: 0 < r[0] < 1, means="is scored"),
+         lambda f: on(with_rows(("x.jpg", 3, 1, "gallery")), allow_overlap=True).validate(), gives=lambda r: 0 < r[0] < 1,
+         means="is scored"),
     Case("one image less than rows", lambda f: learner(images=IMAGES[1:]), refused=("53 images", "54 rows")),
 ]
 
 ARGUMENTS = [
     *(Case(f"{name}={value!r}", lambda f, name=name, value=value: learner(**{name: value}), refused=name) for name, values in {
-        "seed": (-1, 2**64, 1.5, "0"), "p": (0, "4"), "k": (0, -2), "steps": (0, 1.5), "dim": (0, 10**12, 8.0), "clip": (0, -1, float("nan")),
+        "seed": (-1, 2**64, 1.5, "0"), "p": (0, "4"), "k": (0, -2), "steps": (0, 1.5), "dim": (0, 10**12, 8.0),
+        "clip": (0, -1, float("nan")),
         "weight_decay": (-0.1, float("inf")), "validate_every": (0, 1.5), "save_every": (-1,), "device": ("abacus", "cuda:99", "meta"),
         "settings": ("margin", 3), "protocol": ("market",)}.items() for value in values),
     Case("more identities per batch than there are", lambda f: learner(p=7), refused=("p=7", "up to 6")),
@@ -237,7 +242,8 @@ ARGUMENTS = [
       for value in ([], ["a", "b"], [1.0, float("nan")], [[1, 2]])),
     *(Case(f"fit with lr={lr!r}", lambda f, lr=lr: fit(learner(), 1, lr), refused=("lr=", "above 0"))
       for lr in (-1, 0, float("nan"), float("inf"), "0.1", None, True)),
-    *(Case(f"fit with {n!r} epochs", lambda f, n=n: fit(learner(), n, 1e-3), refused=("epochs", "whole number")) for n in (0, -1, 1.5, "2", None)),
+    *(Case(f"fit with {n!r} epochs", lambda f, n=n: fit(learner(), n, 1e-3), refused=("epochs", "whole number")) for n in (0, -1, 1.5, "2",
+        None)),
     *(Case(f"learn.{method} with lr={lr!r}", lambda f, method=method, lr=lr: getattr(learner(), method)(1, lr), refused="lr=")
       for method in ("fit", "fit_one_cycle", "fit_flat_cos") for lr in (-1, 0, float("nan"), "0.1", slice(1e-3, -1))),
     *(Case(f"learn.{method} of 0 epochs", lambda f, method=method: getattr(learner(), method)(0), refused="n_epoch")
@@ -245,17 +251,21 @@ ARGUMENTS = [
     Case("lr_find from 0", lambda f: learner().lr_find(start_lr=0), refused=("start_lr", "above 0")),
     Case("lr_find downwards", lambda f: learner().lr_find(start_lr=1, end_lr=0.1), refused=("end_lr", "above 1")),
     Case("score of no queries", lambda f: score(learner(), queries=0), refused="queries=0"),
-    Case("score of a learner without validation images", lambda f: score(on(PEOPLE[PEOPLE.pid < 7])), refused=("nothing to score", "gallery")),
+    Case("score of a learner without validation images", lambda f: score(on(PEOPLE[PEOPLE.pid < 7])),
+         refused=("nothing to score", "gallery")),
 ]
 
 FITS = [
     Case("fit of 2 epochs twice", lambda f: numbers(trained(2, 2)), gives=lambda n: n == [1, 2, 3, 4], means="trains 4 epochs"),
     Case("fit of 2 epochs twice with a folder", lambda f: numbers(again(f, 2, 2)) + pd.read_csv(f/"history.csv").epoch.tolist(),
          gives=lambda n: n == [1, 2, 3, 4]*2, means="trains 4 epochs, and the history has them"),
-    Case("a fit that was interrupted, from its folder", resumed_as_one, gives=bool, means="resumes, and ends as if it had not been interrupted"),
+    Case("a fit that was interrupted, from its folder", resumed_as_one, gives=bool,
+         means="resumes, and ends as if it had not been interrupted"),
     Case("a fit that was interrupted and is called again in place", resumed_in_place, gives=bool, means="resumes from its checkpoint"),
-    Case("a second fit that was interrupted, from its folder", second_resumed, gives=bool, means="resumes after the first, which is not repeated"),
-    Case("an interrupted fit that is called with more epochs", lambda f: interrupted(f, 1, 2) and again(f, 3), refused=("epochs: 2, not 3", "as before")),
+    Case("a second fit that was interrupted, from its folder", second_resumed, gives=bool,
+         means="resumes after the first, which is not repeated"),
+    Case("an interrupted fit that is called with more epochs", lambda f: interrupted(f, 1, 2) and again(f, 3),
+         refused=("epochs: 2, not 3", "as before")),
     Case("an interrupted fit that is called with another rate", lambda f: interrupted(f, 1, 2) and again(f, 2, lr=1e-2),
          refused=("checkpoint.pt", "remove the file")),
     Case("a fit that is complete in its folder", said, gives=lambda lines: len(lines) == 1 and "2 of 2 epochs" in lines[0],
@@ -268,7 +278,8 @@ FITS = [
          refused=("protocol", "remove it")),
     Case("a file of weights for a checkpoint", lambda f: torch.save({"w": torch.zeros(2)}, f/"checkpoint.pt") or learner(folder=f),
          refused=("its stamp is missing", "remove it")),
-    Case("a folder where the checkpoint should be", lambda f: (f/"checkpoint.pt").mkdir() or learner(folder=f), refused=("not a file", "remove it")),
+    Case("a folder where the checkpoint should be", lambda f: (f/"checkpoint.pt").mkdir() or learner(folder=f),
+         refused=("not a file", "remove it")),
     Case("start_epoch beside a checkpoint", lambda f: learner(folder=f).fit(3, 1e-3, start_epoch=1), refused=("start_epoch", "leave")),
     Case("fit_one_cycle in place of fit", lambda f: learner("proxy_anchor"),
          gives=lambda l: quiet(l) and l.fit_one_cycle(1, 1e-3) is None and same(l, trained(1, recipe="proxy_anchor")), means="is the same"),
@@ -277,17 +288,20 @@ FITS = [
 ]
 
 FASTAI = [
-    Case("lr_find after a training with a folder", searched, gives=all, means="leaves weights, optimiser, stream, history and files as they were"),
+    Case("lr_find after a training with a folder", searched, gives=all,
+         means="leaves weights, optimiser, stream, history and files as they were"),
     Case("lr_find with a rate that is too high from the start", lambda f: learner().lr_find(1e30, 1e31, 20), refused="smaller start_lr"),
     Case("validate", lambda f: trained(1), gives=lambda l: l.validate() == l.history.table[["mAP", "rank1"]].iloc[-1].tolist(),
          means="gives mAP and rank-1"),
     Case("validate on the training images", lambda f: learner().validate(0), refused=("query and gallery", "table")),
     Case("get_preds", lambda f: learner().get_preds(), gives=lambda p: p[0].shape == (18, 8) and p[1].tolist() == PEOPLE.pid[36:].tolist(),
          means="gives embeddings and pids of the validation images"),
-    Case("get_preds of the training images", lambda f: learner().get_preds(0), gives=lambda p: p[1].tolist() == (PEOPLE.pid[:36] - 1).tolist(),
+    Case("get_preds of the training images", lambda f: learner().get_preds(0),
+         gives=lambda p: p[1].tolist() == (PEOPLE.pid[:36] - 1).tolist(),
          means="gives all of them in order"),
     Case("get_preds with losses", lambda f: learner().get_preds(with_loss=True), refused=("with_loss", "learn.model")),
-    Case("show_batch", lambda f: learner().dls.show_batch(max_n=4), gives=lambda figure: len(figure.axes) == 4, means="is a figure with pids"),
+    Case("show_batch", lambda f: learner().dls.show_batch(max_n=4), gives=lambda figure: len(figure.axes) == 4,
+         means="is a figure with pids"),
     Case("everything that only looks, before a training", looked, gives=bool, means="does not change the training"),
     Case("score between two fits", scored, gives=bool, means="does not change the second"),
     Case("test_dl", lambda f: learner().dls.test_dl(["a.jpg"]), refused=("embed_folder",)),
@@ -297,7 +311,8 @@ FASTAI = [
         "to_bf16": "precision"}.items()),
     Case("load of a file that is not there", lambda f: learner().load(f/"none"), refused=("none.pth is missing", "learn.save")),
     Case("load of other weights", lambda f: learner("proxy_anchor").save(f/"x") and learner().load(f/"x"), refused=("x.pth", "learn.save")),
-    Case("EarlyStoppingCallback without a monitor", lambda f: found(learner(), EarlyStoppingCallback()), refused=("valid_loss", 'monitor="mAP"')),
+    Case("EarlyStoppingCallback without a monitor", lambda f: found(learner(), EarlyStoppingCallback()),
+         refused=("valid_loss", 'monitor="mAP"')),
     Case("EarlyStoppingCallback on scores that are not there in every epoch",
          lambda f: found(learner(validate_every=2), EarlyStoppingCallback("mAP")), refused="validate_every=1"),
     Case("EarlyStoppingCallback", stopped, gives=bool, means="stops, the last epoch is recorded, and a restart trains no further"),
@@ -306,10 +321,12 @@ FASTAI = [
     Case("CSVLogger", logged, gives=bool, means="writes the table of the screen"),
     Case("a metric of fastai that needs a loss", lambda f: (l := learner(), setattr(l, "metrics", [lambda p, t: 0]), l.fit(1)),
          refused=("metric", "get_preds")),
-    Case("recorder.plot_loss", lambda f: trained(3).recorder.plot_loss(skip_start=1), gives=lambda axes: len(axes.lines) == 1, means="draws the loss"),
+    Case("recorder.plot_loss", lambda f: trained(3).recorder.plot_loss(skip_start=1), gives=lambda axes: len(axes.lines) == 1,
+         means="draws the loss"),
     Case("a training without a terminal", shows(), gives=lambda lines: len(lines) == 3 and all("mAP 0." in line for line in lines),
          means="prints a line an epoch"),
-    Case("a validation in every second epoch", shows(validate_every=2), gives=lambda lines: ["mAP" in line for line in lines] == [False, True, True],
+    Case("a validation in every second epoch", shows(validate_every=2),
+         gives=lambda lines: ["mAP" in line for line in lines] == [False, True, True],
          means="leaves the others blank"),
 ]
 
@@ -318,7 +335,8 @@ NUMBERS = [
     Case("weights of a loss that are NaN", spoil("loss_func"), refused=("not finite in epoch 1", "learning rate")),
     Case("a last step that spoils the weights of a loss", in_last_step, refused=("weight", "not finite in epoch 1")),
     Case("validation by a network whose statistics are NaN",
-         lambda f: (l := learner(), l.model.neck.running_mean.fill_(torch.nan), l.validate()), refused=("'after'", "18 of 18", "learning rate")),
+         lambda f: (l := learner(), l.model.neck.running_mean.fill_(torch.nan), l.validate()),
+         refused=("'after'", "18 of 18", "learning rate")),
 ]
 
 
@@ -353,7 +371,8 @@ def test_any_column_is_taken_or_refused(column, values):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(["pk", "uniform", "pairs", "triplets", "quadruplets"]), st.one_of(st.integers(-3, 10), st.floats(), st.none(), st.text(max_size=2)),
+@given(st.sampled_from(["pk", "uniform", "pairs", "triplets", "quadruplets"]),
+       st.one_of(st.integers(-3, 10), st.floats(), st.none(), st.text(max_size=2)),
        st.sampled_from(["p", "k", "steps", "seed"]))
 def test_any_number_of_a_sampler_is_taken_or_refused(name, value, setting):
     with contextlib.suppress(InputError):

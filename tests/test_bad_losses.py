@@ -128,7 +128,8 @@ def test_gradients_at_the_ends_of_the_range_are_finite(dtype):
 @pytest.mark.parametrize("variant", [v for v in ON_PIDS if VARIANTS[v][0] != "identity"])
 def test_length_does_not_change_a_loss_on_directions(variant):
     x, pids = batch(variant)
-    for factor in (1e-25, 1e20): assert value_of(variant, x*factor, pids).item() == pytest.approx(value_of(variant, x, pids).item(), rel=1e-4)
+    for factor in (1e-25, 1e20):
+        assert value_of(variant, x*factor, pids).item() == pytest.approx(value_of(variant, x, pids).item(), rel=1e-4)
 
 
 # ---- labels
@@ -262,7 +263,8 @@ CASES = [
     Case("triplets as lists", loss("triplet", X, PIDS, ([0], [1], [4])), gives=torch.isfinite, means="they are taken as they are"),
     Case("a gradient penalty on circle loss", lambda _: first(make("circle"), X.clone().requires_grad_(), PIDS),
          refused=("CircleLoss", "create_graph")),
-    Case("a miner and labels of another length", lambda _: MINERS["batch_hard"](torch.ones(3, 3), [0, 1]), refused=("3 embeddings", "pids [3]")),
+    Case("a miner and labels of another length", lambda _: MINERS["batch_hard"](torch.ones(3, 3), [0, 1]),
+         refused=("3 embeddings", "pids [3]")),
     Case("a miner and distances to references without labels", lambda _: MINERS["semi_hard"](torch.ones(2, 3), [0, 1]), refused="ref_pids"),
     Case("distances of integers", lambda _: triplet_sum(torch.ones(2, 2).long(), [0, 1]), refused=("int64", ".float()")),
     Case("an attribute coded −7", lambda _: attribute_targets(coded(0, -7)), refused=("-7", "-1 is unknown")),

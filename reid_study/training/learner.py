@@ -64,7 +64,7 @@ def check_table(table, protocol=Protocol(), allow_overlap=False):
 def _check_whole(name, column):
     if column.dtype.kind in "iu" and not column.isna().any(): return
     what = f"{int(column.isna().sum())} missing values" if column.isna().any() else f"values of type {column.dtype}"
-    raise InputError(f"the table's column {name} has {what}; it must be whole numbers: number names with .factorize()[0], or use .astype(int)")
+    raise InputError(f"the table's column {name} has {what}; it must be whole numbers, as by .factorize()[0] or .astype(int)")
 
 # %% ../../nbs/51_training.learner.ipynb #294bcd78
 def make_learner(recipe, table, images, settings=None, *, backbone="small", pretrained=False, weights="", dim=256, p=16, k=4,

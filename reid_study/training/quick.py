@@ -107,7 +107,8 @@ def schedule_of(n_epoch, opt, wd, cbs):
     at = {name: plain_values([np.asarray(f(i/4)).tolist() for i in range(5)])
           for cb in cbs if isinstance(cb, ParamScheduler) for name, f in cb.scheds.items()}
     rates = np.broadcast_to(np.max(at["lr"], 0), len(opt.hypers)).tolist() if "lr" in at else plain_values([h["lr"] for h in opt.hypers])
-    return {"epochs": int(n_epoch), "learning rate": rates, "weight decay": wd} | {f"course of {name}": values for name, values in at.items()}
+    return {"epochs": int(n_epoch), "learning rate": rates, "weight decay": wd} | {f"course of {name}": values for name,
+        values in at.items()}
 
 # %% ../../nbs/52a_training.quick.ipynb #1b95d999
 @patch
@@ -291,5 +292,5 @@ for _name, _instead in INSTEAD.items(): setattr(QuickLearner, _name, _refuse(_na
 @patch
 def new(self:ImageLoader, *args, **settings):
     "Refused: fastai's test_dl and the like would make a loader of other images with it."
-    raise InputError("a loader of stored images is not made anew for others; make one of a table with reid_study.data.loaders.make_loaders, "
+    raise InputError("a loader of stored images is not made anew for others; make one by reid_study.data.loaders.make_loaders, "
                      "or embed pictures with reid_study.inference.folders.embed_folder")
