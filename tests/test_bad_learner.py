@@ -20,8 +20,8 @@ from reid_study.evaluation.scoring import score
 from reid_study.training.callbacks import training_state
 from reid_study.training.learner import check_table, fit, make_learner
 
-ROWS = [(f"{p}_{c}_{i}.jpg", p, c, "train" if p < 7 else "gallery" if i else "query") for p in range(1, 10) for c in (1,
-    2) for i in range(3)]
+ROWS = [(f"{p}_{c}_{i}.jpg", p, c, "train" if p < 7 else "gallery" if i else "query")
+        for p in range(1, 10) for c in (1, 2) for i in range(3)]
 PEOPLE = pd.DataFrame(ROWS, columns=["path", "pid", "camid", "split"])
 IMAGES = np.random.default_rng(0).integers(0, 256, (len(PEOPLE), 32, 16, 3), dtype=np.uint8)
 
@@ -242,8 +242,8 @@ ARGUMENTS = [
       for value in ([], ["a", "b"], [1.0, float("nan")], [[1, 2]])),
     *(Case(f"fit with lr={lr!r}", lambda f, lr=lr: fit(learner(), 1, lr), refused=("lr=", "above 0"))
       for lr in (-1, 0, float("nan"), float("inf"), "0.1", None, True)),
-    *(Case(f"fit with {n!r} epochs", lambda f, n=n: fit(learner(), n, 1e-3), refused=("epochs", "whole number")) for n in (0, -1, 1.5, "2",
-        None)),
+    *(Case(f"fit with {n!r} epochs", lambda f, n=n: fit(learner(), n, 1e-3), refused=("epochs", "whole number"))
+      for n in (0, -1, 1.5, "2", None)),
     *(Case(f"learn.{method} with lr={lr!r}", lambda f, method=method, lr=lr: getattr(learner(), method)(1, lr), refused="lr=")
       for method in ("fit", "fit_one_cycle", "fit_flat_cos") for lr in (-1, 0, float("nan"), "0.1", slice(1e-3, -1))),
     *(Case(f"learn.{method} of 0 epochs", lambda f, method=method: getattr(learner(), method)(0), refused="n_epoch")

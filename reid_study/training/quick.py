@@ -107,8 +107,8 @@ def schedule_of(n_epoch, opt, wd, cbs):
     at = {name: plain_values([np.asarray(f(i/4)).tolist() for i in range(5)])
           for cb in cbs if isinstance(cb, ParamScheduler) for name, f in cb.scheds.items()}
     rates = np.broadcast_to(np.max(at["lr"], 0), len(opt.hypers)).tolist() if "lr" in at else plain_values([h["lr"] for h in opt.hypers])
-    return {"epochs": int(n_epoch), "learning rate": rates, "weight decay": wd} | {f"course of {name}": values for name,
-        values in at.items()}
+    courses = {f"course of {name}": values for name, values in at.items()}
+    return {"epochs": int(n_epoch), "learning rate": rates, "weight decay": wd} | courses
 
 # %% ../../nbs/52a_training.quick.ipynb #1b95d999
 @patch
