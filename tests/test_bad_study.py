@@ -6,6 +6,7 @@ import random
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from reid_study.networks.embedder import make_embedder
 from reid_study.study.config import Config, make_config, recipe_configs, run_id
 from reid_study.study.spec import OWN, arm_configs, read_study
 from reid_study.study.tuning import suggest, tuning_config
-from reid_study.study.worker import check_parameters
+from reid_study.study.worker import check_parameters, execute
 from reid_study.training.recipes import get_recipe
 
 STUDIES = sorted((Path(__file__).parents[1]/"studies").glob("*.yaml"))
@@ -70,6 +71,15 @@ def changed(folder):
     (folder/"w.pth").write_bytes(b"2")
     return make_config(**config)
 
+def strange_place(folder):
+    "A job whose notebook lies, and is kept, in a folder with a name that templates and shells would read."
+    (strange := folder/"a {b} #c 'd' %s $HOME ü").mkdir()
+    cells = [nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("print(x)")]
+    kernel = {"name": "python3", "language": "python", "display_name": "python3"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), strange/"job.ipynb")
+    execute(strange/"job.ipynb", strange/"done.ipynb", {"x": 3})
+    return nbformat.read(strange/"done.ipynb", 4).cells[-1].outputs[0].text == "3\n"
+
 
 CASES = [
     # files
@@ -83,9 +93,11 @@ CASES = [
          gives=lambda found: found.title == "One", means="is read without it"),
     Case("a study file with null characters", lambda folder: study(folder, STUDY + "\0"), refused=("not valid YAML",)),
     Case("an empty study file", lambda folder: study(folder, ""), refused=("study.yaml", "mapping of the keys")),
-    Case("a study file whose name is a dot and letters", lambda folder: study(folder, STUDY, ".yaml"), refused=("named after the study file",)),
+    Case("a study file whose name is a dot and letters", lambda folder: study(folder, STUDY, ".yaml"),
+         refused=("named after the study file",)),
     Case("aliases that unfold to a billion values", laughs, refused=("more than 20000 values", "write fewer")),
-    Case("an alias inside of what it repeats", lambda folder: study(folder, STUDY + "a: &a [*a]"), refused=("line 6", "alias", "write it out")),
+    Case("an alias inside of what it repeats", lambda folder: study(folder, STUDY + "a: &a [*a]"),
+         refused=("line 6", "alias", "write it out")),
     Case("fifty lists inside each other", lambda folder: study(folder, STUDY + "a: " + "["*50 + "]"*50), refused=("write it flatter",)),
     Case("ten thousand lists inside each other", lambda folder: study(folder, STUDY + "a: " + "["*10**4), refused=("write it flatter",)),
     Case("a tag for a Python object", replaced("One", "!!python/object:os.system {}"), refused=("line 1", "tag", "leave it out")),
@@ -104,17 +116,20 @@ CASES = [
     Case("pretrained: yes", in_arm("changes: {pretrained: yes}"), refused=("pretrained='yes' must be true or false",)),
     Case("pretrained: True", in_arm("changes: {backbone: resnet18, pretrained: True}"),
          gives=lambda found: found.arms["main"].changes["pretrained"] is True, means="is true"),
-    Case("an arm that merges another, <<: *main", lambda folder: study(folder, STUDY.replace("main:", "main: &main") + "  b: {<<: *main, seeds: 3}"),
-         gives=lambda found: (found.arms["b"].seeds, found.arms["b"].recipes) == (3, ["triplet"]), means="has the keys of both, its own first"),
+    Case("an arm that merges another, <<: *main", 
+         lambda folder: study(folder, STUDY.replace("main:", "main: &main") + "  b: {<<: *main, seeds: 3}"),
+         gives=lambda found: (found.arms["b"].seeds, found.arms["b"].recipes) == (3, ["triplet"]),
+         means="has the keys of both, its own first"),
     Case("<<: 3", lambda folder: study(folder, STUDY + "  b: {<<: 3}"), refused=("not valid YAML", "merging")),
     # counts
     Case("ten million seeds", replaced("seeds: 2", "seeds: 10000000"), refused=("arm main: seeds=10000000", "less than or equal to 1000")),
-    Case("fifty thousand runs in all", in_arm("each: [" + ", ".join(f"{{epochs: {n}}}" for n in range(1, 101)) + "], seeds_contrasted: 500"),
+    Case("fifty thousand runs in all", in_arm(f"each: [{', '.join(f'{{epochs: {n}}}' for n in range(1, 101))}], seeds_contrasted: 500"),
          refused=("50000 runs", "at most 10000")),
     Case("a million epochs", replaced("epochs: 2", "epochs: 1000000"), refused=("protocol: epochs=1000000", "10000")),
     Case("ten million trials of a tuning", lambda folder: study(folder, STUDY + "tuning: {trials: 10000000, epochs: 1, seed: 100}"),
          refused=("tuning: trials=10000000", "1000")),
-    Case("a list of two thousand recipes", replaced("[triplet]", f"[{', '.join(f'r{i}' for i in range(2000))}]"), refused=("lists 2000", "1000")),
+    Case("a list of two thousand recipes", replaced("[triplet]", f"[{', '.join(f'r{i}' for i in range(2000))}]"),
+         refused=("lists 2000", "1000")),
     Case("a number of 400 digits", replaced("epochs: 2", f"epochs: {'9'*400}"), refused=("protocol: epochs=999", "…")),
     Case("a number of 5000 digits", replaced("epochs: 2", f"epochs: {'9'*5000}"), refused=("protocol: epochs='999", "whole number")),
     Case("a learning rate of 400 digits", in_arm(f"changes: {{lr: {'9'*400}}}"), refused=("lr", "number")),
@@ -126,17 +141,22 @@ CASES = [
     Case("an arm named '1', in quotes", named("'1'"), gives=lambda found: list(found.arms) == ["1"], means="has this name"),
     Case("an arm named null", named("null"), refused=("the key None", "write it in quotes")),
     *[Case(f"an arm named {words}", named(name), refused=("arm", "letters")) for words, name in {
-        "''": "''", "a/b": "a/b", "..": "..", "by two lines": '"a\\nb"', "früh": "früh", "by a hundred letters": "a"*100, "a {b}": '"a {b}"'}.items()],
+        "''": "''", "a/b": "a/b", "..": "..", "by two lines": '"a\\nb"', "früh": "früh",
+        "by a hundred letters": "a"*100, "a {b}": '"a {b}"'}.items()],
     # numbers of NumPy and torch
     Case("a seed of NumPy's, and a learning rate in single precision",
-         lambda folder: make_config("people", "triplet", np.int64(3), {"triplet.margin": np.float32(.3)}, lr=np.float32(.01), k=np.uint8(4)),
+         lambda folder: make_config("people", "triplet", np.int64(3), {"triplet.margin": np.float32(.3)}, lr=np.float32(.01),
+                                    k=np.uint8(4)),
          gives=lambda c: run_id(c) == run_id(make_config("people", "triplet", 3, {"triplet.margin": .3}, lr=.01)), means="are Python's"),
-    Case("settings of torch's", lambda folder: make_config("people", "triplet", settings={"triplet.margin": torch.tensor(.3)}, p=torch.tensor(8)),
+    Case("settings of torch's",
+         lambda folder: make_config("people", "triplet", settings={"triplet.margin": torch.tensor(.3)}, p=torch.tensor(8)),
          gives=lambda c: (c["settings"]["triplet.margin"], c["p"]) == (.3, 8), means="are Python's"),
     Case("lr_times of NumPy's", lambda folder: recipe_configs("people", "triplet", each=[{"lr_times": np.float64(.1)}]),
          gives=lambda found: found[0][-1]["lr"] == .001, means="is Python's"),
-    Case("a NumPy truth value for a number", lambda folder: make_config("people", "triplet", epochs=np.bool_(True)), refused=("epochs=True",)),
-    Case("a list as a setting", lambda folder: make_config("people", "triplet", settings={"triplet.margin": [1]}), refused=("triplet.margin",)),
+    Case("a NumPy truth value for a number", lambda folder: make_config("people", "triplet", epochs=np.bool_(True)),
+         refused=("epochs=True",)),
+    Case("a list as a setting", lambda folder: make_config("people", "triplet", settings={"triplet.margin": [1]}),
+         refused=("triplet.margin",)),
     Case("settings that are a number", lambda folder: make_config("people", "triplet", settings=3), refused=("settings=3", "mapping")),
     Case("a number as a recipe", lambda folder: make_config("people", 3), refused=("unknown recipe 3",)),
     Case("a list as a dataset", lambda folder: make_config(["people"], "triplet"), refused=("unknown dataset ['people']",)),
@@ -149,9 +169,12 @@ CASES = [
          gives=lambda values: .1 <= values["lr"] <= 1, means="is taken"),
     Case("a tuning of no trials", lambda folder: tuning_config("people", "triplet", 0), refused=("trials=0", "at least 1")),
     # weights
-    Case("weights that are no file", lambda folder: make_config("people", "triplet", weights="none.pth"), refused=("weights=", "none.pth", "is no file")),
-    Case("weights that are a folder", lambda folder: make_config("people", "triplet", weights=str(folder)), refused=("weights=", "is no file")),
-    Case("weights in a study file that are no file", replaced("epochs: 2", "weights: none.pth"), refused=("protocol: weights", "is no file")),
+    Case("weights that are no file", lambda folder: make_config("people", "triplet", weights="none.pth"),
+         refused=("weights=", "none.pth", "is no file")),
+    Case("weights that are a folder", lambda folder: make_config("people", "triplet", weights=str(folder)),
+         refused=("weights=", "is no file")),
+    Case("weights in a study file that are no file", replaced("epochs: 2", "weights: none.pth"),
+         refused=("protocol: weights", "is no file")),
     Case("other weights under the same path", lambda folder: run_id(started(folder)) != run_id(started(folder, content=b"23")),
          gives=bool, means="make another run"),
     Case("a configuration whose weights have changed", changed, refused=("weights", "has changed", "leave weights_sum out")),
@@ -159,6 +182,7 @@ CASES = [
     # parameters of notebooks
     Case("a study notebook with a parameter that it does not have", lambda folder: check_parameters(TEMPLATES/"tune.ipynb", {"trial": 3}),
          refused=("unknown parameter of tune 'trial'", "trials")),
+    Case("braces, #, quotes, %s and $HOME in the path of a job", strange_place, gives=bool, means="are only letters of the path"),
     Case("a study notebook with a parameter of another type", lambda folder: check_parameters(TEMPLATES/"data.ipynb", {"sizes": 64}),
          refused=("data: sizes=64", "[[64, 32]]")),
 ]
@@ -169,14 +193,17 @@ def test_study(case, tmp_path): check(case, tmp_path)
 
 # ---- every key with every kind of value
 
-WRONG = [None, True, -1, 0, 7, -.5, float("nan"), float("inf"), 1e300, "a word", "", "a\nb", [], [1], [[]], {}, {"a": 1}, {"a": {"b": [None]}},
+WRONG = [None, True, -1, 0, 7, -.5, float("nan"), float("inf"), 1e300, "a word", "", "a\nb", [], [1], [[]], {}, {"a": 1},
+         {"a": {"b": [None]}},
          "2026-01-02", 10**399, 2**64, "9"*5000, [{"a": 1}]]
 PLACES = [("title",), ("dataset",), ("protocol",), ("tuning",), ("arms",), ("questions",), ("arms", "main"), ("new",),
           *[("tuning", key) for key in ("trials", "epochs", "seed", "split_seed", "new")],
-          *[("arms", "main", key) for key in ("recipes", "seeds", "seeds_contrasted", "settings", "score", "sampler", "changes", "each", "new")],
+          *[("arms", "main", key) for key in ("recipes", "seeds", "seeds_contrasted", "settings", "score", "sampler", "changes", "each",
+                                              "new")],
           ("arms", "main", "recipes", 0), ("arms", "main", "each", 0),
           *[("protocol", key) for key in (*Config.model_fields, "lr_times")],
-          *[("arms", "main", "changes", key) for key in ("lr", "lr_times", "weights", "backbone", "triplet.margin", "triplet.miner", "new", "a.b")],
+          *[("arms", "main", "changes", key) for key in ("lr", "lr_times", "weights", "backbone", "triplet.margin", "triplet.miner",
+                                                         "new", "a.b")],
           *[("arms", "main", "changes", f"triplet.{key}") for key in ("weight", "lr_factor", "distance", "reduction")]]
 
 def changed_at(place, value):
@@ -201,7 +228,8 @@ def test_every_key_with_every_kind_of_value(place, tmp_path):
         (tmp_path/"study.yaml").write_text(yaml.safe_dump(changed_at(place, value)), "utf-8")
         read_or_refused(tmp_path/"study.yaml")
 
-SETTINGS = {(name, setting) for name in ("triplet", "identity", "contrastive_memory", "circle", "quadruplet", "lifted", "proxy_anchor", "arcface")
+SETTINGS = {(name, setting) for name in ("triplet", "identity", "contrastive_memory", "circle", "quadruplet", "lifted", "proxy_anchor",
+                                         "arcface")
             for setting in get_recipe(name).settings()}
 
 @pytest.mark.parametrize("recipe, setting", sorted(SETTINGS), ids=str)
@@ -224,6 +252,8 @@ def test_every_field_of_a_configuration_takes_its_type_or_refuses(name, value):
 
 # ---- damaged files
 
+PIECES = ["", "\n", ": ", "[", "{", "&a ", "*a", "- ", "!!int ", "'", "<<: ", "0", "e9", ".", "  ", "%", "|", "? ", "---\n"]
+
 def fuzz_study(seconds, rng, folder):
     "Damage the project's study files at random for some seconds; each is read, or refused as it should be. Returns how many were tried."
     path, tried, until = Path(folder)/"fuzzed.yaml", 0, time.monotonic() + seconds
@@ -234,8 +264,7 @@ def fuzz_study(seconds, rng, folder):
         text = bytearray(text)
         for _ in range(rng.randint(0, 4)):
             at = rng.randrange(len(text) + 1)
-            text[at:at + rng.randint(0, 4)] = rng.choice([b"", rng.randbytes(1), b"\n", b": ", b"[", b"{", b"&a ", b"*a", b"- ", b"!!int ", b"'", b"<<: ",
-                                                          b"0", b"e9", b".", b"  ", b"%", b"|", b"? ", b"---\n"])
+            text[at:at + rng.randint(0, 4)] = rng.choice(PIECES).encode() or rng.randbytes(1)
         path.write_bytes(text)
         read_or_refused(path)
         tried += 1

@@ -177,7 +177,7 @@ def _checksum(path):
         if not Path(path).is_file(): raise InputError(f"weights={shown(path)} is no file; give the path of a checkpoint")
         about = os.stat(path)
         return _sum_of(path, about.st_mtime_ns, about.st_size)
-    except (OSError, ValueError) as e: raise InputError(f"weights={shown(path)} cannot be read ({getattr(e, 'strerror', None) or e}); give another file") from None
+    except OSError as e: raise InputError(f"weights={shown(path)} cannot be read ({e.strerror}); give another file") from None
 
 @lru_cache
 def _sum_of(path, changed, size):

@@ -21,7 +21,8 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
 from ..core import InputError, lookup, shown
 from ..data.datasets import DATASETS, get_dataset
 from ..networks.embedder import make_embedder
-from .config import MOST_EPOCHS, MOST_TRIALS, Config, absolute, check_data, checked_by, make_config, protocol, recipe_configs, validated
+from .config import (MOST_EPOCHS, MOST_TRIALS, Config, absolute, check_data, checked_by, make_config, protocol,
+                                     recipe_configs, validated)
 from .hypotheses import QUESTIONS, eligible, hypotheses
 from ..training.recipes import CORE, RECIPES, get_recipe
 
@@ -121,7 +122,8 @@ def protocols(study, arm):
     return [protocol(study.dataset) | study.protocol | a.changes | change for change in a.each]
 
 # %% ../../nbs/70_study.spec.ipynb #d27e8aec
-OWN = ("dataset", "recipe", "seed", "settings", "score", "sampler", "numerics", "versions", "ranks", "shard", "weights_sum")     # no changes
+OWN = ("dataset", "recipe", "seed", "settings", "score", "sampler", "numerics", "versions", "ranks", "shard",
+       "weights_sum")     # no changes
 
 Changes = create_model("Changes", __config__=Config.model_config, lr_times=(Annotated[float, Field(gt=0)], 1),
                        **{name: (Annotated[f.annotation, Field(), *f.metadata], None)
@@ -283,7 +285,8 @@ def _checked_keys(node):
     for key in keys:
         where = f"line {key.start_mark.line + 1}"
         if not isinstance(key, yaml.ScalarNode): raise InputError(f"{where}: a list or a mapping is no key; use a word")
-        if key.value in seen: raise InputError(f"{where}: the key {key.value if key.value.isidentifier() else shown(key.value)} stands twice")
+        name = key.value if key.value.isidentifier() else shown(key.value)
+        if key.value in seen: raise InputError(f"{where}: the key {name} stands twice")
         seen.add(key.value)
     return keys
 
@@ -320,14 +323,16 @@ def _check_number_of_runs(study):
     named = {"core": CORE, "all": RECIPES}
     runs = sum(len(named[a.recipes] if isinstance(a.recipes, str) else a.recipes)*max(a.seeds, a.seeds_contrasted)*len(a.each)
                for a in study.arms.values())
-    if runs > MOST_RUNS: raise InputError(f"arms: they ask for {runs} runs, and at most {MOST_RUNS} are possible; use fewer seeds or changes")
+    if runs > MOST_RUNS:
+        raise InputError(f"arms: they ask for {runs} runs, and at most {MOST_RUNS} are possible; use fewer seeds or changes")
 
 def _parts(content):
     parts = {"tuning": validated(TuningBudget, content["tuning"], "tuning")} if "tuning" in content else {}
     if not isinstance(arms := content.get("arms"), dict): return parts
     for name in arms:
         if isinstance(name, str) and not re.fullmatch("[A-Za-z0-9_]{1,40}", name):
-            raise InputError(f"arm {shown(name)}: the name must be of letters from a to z, digits and _, at most 40: pages are named after it")
+            raise InputError(f"arm {shown(name)}: the name must consist of letters from a to z, digits and _, at most 40: pages are "
+                             "named after it")
     return parts | {"arms": {name: validated(Arm, arm, f"arm {name}") for name, arm in arms.items()}}
 
 # %% ../../nbs/70_study.spec.ipynb #a32b2af4

@@ -24,7 +24,7 @@ from ..core import InputError, atomic, digest, end_with, private_folder, read_js
 
 # %% ../../nbs/75_study.worker.ipynb #96d19707
 def check_parameters(template, parameters):
-    "Raise `InputError` for a parameter that a template does not have, and for one of another type than its default, where that is not None."
+    "Raise `InputError` for a parameter that a template does not have, or of another type than its default, unless that is None."
     from ast import literal_eval
 
     from papermill import inspect_notebook

@@ -100,7 +100,8 @@ class Recipe:
         Numbers of NumPy and torch become Python's own. Raises `InputError` for changes that are no mapping, for a setting that the
         recipe does not have, and for a value that is no finite number, text, true, false or None.
         """
-        if not isinstance(changes, Mapping | None): raise InputError(f"settings={shown(changes)} must be a mapping, as {{'triplet.margin': 0.5}}")
+        if not isinstance(changes, Mapping | None):
+            raise InputError(f"settings={shown(changes)} must be a mapping, as {{'triplet.margin': 0.5}}")
         known = {f"{term}.{key}": own.get(key, default) for term, own in self.terms.items()
                  for key, default in LOSSES[term].settings.items()}
         changes = {name: plain(value) for name, value in (changes or {}).items()}
