@@ -76,7 +76,8 @@ EDITS = {"std": (0, [0, 1, 1], [1, 1], [1, 1, 1, 1], [1, None, 1], [math.nan]*3,
 
 CASES = [
     *(Case(f"an embedder.json that says {value!r} for {key}", edited(**{key: value}),
-          refused=(ABOUT, key)) for key, values in EDITS.items() for value in values),
+          refused=(ABOUT, "finite number" if {"nan", "inf"} & set(str(value).strip("[]").split(", ")) else key))
+      for key, values in EDITS.items() for value in values),
     *(Case(f"an embedder.json without {key}", lambda folder, k=key: load_embedder(written(folder, json.dumps(
         {name: value for name, value in (SEALED | {"sha256": ""}).items() if name != k}).encode())),
         refused=(ABOUT, key)) for key in FIELDS),
@@ -118,7 +119,7 @@ CASES = [
     Case("a tensor of one picture", given_images(torch.zeros(32, 16, 3, dtype=torch.uint8)), gives=lambda x: x.shape == (1, 8),
          means="it is embedded"),
     Case("no pictures, an empty list", given_images([]), gives=lambda x: x.shape == (0, 8), means="there are no embeddings"),
-    Case("a Pillow image of 16 bits", given_images(Image.fromarray(np.ones((9, 9), np.uint16))), refused=("I;16", "convert")),
+    Case("a Pillow image of 16 bits", given_images(Image.fromarray(np.ones((9, 9), np.uint16))), refused=("I;16", "8 bits")),
     Case("a Pillow image with transparent pixels", given_images(Image.new("RGBA", (9, 9))), refused=("transparent", "background")),
     Case("a picture of floats", given_images(PIXELS/255), refused=("float64", "uint8")),
     Case("a picture with the channels first", given_images(PIXELS.transpose(2, 0, 1)), refused=("[3, 40, 20]", "[height, width, 3]")),

@@ -209,7 +209,7 @@ def embed_folder(embedder, folder, batch=64, out=None):
             for file, result in zip((file.relative_to(folder).as_posix() for file in part), results):
                 if isinstance(result, Exception): bar.write("skipped " + _note(skipped, file, result.__cause__ or result))
                 else: paths.append(file); pixels.append(result)
-            if pixels: parts.append(_finite(embedder(torch.from_numpy(np.stack(pixels))).cpu(), paths[-len(pixels):]))
+            if pixels: parts.append(_finite(embedder.embed(torch.from_numpy(np.stack(pixels))).cpu(), paths[-len(pixels):]))
             bar.update(len(part))
     if not paths: raise InputError(f"none of the {len(files)} images under {folder} can be read; the first: {next(iter(skipped.values()))}")
     table, embeddings = pd.DataFrame({"path": paths}), torch.cat(parts).numpy()
