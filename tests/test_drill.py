@@ -24,7 +24,7 @@ from reid_study.study.tuning import read_tuning
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 REID = Path(sys.executable).with_name("reid-study")
-KILLS = int(os.environ.get("DRILL_KILLS", 5))
+KILLS = int(os.environ.get("DRILL_KILLS", 3))
 TIMES = ("seconds", "images_per_second", "train_seconds", "embedding_seconds", "evaluation_seconds")
 
 STUDY = """
