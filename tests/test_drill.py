@@ -1,5 +1,5 @@
 """The fault drill: a small study is killed at random moments, in every kind of process, and must end with the numbers of one that
-was left alone. DRILL_KILLS says how often (default 5). Then a full disk, a damaged file, and the same pages from the same tables."""
+was left alone. DRILL_KILLS says how often (default 3). Then a full disk, a damaged file, and the same pages from the same tables."""
 import json
 import os
 import random
