@@ -81,10 +81,10 @@ class Config(BaseModel):
 PROTOCOLS = {"drawn": {"validation": 80, "epochs": 12}, "photographs": {"validation": 150, "epochs": 8}}
 
 # %% ../../nbs/71_study.config.ipynb #d2bc3b0d
+# in place of pydantic's words
 PLAIN = {"string_type": "must be text", "int_type": "must be a whole number", "float_type": "must be a number",
          "bool_type": "must be true or false", "list_type": "must be a list", "is_instance_of": "must be a list",
          "dict_type": "must be a mapping", "string_too_short": "must not be empty", "too_short": "must not be empty"}
-# in place of pydantic's words
 
 def validated(model, values, where=""):
     """`values` as a pydantic model. Of its errors, the one that lies deepest is raised as an `InputError`, which says after
