@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from reid_study.core import InputError
 from reid_study.data.samplers import make_sampler
+from reid_study.distances import Euclidean
 from reid_study.evaluation.retrieval import Protocol
 from reid_study.evaluation.scoring import score
+from reid_study.losses.mining import margin_sample
 from reid_study.training.callbacks import training_state
 from reid_study.training.learner import check_table, fit, make_learner
 
@@ -255,6 +257,7 @@ ARGUMENTS = [
          refused=("nothing to score", "gallery")),
 ]
 
+OWN = {"triplet.distance": Euclidean(normalize=False), "triplet.miner": margin_sample}
 FITS = [
     Case("fit of 2 epochs twice", lambda f: numbers(trained(2, 2)), gives=lambda n: n == [1, 2, 3, 4], means="trains 4 epochs"),
     Case("fit of 2 epochs twice with a folder", lambda f: numbers(again(f, 2, 2)) + pd.read_csv(f/"history.csv").epoch.tolist(),
@@ -274,6 +277,9 @@ FITS = [
          means="trains further"),
     Case("a folder with a trained checkpoint, before any fit", lambda f: again(f, 2).validate() == learner(folder=f).validate(), gives=bool,
          means="gives the learner its trained weights"),
+    Case("a distance and a miner of one's own, interrupted, from its folder",
+         lambda f: interrupted(f, 1, 2, settings=OWN) and numbers(again(f, 2, settings=OWN)), gives=lambda n: n == [1, 2], means="resumes"),
+    Case("another distance of one's own", lambda f: interrupted(f, 1, 2, settings=OWN) and learner(folder=f), refused=("settings", "remove it")),
     Case("a checkpoint of another protocol", lambda f: again(f, 1) and learner(folder=f, protocol=Protocol(ap="trapezoid")),
          refused=("protocol", "remove it")),
     Case("a file of weights for a checkpoint", lambda f: torch.save({"w": torch.zeros(2)}, f/"checkpoint.pt") or learner(folder=f),

@@ -187,6 +187,8 @@ def _sum_of(path, changed, size):
 # %% ../../nbs/71_study.config.ipynb #0392c90e
 def _check_settings(recipe, settings):
     "Raise the `InputError` of a recipe's losses for these settings, with the name of the setting as it was given."
+    for name, value in settings.items() if isinstance(settings, Mapping) else ():
+        if callable(value): raise InputError(f"{name}={shown(value)} must be a number or a word; objects are for `make_learner`")
     try: recipe.build(2, settings)
     except InputError as e:
         name = _refused(recipe, settings)

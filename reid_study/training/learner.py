@@ -92,7 +92,8 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
     dls = make_loaders(table, images, batches, Augment(flip, shift, erase, seed, device), device=device)
     heads, objective = _heads_and_objective(recipe, settings, dls, dim, seed)
     network = make_embedder(backbone, dim, heads, seed, pretrained, weights or None)
-    stamp = {"recipe": recipe.name, "settings": recipe.settings(settings), "seed": seed, "sampler": sampler, "batch": [p, k],
+    named = {name: getattr(v, "__qualname__", repr(v)) if callable(v) else v for name, v in recipe.settings(settings).items()}
+    stamp = {"recipe": recipe.name, "settings": named, "seed": seed, "sampler": sampler, "batch": [p, k],
              "backbone": backbone, "start": [pretrained, weights], "dim": dim, "precision": precision, "device": device.type,
              "steps": len(batches), "augmentation": [flip, shift, erase], "decay and clip": [weight_decay, clip],
              "data": [len(dls.train.dataset), dls.c, *images.shape[1:3]], "protocol": protocol.as_dict()}

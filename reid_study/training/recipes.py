@@ -98,7 +98,8 @@ class Recipe:
         """All settings of all terms, as {"triplet.margin": 0.3, ...}, with `changes` made to them.
 
         Numbers of NumPy and torch become Python's own. Raises `InputError` for changes that are no mapping, for a setting that the
-        recipe does not have, and for a value that is no finite number, text, true, false or None.
+        recipe does not have, and for a value that is no finite number, text, true, false or None. A `Distance` or a miner of
+        your own may stand in place of a name.
         """
         if not isinstance(changes, Mapping | None):
             raise InputError(f"settings={shown(changes)} must be a mapping, as {{'triplet.margin': 0.5}}")
@@ -107,7 +108,7 @@ class Recipe:
         changes = {name: plain(value) for name, value in (changes or {}).items()}
         for name, value in changes.items():
             lookup(name, known, f"setting of recipe {self.name}")
-            if not isinstance(value, str | int | float | None):
+            if not isinstance(value, str | int | float | None) and not callable(value):
                 raise InputError(f"{name}={shown(value)} must be a number or a word")
             if isinstance(value, int | float) and not isinstance(value, bool): check_number(name, value)
         return known | changes
