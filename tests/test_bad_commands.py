@@ -148,8 +148,9 @@ def with_command(does, folder, environment=()):
     "A process of the command line that has another command, and runs it."
     (folder/"program.py").write_text(f"import time\nfrom reid_study.cli import COMMANDS, main\ndef new(): {does}\n"
                                      "COMMANDS['new'] = new\nraise SystemExit(main(['new']))\n", "utf-8")
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)      # a shell in the background has it ignored
     return subprocess.Popen([sys.executable, folder/"program.py"], env=os.environ | ENVIRONMENT | dict(environment),
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heard)
 
 def test_a_reader_that_has_seen_enough(data):
     "As in `reid-study data people | head -1`."
