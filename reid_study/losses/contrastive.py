@@ -9,19 +9,22 @@ __all__ = ['ContrastiveLoss']
 import torch
 
 from ..core import check_number
-from .base import NOT_A_MARGIN, MetricLoss, pair_masks, register_loss
+from .base import NOT_A_MARGIN, MetricLoss, check_reduction, pair_masks, register_loss
 
 # %% ../../nbs/40_losses.contrastive.ipynb #70b5cdbc
-@register_loss("contrastive", search={"margin": (0.4, 1.4)}, refuses={"margin": NOT_A_MARGIN}, needs_pairs=False)
+@register_loss("contrastive", search={"margin": (0.4, 2)}, refuses={"margin": NOT_A_MARGIN}, needs_pairs=False,
+               variants={"active": {"reduction": "active"}})
 class ContrastiveLoss(MetricLoss):
     """Mean of d² over positive pairs plus mean of (margin - d)₊² over negative pairs (Hadsell et al., CVPR 2006, eq. 4, without its ½).
 
     `margin`: in units of the distance, at least 0. `miner`: None takes all pairs; tuples of indices choose pairs, and an
     ordered pair (a, p) that is in several of them counts once; (p, a) is another. A batch with only one kind of pair learns from that kind.
+    `reduction`: the mean over all negative pairs, or, "active", over those with an open hinge, d < margin.
     Statistics: `active` (share of negative pairs with d < margin), `d_ap`, `d_an`. Raises `InputError` for a margin below 0.
     """
-    def __init__(self, margin=1.0, distance="euclidean", miner=None):
+    def __init__(self, margin=1.0, distance="euclidean", miner=None, reduction="mean"):
         super().__init__(distance, miner)
+        self.reduction = check_reduction(reduction)
         self.margin = check_number("margin", margin, least=0, note=", in units of the distance")
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
@@ -31,9 +34,10 @@ class ContrastiveLoss(MetricLoss):
         with torch.no_grad():
             n_positive, n_negative = positive.sum().clamp(min=1), negative.sum().clamp(min=1)
             short = negative*(residual < 0)
-            weight = positive/n_positive + short/n_negative
+            counted = short.sum().clamp(min=1) if self.reduction == "active" else n_negative
+            weight = positive/n_positive + short/counted
             d_ap, d_an = torch.dot(positive, d)/n_positive, torch.dot(negative, d)/n_negative
             statistics = {"active": short.sum()/n_negative, "d_ap": d_ap, "d_an": d_an}
         return torch.dot(weight, residual.square()), statistics
 
-    def extra_repr(self): return f"margin={self.margin}"
+    def extra_repr(self): return f"margin={self.margin}, reduction={self.reduction}"

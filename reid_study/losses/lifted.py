@@ -9,31 +9,33 @@ __all__ = ['LiftedStructureLoss']
 import torch
 
 from ..core import check_number
-from .base import NOT_A_MARGIN, MetricLoss, log_sum_exp, mean_distances, not_empty, pair_masks, register_loss
+from .base import (NOT_A_MARGIN, NOT_POSITIVE, MetricLoss, log_sum_exp, mean_distances, not_empty, pair_masks,
+                                    register_loss)
 
 # %% ../../nbs/45_losses.lifted.ipynb #b2c10cbf
-@register_loss("lifted", search={"margin": (0.4, 1.4)}, refuses={"margin": NOT_A_MARGIN})
+@register_loss("lifted", search={"margin": (0.4, 1.4), "scale": (1, 20)}, refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE})
 class LiftedStructureLoss(MetricLoss):
     """½ (log(Σ_k e^(margin - d_ik) + Σ_l e^(margin - d_jl)) + d_ij)₊², the mean over positive pairs (i, j); k are the
-    negatives of i, and l those of j (Oh Song et al., CVPR 2016, eq. 4).
+    negatives of i, and l those of j (Oh Song et al., CVPR 2016, eq. 4), with each d `scale` times the distance.
 
-    `margin`: in units of the distance, at least 0; `InputError` otherwise. With references, j and k are references and l are
+    `margin`: in units of the scaled distance, at least 0. `scale`: above 0; else `InputError`. With references, j and k are references and l are
     images of the batch. Positive pairs without any negative are dropped. `miner`: None takes all pairs; tuples of indices choose pairs.
     Statistics: `active` (share of positive pairs whose hinge is open), `d_ap`, `d_an` (mean distances of the pairs).
     """
-    def __init__(self, margin=1.0, distance="euclidean", miner=None):
+    def __init__(self, margin=1.0, distance="euclidean", miner=None, scale=1.0):
         super().__init__(distance, miner)
-        self.margin = check_number("margin", margin, least=0, note=", in units of the distance")
+        self.margin = check_number("margin", margin, least=0, note=", in units of the scaled distance")
+        self.scale = check_number("scale", scale, above=0)
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
         positive, negative = pair_masks(pids, ref_pids, indices)
-        of_i = log_sum_exp(distances, negative, -1.0)
-        of_j = of_i if ref_pids is None else log_sum_exp(distances, negative, -1.0, dim=0)
+        of_i = log_sum_exp(distances, negative, -self.scale)
+        of_j = of_i if ref_pids is None else log_sum_exp(distances, negative, -self.scale, dim=0)
         pushes = torch.logaddexp(of_i[:, None], of_j)
         valid = positive & not_empty(pushes)
-        hinges = torch.where(valid, pushes + distances + self.margin, 0).relu()
+        hinges = torch.where(valid, pushes + self.scale*distances + self.margin, 0).relu()
         n = valid.count_nonzero().clamp(min=1)
         active = hinges.detach().count_nonzero()/n
         return hinges.square().sum()/(2*n), {"active": active} | mean_distances(distances, positive, negative)
 
-    def extra_repr(self): return f"margin={self.margin}"
+    def extra_repr(self): return f"margin={self.margin}, scale={self.scale}"

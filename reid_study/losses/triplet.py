@@ -80,20 +80,22 @@ class TripletLoss(MetricLoss):
     def extra_repr(self): return f"margin={self.margin}, reduction={self.reduction}"
 
 # %% ../../nbs/41_losses.triplet.ipynb #3dda83de
-@register_loss("improved_triplet", search={"margin": (0.1, 0.8)}, fixed=("bound",),
-               refuses={"margin": NOT_A_MARGIN, "bound": NOT_A_MARGIN, "variant": ("sideways",)},
+@register_loss("improved_triplet", search={"margin": (0.1, 0.8), "pull": (0.001, 1)}, fixed=("bound",),
+               refuses={"margin": NOT_A_MARGIN, "pull": NOT_A_MARGIN, "bound": NOT_A_MARGIN, "variant": ("sideways",)},
                variants={"inside": {"variant": "inside"}, "all": {"miner": None}})
 class ImprovedTripletLoss(MetricLoss):
     """A triplet loss that also pulls the positive pair, after Cheng et al. (CVPR 2016), in two variants.
 
-    `variant`: "inside" is (d_ap + d_ap - d_an + margin)₊, whose pull ends with the hinge; "outside" is
-    (d_ap - bound)₊ + (d_ap - d_an + margin)₊, whose pull goes on until d_ap is at `bound`. The hinge is reduced over its tuples,
+    `variant`: "inside" is (pull·d_ap + d_ap - d_an + margin)₊, whose pull ends with the hinge; "outside" is
+    pull·(d_ap - bound)₊ + (d_ap - d_an + margin)₊, whose pull goes on until d_ap is at `bound`. The hinge is reduced over its tuples,
     the outside pull over its positive pairs (a, p), each once; (p, a) is another. `margin`, `bound`: in units of the distance, at least 0.
+    `pull`: its weight, at least 0; 1 is the source text's, about 0.002 that of re-implementations of the paper.
     `miner`, `reduction`: as in `TripletLoss`. Statistics: `active`, `d_ap`, `d_an`; "outside" also `active_pull`, the share of
     pairs with d_ap > bound. Raises `InputError` for unknown settings and for a bound without a pull outside.
     """
-    def __init__(self, margin=0.3, variant="outside", bound=0.0, distance="euclidean", miner="batch_hard", reduction="mean"):
+    def __init__(self, margin=0.3, variant="outside", bound=0.0, distance="euclidean", miner="batch_hard", reduction="mean", pull=1.0):
         super().__init__(distance, miner)
+        self.pull = check_number("pull", pull, least=0)
         lookup(variant, dict.fromkeys(("inside", "outside")), "variant")
         for name, value in (("margin", margin), ("bound", bound)): check_number(name, value, least=0, note=", in units of the distance")
         if bound and variant == "inside":
@@ -101,7 +103,7 @@ class ImprovedTripletLoss(MetricLoss):
         self.margin, self.variant, self.bound, self.reduction = margin, variant, bound, check_reduction(reduction)
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
-        weight = 2 if self.variant == "inside" else 1
+        weight = 1 + self.pull if self.variant == "inside" else 1
         if indices is None:
             hinge, statistics = triplet_sum(distances, pids, ref_pids, self.margin, weight), pair_statistics(distances, pids, ref_pids)
         else:
@@ -112,6 +114,7 @@ class ImprovedTripletLoss(MetricLoss):
         if self.variant == "inside": return value, statistics
         pairs = (valid_pairs(pids, ref_pids) if indices is None else pair_masks(pids, ref_pids, indices))[0]
         pull, statistics["active_pull"] = reduce_hinges(hinge_sums((distances - self.bound).relu(), pairs), self.reduction)
-        return value + pull, statistics
+        return value + self.pull*pull, statistics
 
-    def extra_repr(self): return f"margin={self.margin}, variant={self.variant}, bound={self.bound}, reduction={self.reduction}"
+    def extra_repr(self):
+        return f"margin={self.margin}, variant={self.variant}, pull={self.pull}, bound={self.bound}, reduction={self.reduction}"
