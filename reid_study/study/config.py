@@ -25,7 +25,7 @@ from ..data.splits import hold_out, thin
 from ..losses.base import LOSSES, MetricLoss
 from ..losses.verification import VerificationLoss
 from ..networks.backbones import WIDEST, backbone_version
-from ..training.recipes import NUMERICS, PRECISIONS, get_recipe
+from ..training.recipes import NUMERICS, PRECISIONS, SCHEDULES, get_recipe
 
 # %% ../../nbs/71_study.config.ipynb #c2264e28
 def checked_by(check):
@@ -60,6 +60,8 @@ class Config(BaseModel):
     pretrained: bool = False
     weights: str = ""                             # a checkpoint for the backbone
     weights_sum: str = Field("", exclude_if=lambda digits: not digits)      # of its content, so that another file makes other runs
+    freeze: int = Field(0, ge=0, le=1000, exclude_if=lambda parts: not parts)      # parts of the backbone that stay as they are
+    backbone_lr: float = Field(1.0, gt=0, exclude_if=lambda factor: factor == 1)      # in units of lr
     dim: int = Field(256, gt=0, le=WIDEST)
     sampler: Annotated[str, checked_by(lambda name: lookup(name, SAMPLERS, "sampler"))] = "pk"
     p: int = Field(16, gt=0, le=10**6)            # identities per batch
@@ -67,6 +69,8 @@ class Config(BaseModel):
     epochs: int = Field(gt=0, le=MOST_EPOCHS)
     steps: int = Field(0, ge=0, le=10**6)         # batches per epoch
     lr: float = Field(gt=0)
+    schedule: Annotated[str, checked_by(lambda name: lookup(name, SCHEDULES, "schedule"))] = Field("one_cycle",
+                                                                                       exclude_if=lambda name: name == "one_cycle")
     weight_decay: float = Field(0.05, ge=0)
     clip: float = Field(5.0, gt=0)
     flip: float = Field(0.5, ge=0, le=1)

@@ -81,8 +81,8 @@ def prepare(config, data="data", device=None, folder=None, opened=None):
     torch.manual_seed(config["seed"])     # for losses that draw at random
     device = check_device(device or default_device())
     table, images = open_data(config, data, opened)
-    names = "backbone pretrained dim p k sampler flip shift erase weight_decay clip precision validate_every seed".split()
-    return make_learner(config["recipe"], table, images, config["settings"], **{n: config[n] for n in names},
+    names = "backbone pretrained freeze backbone_lr dim p k sampler flip shift erase weight_decay clip precision validate_every seed".split()
+    return make_learner(config["recipe"], table, images, config["settings"], **{n: config[n] for n in names if n in config},
                         steps=config["steps"] or None, device=device, folder=folder, save_every=15 if device.type == "cuda" else 0,
                         **({"weights": config["weights"]} if config["weights"] else {}))
 
@@ -91,7 +91,7 @@ def train(config, data="data", device=None, folder=None, opened=None):
     from reid_study.training.learner import fit
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
     learn = prepare(config, data, device, folder, opened)
-    fit(learn, config["epochs"], config["lr"])
+    fit(learn, config["epochs"], config["lr"], config.get("schedule", "one_cycle"))
     return learn
 
 # %% ../../nbs/72_study.run.ipynb #4da1d045
