@@ -6,8 +6,6 @@
 __all__ = ['load_mobilenet', 'mobilenet_v2']
 
 # %% ../../nbs/24a_networks.mobilenet.ipynb #af41bc04
-from torch import nn
-
 from ..core import InputError
 from .backbones import register_backbone
 from .weights import load_renamed, read_weights

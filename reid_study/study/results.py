@@ -32,8 +32,8 @@ from ..training.recipes import RECIPES
 # %% ../../nbs/73_study.results.ipynb #2db478e6
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """The tuning of a recipe. `config`: see `study.tuning`. `trials`: a row a trial, with the values tried, mAP, rank1,
-    seconds, diverged. `env`: the machine."""
+    """The tuning of a recipe. `config`: see `study.tuning`. `trials`: a row a trial, with the values tried, the seed, mAP, rank1,
+    seconds, diverged; the last ones try the best values again with another seed. `env`: the machine."""
     config: dict
     trials: pd.DataFrame = field(repr=False)
     env: dict = field(default_factory=dict, repr=False)
@@ -44,10 +44,13 @@ class Tuning:
     def recipe(self): return self.config["first"]["recipe"]
     @property
     def metrics(self):
-        "best: setting -> value of the best trial; best_trial, mAP; default_mAP: of trial 0; diverged: how many trials."
-        best = self.trials.loc[self.trials.mAP.idxmax()]
-        return {"best": {name: float(best[name]) for name in self.config["search"]}, "best_trial": int(best.trial), "mAP": float(best.mAP),
-                "default_mAP": float(self.trials.mAP.iloc[0]), "diverged": int(self.trials.diverged.sum())}
+        """best: setting -> value, the best by mean mAP of what was tried with most seeds; best_trial: the first with these values;
+        mAP: their mean; default_mAP: of trial 0; diverged: how many trials."""
+        values = list(self.config["search"])
+        tried = self.trials.groupby(values, sort=False).agg(trial=("trial", "first"), mAP=("mAP", "mean"), seeds=("mAP", "size"))
+        best = tried[tried.seeds == tried.seeds.max()].sort_values("mAP", ascending=False, kind="stable").iloc[0]
+        return {"best": self.trials.set_index("trial").loc[best.trial, values].to_dict(), "best_trial": int(best.trial),
+                "mAP": float(best.mAP), "default_mAP": float(self.trials.mAP.iloc[0]), "diverged": int(self.trials.diverged.sum())}
 
 # %% ../../nbs/73_study.results.ipynb #ba51fc2c
 def cell_name(arm, recipe, seed=None, change=None):
@@ -372,8 +375,10 @@ def _check_rates(table):
 def check_tuning(tuning):
     "Raise `InputError` unless a tuning has all of its trials, with the values tried and with scores between 0 and 1."
     trials, name = tuning.trials, f"the tuning of {tuning.recipe}"
-    search, last = [*tuning.config["search"]], tuning.config["trials"] - 1
-    check_columns(trials, ["diverged"], ["trial", *search, "mAP", "rank1", "seconds"])
+    words = [name for name, bounds in tuning.config["search"].items() if isinstance(bounds[0], str)]
+    search = [name for name in tuning.config["search"] if name not in words]
+    last = tuning.config["trials"] + tuning.config.get("finalists", 0) - 1      # tunings of older versions have none
+    check_columns(trials, ["diverged", *words], ["trial", *search, "mAP", "rank1", "seconds"])
     if trials.trial.tolist() != [*range(last + 1)]: raise InputError(f"{name} does not have the trials 0 to {last}")
     scores = trials[["mAP", "rank1"]]
     good = np.isfinite(trials[search]).all(axis=1) & ((scores >= 0) & (scores <= 1)).all(axis=1)
@@ -385,7 +390,7 @@ def _tuning(table, ids):
     found = {}
     for recipe, rows in table.groupby("recipe", sort=False):
         values = pd.DataFrame(map(json.loads, rows["values"]), index=rows.index)
-        trials = pd.concat([rows[["trial"]], values, rows[["mAP", "rank1", "seconds", "diverged"]]], axis=1)
+        trials = pd.concat([rows[["trial"]], values, rows.filter(["seed"]), rows[["mAP", "rank1", "seconds", "diverged"]]], axis=1)
         same = rows[["tuning", "config", "environment"]].drop_duplicates()
         if len(same) > 1: raise InputError(f"the trials of {recipe} contradict each other")
         tuning = Tuning(json.loads(same.config.item()), trials.reset_index(drop=True), json.loads(same.environment.item()))

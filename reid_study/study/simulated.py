@@ -112,9 +112,10 @@ def simulated_run(config, place=""):
 def simulated_tuning(recipe, trials=4):
     "The `Tuning` of a recipe, whose validation mAPs rank recipes nearly as the levels do."
     config = tuning_config("people", recipe, trials, epochs=3)
-    rng, values = np.random.default_rng([5, *recipe.encode()]), {name: low for name, (low, _) in config["search"].items()}
-    mAP = LEVEL[recipe] - .1 + .02*rng.normal(size=trials) + .02*np.arange(trials)/trials
-    rows = [{"trial": i} | values | dict(mAP=m, rank1=.5, seconds=9., diverged=False) for i, m in enumerate(mAP)]
+    rng, values = np.random.default_rng([5, *recipe.encode()]), {name: bounds[0] for name, bounds in config["search"].items()}
+    n = trials + config["finalists"]
+    mAP = LEVEL[recipe] - .1 + .02*rng.normal(size=n) + .02*np.arange(n)/n
+    rows = [{"trial": i} | values | dict(seed=100 + (i >= trials), mAP=m, rank1=.5, seconds=9., diverged=False) for i, m in enumerate(mAP)]
     return Tuning(config, pd.DataFrame(rows), environment(1, "cpu"))
 
 # %% ../../nbs/79_study.simulated.ipynb #63705861

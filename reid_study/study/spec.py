@@ -48,7 +48,7 @@ class Arm(BaseModel, extra="forbid", strict=True, frozen=True):
     seeds_contrasted: int = Field(0, ge=0, le=MOST_SEEDS)
     settings: Literal["default", "tuned"] = "default"
     score: str = "validation"
-    sampler: Literal["pk", "native"] = "pk"
+    sampler: Literal["pk", "native"] | None = None
     changes: ProtocolChanges = {}
     each: Annotated[list[ProtocolChanges], listing("change")] = [{}]
 
@@ -59,20 +59,22 @@ class Arm(BaseModel, extra="forbid", strict=True, frozen=True):
         "The recipes of the arm, in the library's order."
         given = {"core": CORE, "all": RECIPES}[self.recipes] if isinstance(self.recipes, str) else self.recipes
         chosen = {get_recipe(name).name for name in given}
-        return [name for name in RECIPES if name in chosen and (self.sampler == "pk" or RECIPES[name].native != "pk")]
+        return [name for name in RECIPES if name in chosen and (self.sampler != "native" or RECIPES[name].native != "pk")]
 
 # %% ../../nbs/70_study.spec.ipynb #13383eb1
 class TuningBudget(BaseModel, extra="forbid", strict=True, frozen=True):
-    "How each recipe is tuned: the number of trials, the epochs of each, their seed, and the split_seed that holds out their identities."
+    """How each recipe is tuned: the number of trials, how many of the best are trained with the next seed too, the first seed, the
+    epochs of each (default: those of the protocol), and the split_seed that holds out their identities."""
     trials: int = Field(ge=1, le=MOST_TRIALS)
-    epochs: int = Field(ge=1, le=MOST_EPOCHS)
+    finalists: int = Field(2, ge=0, le=MOST_TRIALS)
     seed: int = Field(ge=0)
+    epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS)
     split_seed: int | None = Field(None, ge=0, lt=2**63)
 
     @property
     def changes(self):
         "What its trials change in the protocol of the study."
-        return {"epochs": self.epochs} | ({} if self.split_seed is None else {"split_seed": self.split_seed})
+        return {name: value for name in ("epochs", "split_seed") if (value := getattr(self, name)) is not None}
 
 # %% ../../nbs/70_study.spec.ipynb #742e53b2
 class Study(BaseModel, extra="forbid", strict=True, frozen=True):
@@ -100,18 +102,21 @@ class Study(BaseModel, extra="forbid", strict=True, frozen=True):
 def arm_parameters(study, arm, recipe, seeds=None):
     "The arguments of `recipe_configs` for a recipe in an arm, as JSON values; `seeds`: how many, None: as many as the study says."
     a = study.arms[arm]
-    changes = study.protocol | a.changes | {"sampler": a.sampler} | ({"validation": 0} if a.is_test else {})
+    changes = study.protocol | a.changes | ({"sampler": a.sampler} if a.sampler else {}) | ({"validation": 0} if a.is_test else {})
     return {"dataset": study.dataset, "recipe": recipe, "seeds": list(range(seeds or study.seeds(arm, recipe))), "settings": {},
             "changes": changes, "each": a.each, "score": a.score}
 
 # %% ../../nbs/70_study.spec.ipynb #9b160e7d
 def with_best(parameters, best):
-    "The arguments of `recipe_configs` with the settings and the learning rate of a tuning, which an lr of its own overrides."
-    return parameters if best is None else parameters | {"settings": best[0], "lr": best[1]}
+    "The arguments of `recipe_configs` with what a tuning found: settings, learning rate and sampler, which those of its own override."
+    if best is None: return parameters
+    settings, found = best
+    others = {name: value for name, value in found.items() if name != "lr"}
+    return parameters | {"settings": settings, "lr": found["lr"], "changes": others | parameters.get("changes", {})}
 
 # %% ../../nbs/70_study.spec.ipynb #06237fa9
 def arm_configs(study, arm, recipe, best=None, seeds=None):
-    """[(seed, change, configuration)] of a recipe in an arm. `best`: (settings, learning rate) that its tuning found, where the
+    """[(seed, change, configuration)] of a recipe in an arm. `best`: what its tuning found (`best_settings`), where the
     arm's settings are tuned; None: the recipe's own stand in their place."""
     return recipe_configs(**with_best(arm_parameters(study, arm, recipe, seeds), best))
 

@@ -63,11 +63,11 @@ def tunings(study):
     wanted = dict.fromkeys(recipe for arm in study.arms.values() if arm.settings == "tuned" for recipe in arm.names)
     budget = study.tuning
     changes = study.protocol | budget.changes
-    return {recipe: tuning_config(study.dataset, recipe, budget.trials, budget.seed, **changes) for recipe in wanted}
+    return {recipe: tuning_config(study.dataset, recipe, budget.trials, budget.seed, budget.finalists, **changes) for recipe in wanted}
 
 # %% ../../nbs/76_study.workflow.ipynb #cec0f6d3
 def best_of_tunings(study, runs):
-    "Recipe -> (settings, learning rate) of the tunings of a study that have finished."
+    "Recipe -> `best_settings` of the tunings of a study that have finished."
     folders = {recipe: place(config, runs) for recipe, config in tunings(study).items()}
     return {recipe: best_settings(read_tuning(folder)) for recipe, folder in folders.items() if folder.exists()}
 
@@ -103,7 +103,8 @@ def make_jobs(workflow, images):
     jobs = {f"data-{dataset}": _job(w, "data", _data_parameters(w, dataset, images)) for dataset in datasets_of(study)}
     for recipe, config in tunings(study).items():
         first = config["first"]
-        own = {name: first[name] for name in ("dataset", "recipe", "seed")} | {"trials": config["trials"], "expected": run_id(config)}
+        own = {name: first[name] for name in ("dataset", "recipe", "seed")} | {"trials": config["trials"], "finalists": config["finalists"]}
+        own["expected"] = run_id(config)
         jobs[f"tune-{recipe}"] = _job(w, "tune", own | {"changes": _changes(first)} | where, [f"data-{study.dataset}"], gpu=True)
     recipes = {f"recipe-{arm}-{recipe}": (arm, recipe) for arm, a in study.arms.items() for recipe in a.names}
     for name, (arm, recipe) in recipes.items():
