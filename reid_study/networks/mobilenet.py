@@ -13,8 +13,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import torch
-
 from ..core import InputError, atomic
 from .backbones import register_backbone
 from .weights import load_renamed, read_weights

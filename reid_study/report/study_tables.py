@@ -24,7 +24,7 @@ from ..study.analysis import seed_interval
 from ..study.config import is_test, scored_on
 from ..study.endpoints import COLLAPSED, UNITS, amount, counted, geometry_table, identity_matrix, identity_rows, p_words
 from ..study.run import PROJECT
-from ..study.workflow import compared_arms
+from ..study.workflow import arm_pages
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/80a_report.study_tables.ipynb #c5914482
@@ -87,8 +87,8 @@ def _range(values): return f"{min(values)}" if min(values) == max(values) else f
 
 def protocol_table(results, pages=False):
     "HTML: the arms of a study, what differs among their runs, and what is scored. `pages`: link those that have a page."
-    single = [arm for arm in results.arms if len(results.changes(arm)) == 1]
-    page = {arm: page for page, arm in compared_arms(results.study["questions"], single).items()} if pages else {}
+    changed = {arm: len(results.changes(arm)) for arm in results.arms}
+    page = {arm: page for page, arm in arm_pages(results.study["questions"], changed).items()} if pages else {}
     rows = []
     for arm, t in results.table.groupby("arm", sort=False):
         name = f'<a href="{page[arm]}.html">{arm}</a>' if arm in page else html.escape(arm)

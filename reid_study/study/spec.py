@@ -184,10 +184,6 @@ def _check_tuning(study):
     if tuned and not study.tuning: raise InputError(f"the arm {tuned[0]} has settings: tuned, but there is no key tuning")
     if study.tuning and not tuned: raise InputError("there is a key tuning, but no arm has settings: tuned")
     if study.tuning: _check_trials(study, dict.fromkeys(recipe for name in tuned for recipe in study.arms[name].names))
-    first = next(iter(study.arms))
-    if not study.questions and len(study.arms[first].each) > 1:
-        raise InputError(f"arm {first}: a study without questions shows its first arm, recipe by recipe, and this one has several "
-                         "changes in each; put another arm first")
 
 def _check_trials(study, recipes):
     "Do the trials of these recipes have seeds and validation identities of their own, and do they leave the settings free?"
