@@ -62,14 +62,14 @@ def _curves(scores, name):
     figure = Figure((WIDTH, 4), layout="constrained")
     ax, styles = figure.subplots(), recipe_styles(list(dict.fromkeys(scores.recipe)))
     values = sorted({change[varied(scores)] for change in scores.change})
-    at = [4*(i - (len(styles) - 1)/2) for i in range(len(styles))]      # points
+    at, wide = [.008*(i - (len(styles) - 1)/2) for i in range(len(styles))], values[0] > 0 and values[-1] >= 8*values[0]
+    beside = lambda x, by: x*(values[-1]/values[0])**by if wide else x + by*(values[-1] - values[0])      # no interval hides another
     for recipe, rows in scores.assign(value=[change[varied(scores)] for change in scores.change]).groupby("recipe", sort=False):
         colour, line = styles[recipe]
         rows = rows.sort_values("value")
-        beside = mpl.transforms.ScaledTranslation(at.pop(0)/72, 0, figure.dpi_scale_trans)      # so that no interval hides another
-        ax.errorbar(rows.value, rows.mAP, [rows.mAP - rows.low, rows.high - rows.mAP], color=colour, ls=line, marker="o", ms=4.5, capsize=3,
-                    label=recipe, transform=ax.transData + beside)
-    if values[0] > 0 and values[-1] >= 8*values[0]: ax.set_xscale("log")
+        ax.errorbar(beside(rows.value, at.pop(0)), rows.mAP, [rows.mAP - rows.low, rows.high - rows.mAP], color=colour, ls=line, marker="o", ms=4.5, capsize=3,
+                    label=recipe)
+    if wide: ax.set_xscale("log")
     ax.set_xticks(values, [f"{value:g}" for value in values]); ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     ax.set(xlabel=name, ylabel="mAP (%)")
     ax.legend()
