@@ -120,6 +120,7 @@ FILES = [
     refuses("greys of 16 bits with an alpha channel", lambda f: save(f, "x.png", png(2, 2, 16, 4, (b"\0" + b"\1\x80"*4)*2)), "x.png",
             "16 bits"),
     refuses("greys of 32 bits", lambda f: save(f, "x.tif", Image.fromarray(np.full((4, 4), 70000, "int32"))), "x.tif", "mode I", "8 bits"),
+    refuses("signed greys of 8 bits", lambda f: save(f, "x.tif", Image.fromarray(HALF[..., 0]), tiffinfo={339: 2}), "x.tif", "signed"),
     refuses("floating-point numbers", lambda f: save(f, "x.tif", Image.fromarray(np.full((4, 4), .5, "float32"))), "x.tif", "mode F",
             "8 bits"),
     *[refuses(f"an animated {kind} file", partial(lambda f, k: frames(f, f"x.{k}"), k=kind), f"x.{kind}", "2 frames",

@@ -37,6 +37,8 @@ def _not_regular(path):
     except ValueError as e: return str(e)      # a null character in the name
 
 # %% ../../nbs/13_data.images.ipynb #8e5b0a46
+_SAMPLE_FORMAT = 339      # of TIFF: 1 is unsigned, 4 is not said
+
 def _unfit(image):
     "What an opened image has that `open_image` refuses, and the remedy, in words; None for one that it takes."
     deep = re.search(r"(?<!BGR);16", str(getattr(image, "tile", "")))     # Pillow would cut it to 8 bits; BGR;16 has 5 or 6 bits a colour
@@ -44,6 +46,8 @@ def _unfit(image):
     if deep or image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         return (f"is not grey, palette or RGB of 8 bits (Pillow's mode {image.mode}{', 16 bits a colour'*bool(deep)}); "
                 "save it with 8 bits in RGB, or leave it out")
+    if image.format == "TIFF" and any(kind not in (1, 4) for kind in np.atleast_1d(image.tag_v2.get(_SAMPLE_FORMAT, 1))):
+        return "holds signed or floating numbers; save it with 8 bits in RGB, or leave it out"
     if image.format != "MPO" and getattr(image, "is_animated", False):
         return f"has {image.n_frames} frames; save one of them, or leave it out"
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
