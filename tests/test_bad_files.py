@@ -17,9 +17,11 @@ from fuzz import READERS, fuzz, make_results, make_run_folder, sealed
 
 from reid_study.core import InputError, atomic, digest, private_folder, read_json, scratch_name, write_json
 from reid_study.data.people import make_people, read_people
+from reid_study.networks.weights import read_weights
 from reid_study.report.tables import find_runs
 from reid_study.study.results import read_results, write_results
-from reid_study.study.run import one_at_a_time, read_run, write_table
+from reid_study.study.run import one_at_a_time, partial_folder, read_run, write_table
+from reid_study.study.tuning import tune, tuning_config
 from reid_study.study.worker import gpu, is_done, read_jobs
 from reid_study.training.callbacks import read_checkpoint
 
@@ -129,6 +131,8 @@ def large(folder):
 
 def read(path): return read_json(path, "write it again")
 
+TRIALS = "trial,lr,mAP,rank1,seconds,diverged\n0,0.003,0.5,0.5,9,False\n"
+
 
 READING = [
     *(Case(f"JSON that holds {words}", lambda f, text=text: read(put(f/"x.json", text)),
@@ -152,6 +156,14 @@ READING = [
          refused=("no checkpoint of", "start afresh")),
     Case("a checkpoint that is text", lambda f: read_checkpoint(put(f/"x"), {}),
          refused=("no readable checkpoint", "start afresh")),
+    Case("weights that are a named pipe", lambda f: read_weights(pipe(f)), refused=("/x is a named pipe", "give the file")),
+    Case("an interrupted tuning whose trials are a named pipe", lambda f: resumed(f, None),
+         refused=("trials.csv is a named pipe", "begin the tuning again")),
+    *(Case(f"an interrupted tuning whose trials are {words}", lambda f, text=text: resumed(f, text),
+           refused=("trials.csv", "remove it to begin the tuning again"))
+      for words, text in {"bytes that are no text": b"\xff\xfe\0", "nothing": "", "those of another recipe": "trial,mAP\n0,0.5\n",
+                          "without a score": TRIALS.replace("0.5,", ","), "more than there are": TRIALS + TRIALS[TRIALS.index("0,"):]*8,
+                          }.items()),
     Case("a job file that is cut off", lambda f: (put(f/"a.json", "{"), read_jobs(f)),
          refused=("a.json is not valid JSON", "start the study")),
     Case("people whose people.json is null", lambda f: read_people(put(f/"people.json", "null").parent),
@@ -161,6 +173,21 @@ READING = [
         ("bounding_box_train", "query", "bounding_box_test"), "many")}),
                refused=("people.json: bounding_box_train='many'", "drawn again")),
 ]
+
+
+def resumed(folder, trials):
+    "A tuning that goes on from these trials, a named pipe for None."
+    place = partial_folder(config := tuning_config("people", "identity", 2), folder)
+    place.mkdir(parents=True)
+    if trials is None: os.mkfifo(place/"trials.csv")
+    else: put(place/"trials.csv", trials)
+    return tune(config, drawn(folder), folder, "cpu")
+
+
+def drawn(folder, seed=0):
+    "A folder of datasets with a few people."
+    make_people(folder/f"data{seed}"/"people", seed, n_train=12, n_test=4, n_distractors=2, n_junk=2, progress=False)
+    return folder/f"data{seed}"
 
 
 def saved(folder, value):

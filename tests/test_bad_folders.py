@@ -98,6 +98,9 @@ def market(folder, *more, content=IMAGE): return put(put(folder, *MARKET), *more
 def dataset(given, make, *words): return Case(given, lambda folder: read_market(make(folder)), refused=words)
 
 
+PIPED = "0000/0000_001_01_0303noon_0015_0.jpg"
+
+
 def msmt17(folder):
     put(folder, "train/0000/0000_000_01_0303morning_0015_0.jpg", "test/0000/0000_000_02_0303morning_0015_0.jpg",
         "test/0000/0000_001_01_0303noon_0015_0.jpg")
@@ -118,7 +121,7 @@ DATASETS = [
     dataset("a text in a dataset", lambda f: market(f, "query/notes.txt"), "notes.txt", "remove it"),
     dataset("a broken link in a dataset", lambda f: link(market(f), "query/0001_c3.jpg", "nowhere"), "0001_c3.jpg", "broken link",
             "remove it"),
-    dataset("a pipe in a dataset", lambda f: pipe(market(f), "query/0001_c3.jpg"), "0001_c3.jpg", "no regular file", "remove it"),
+    dataset("a pipe in a dataset", lambda f: pipe(market(f), "query/0001_c3.jpg"), "0001_c3.jpg", "named pipe", "remove it"),
     dataset("a nested folder in a dataset", lambda f: market(f, "query/more/0001_c3.jpg"), "more/0001_c3.jpg", "move it"),
     dataset("a name without a person", lambda f: market(f, "query/cat.jpg"), "cat.jpg", "0002_c1"),
     dataset("a person of a hundred digits", lambda f: market(f, "query/" + "1"*100 + "_c1.jpg"), "111", "0002_c1"),
@@ -133,12 +136,14 @@ DATASETS = [
             "no images"),
     Case("a list of images that is a pipe", lambda f: (msmt17(f)/"list_val.txt").unlink() or read_msmt17(pipe(f, "list_val.txt"),
          counts=None),
-         refused=("list_val.txt", "no regular file")),
+         refused=("list_val.txt", "named pipe", "unpack")),
     Case("a list of images that is not UTF-8", lambda f: read_msmt17(put(msmt17(f), "list_val.txt", content=b"\xff\xfe"), counts=None),
          refused=("list_val.txt", "unpack")),
     Case("a file of splits that is a pipe", lambda f: read_cuhk03(pipe(put(f, "images_detected/1_001_1_01.png"),
          "splits_new_detected.json"), counts=None),
-         refused=("no splits", "splits_new_detected.json")),
+         refused=("splits_new_detected.json", "named pipe", "again")),
+    Case("a listed image that is a pipe", lambda f: (msmt17(f)/f"test/{PIPED}").unlink() or read_msmt17(pipe(f, f"test/{PIPED}"), counts=None),
+         refused=(PIPED, "named pipe", "unpack")),
     Case("a table without cameras", lambda f: check_table(pd.DataFrame({"path": ["a"], "pid": 1, "split": "train"}), "flags"),
          refused=("flags", "column camid")),
     Case("a table with an image twice", lambda f: check_table(pd.DataFrame({"path": ["a", "a"], "pid": 1, "camid": 1, "split": "train"}),
@@ -188,9 +193,9 @@ ATTRIBUTE_FILES = [
     Case("an attribute file of another kind", lambda f: read_attributes(put(f, "market_attribute.mat")/"market_attribute.mat"),
          refused=("market_attribute.mat", "get it again")),
     Case("an attribute file that is a pipe", lambda f: read_market(pipe(market(f), "market_attribute.mat")),
-         refused=("market_attribute.mat", "no regular file")),
+         refused=("market_attribute.mat", "named pipe", "get it again")),
     Case("an attribute file that is a broken link", lambda f: read_market(link(market(f), "market_attribute.mat", "nowhere")),
-         refused=("market_attribute.mat", "no regular file")),
+         refused=("market_attribute.mat", "broken link", "get it again")),
 ]
 
 
@@ -350,8 +355,8 @@ EMBEDDINGS = [
     Case("writing a column that is called embedding", lambda f: back(f, "x.npz", ROWS.assign(embedding=1)),
          refused=("embedding", "rename")),
     Case("writing a column of lists as npz", lambda f: back(f, "x.npz", ROWS.assign(boxes=[[1], [2, 3]])), refused=("boxes", "x.npz")),
-    Case("a path that is not there", lambda f: read_embeddings(f/"x.parquet"), refused=("x.parquet", "not there", "reid-study embed")),
-    Case("a pipe for a file of embeddings", lambda f: read_embeddings(pipe(f, "x.csv")/"x.csv"), refused=("x.csv", "no regular file")),
+    Case("a path that is not there", lambda f: read_embeddings(f/"x.parquet"), refused=("x.parquet", "is missing", "reid-study embed")),
+    Case("a pipe for a file of embeddings", lambda f: read_embeddings(pipe(f, "x.csv")/"x.csv"), refused=("x.csv", "named pipe", "reid-study embed")),
     *[text(f"an image called x{suffix}", "x" + suffix, IMAGE, "cannot be read as", "reid-study embed") for suffix in (".parquet", ".csv",
          ".npz")],
     edited("no column path", "column path", path=None),

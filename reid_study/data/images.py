@@ -10,7 +10,6 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'SYSTEM_FILES', 'READING', 'as_
 import hashlib
 import os
 import re
-import stat
 import threading
 import warnings
 from collections import deque
@@ -21,20 +20,13 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..core import InputError, atomic, check_number, digest
+from ..core import InputError, atomic, check_number, digest, irregular, regular_file
 
 # %% ../../nbs/13_data.images.ipynb #5a0e8d13
 FORMATS = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp", ".dib"),
            "TIFF": (".tif", ".tiff"), "GIF": (".gif",)}     # Pillow's name -> suffixes
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 MOST_PIXELS = 50_000_000     # of an image that is decoded: 150 MB in RGB
-
-# %% ../../nbs/13_data.images.ipynb #6c9d2e24
-def _not_regular(path):
-    "Why a path must not be opened, since a pipe or a device could keep the reader waiting for ever; None for a regular file."
-    try: return None if stat.S_ISREG(os.stat(path).st_mode) else "no regular file"
-    except OSError as e: return "a broken link" if os.path.islink(path) else e.strerror
-    except ValueError as e: return str(e)      # a null character in the name
 
 # %% ../../nbs/13_data.images.ipynb #8e5b0a46
 def _unfit(image):
@@ -64,7 +56,7 @@ def open_image(path):
     several frames, transparent pixels or more than 8 bits, or is in another colour space than grey and RGB.
     """
     remedy = "save it again, or leave it out"
-    if why := _not_regular(path): raise InputError(f"{path} is no readable image ({why}); {remedy}")
+    regular_file(path, remedy)
     try:
         with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -107,7 +99,7 @@ def _walk(folder):
         seen.add(real)
         for path in inside:
             if not os.path.isdir(path):
-                yield path, _not_regular(path) or (None if path.suffix.lower() in SUFFIXES else "no image by its name")
+                yield path, irregular(path) or (None if path.suffix.lower() in SUFFIXES else "no image by its name")
             elif path.is_symlink(): waiting.append(path)
             else: waiting.appendleft(path)
 
@@ -127,23 +119,21 @@ def list_images(folder):
 # %% ../../nbs/13_data.images.ipynb #e6a18a14
 def fingerprint(paths):
     "SHA-256 over the names and bytes of the image files, in order. A missing or empty file, or no regular one, is an `InputError`."
-    h = hashlib.sha256()
+    h, remedy = hashlib.sha256(), "unpack the dataset again"
     for path in map(Path, paths):
-        why = _not_regular(path)
-        try: content = None if why else path.read_bytes()
-        except OSError as e: why = e.strerror
-        if why: raise InputError(f"{path} cannot be read ({why}); unpack the dataset again")
-        if not content: raise InputError(f"{path} is empty; unpack the dataset again")
+        content = regular_file(path, remedy).read_bytes()
+        if not content: raise InputError(f"{path} is empty; {remedy}")
         h.update(os.fsencode(f"{path.name} {len(content)} ") + content)
     return h.hexdigest()
 
 # %% ../../nbs/13_data.images.ipynb #5b28d713
 def _load_store(store, shape):
-    try: images = np.load(store, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e: raise InputError(f"{store} is damaged ({e}); remove it, and it is made again") from None
+    remedy = "remove it, and it is made again"
+    try: images = np.load(regular_file(store, remedy), mmap_mode="r", allow_pickle=False)
+    except InputError: raise
+    except (OSError, ValueError, EOFError) as e: raise InputError(f"{store} is damaged ({e}); {remedy}") from None
     if images.dtype == np.uint8 and images.shape == shape: return images
-    raise InputError(f"{store} is damaged: it holds {images.dtype} {list(images.shape)}, not uint8 {list(shape)}; "
-                     "remove it, and it is made again")
+    raise InputError(f"{store} is damaged: it holds {images.dtype} {list(images.shape)}, not uint8 {list(shape)}; {remedy}")
 
 # %% ../../nbs/13_data.images.ipynb #c1a88f32
 READING = 2      # enters the names of stores; to be raised when `read_image` gives other pixels for a file

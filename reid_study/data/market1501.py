@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ..core import InputError, atomic
+from ..core import InputError, atomic, regular_file
 from .datasets import register_dataset
 from .images import is_system_file, list_images
 
@@ -140,7 +140,7 @@ def read_attributes(path):
     Raises `InputError` for another file, a person who is listed twice and a value out of the coding.
     """
     from scipy.io import loadmat
-    if not os.path.isfile(path): raise InputError(f"{path} is no regular file; get it again")
+    regular_file(path, "get it again")
     try:
         content = loadmat(path, struct_as_record=False, squeeze_me=True)["market_attribute"]
         parts = [{"pid": [int(str(i)) for i in np.atleast_1d(part.image_index)],

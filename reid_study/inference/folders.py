@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import num_cpus
 from tqdm import tqdm
 
-from ..core import InputError, atomic, check_number, lookup
+from ..core import InputError, atomic, check_number, lookup, regular_file
 from ..data.images import list_images, read_image
 
 # %% ../../nbs/90a_inference.folders.ipynb #f5a92e08
@@ -167,7 +167,7 @@ def read_embeddings(path, embedder=None):
     """
     path, remedy = Path(path), "make one with: reid-study embed EMBEDDER FOLDER"
     _, read = lookup(path.suffix.lower(), WAYS, f"suffix of {path},")
-    if not path.is_file(): raise InputError(f"{path} is not there, or is no regular file; {remedy}")
+    regular_file(path, remedy)
     try:
         table, embeddings, attrs = read(path)
         embeddings = _as_float32(embeddings)

@@ -8,15 +8,16 @@ __all__ = ['LR', 'search_space', 'suggest', 'tuning_config', 'trial_config', 'tu
 
 # %% ../../nbs/74_study.tuning.ipynb #f6e992e4
 import math
+import os
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from ..core import InputError, atomic, check_number, read_json, write_json
+from ..core import InputError, atomic, check_number, damage_named, read_json, regular_file, write_json
 from ..losses.base import LOSSES
 from .config import MOST_TRIALS, make_config, run_id
-from .results import Tuning, check_tuning, damage_named, read_results
+from .results import Tuning, check_tuning, read_results
 from .run import (check_sums, default_device, disk_full_named, environment, one_at_a_time, open_dataset,
                                   partial_folder, place, seal, train)
 from ..training.recipes import get_recipe
@@ -86,6 +87,15 @@ def _finish(tuning, folder, final):
     return seal(folder, final)
 
 # %% ../../nbs/74_study.tuning.ipynb #75cbc4d7
+def _made(table, config):
+    "The trials that an interrupted tuning has left in the file `table`, [{column: value}]; none if it is not there."
+    remedy = "remove it to begin the tuning again"
+    if not os.path.lexists(table): return []
+    with damage_named(regular_file(table, remedy), remedy):
+        trials = pd.read_csv(table)
+        check_tuning(Tuning(config | {"trials": min(len(trials), config["trials"])}, trials))
+    return trials.to_dict("records")
+
 def tune(config, data="data", runs="runs", device=None):
     """Make all trials of a tuning that are not made yet, and return its finished folder. An interrupted tuning resumes from the
     last epoch of the trial that was running."""
@@ -94,7 +104,7 @@ def tune(config, data="data", runs="runs", device=None):
         if final.exists(): return final
         folder.mkdir(parents=True, exist_ok=True)
         table, space = folder/"trials.csv", config["search"]
-        rows = pd.read_csv(table).to_dict("records") if table.exists() else []
+        rows = _made(table, config)
         while (number := len(rows)) < config["trials"]:
             done = [({name: row[name] for name in space}, row["mAP"]) for row in rows]
             values = suggest(space, done, config["first"]["seed"]) if number else _defaults(config)
