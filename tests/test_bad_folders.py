@@ -65,6 +65,8 @@ def lists(given, make, files, rest=(), means="is listed"):
                 gives=lambda found: found[0] == files and list(found[1]) == list(rest))
 
 
+BINS = ("#recycle", "@Recycle", "@Recently-Snapshot", "$RECYCLE.BIN", "lost+found", ".Trash-1000", ".Trashes", "System Volume Information")
+
 LISTINGS = [
     lists("images in nested folders", lambda f: put(f, "b.jpg", "a/c/d.jpg"), ["a/c/d.jpg", "b.jpg"],
           means="are listed in the order of their names"),
@@ -74,6 +76,8 @@ LISTINGS = [
     lists("what systems leave behind", lambda f: put(f, "a.jpg", ".ipynb_checkpoints/a.jpg", "@eaDir/a.jpg", "__MACOSX/a.jpg",
          "Thumbs.db", ".DS_Store",
           "b/.hidden.jpg"), ["a.jpg"], means="is left out"),
+    lists("the recycle bins of systems and storage devices", lambda f: put(f, "a.jpg", *(f"{name}/b.jpg" for name in BINS)), ["a.jpg"],
+          means="are left out"),
     lists("a text among images", lambda f: put(f, "a.jpg", "notes.txt"), ["a.jpg"], ["notes.txt"], "is named and left out"),
     lists("a file without a suffix", lambda f: put(f, "a.jpg", "b"), ["a.jpg"], ["b"], "is named and left out"),
     lists("a broken link", lambda f: link(put(f, "a.jpg"), "b.jpg", f/"nowhere"), ["a.jpg"], ["b.jpg"], "is named and left out"),
@@ -115,6 +119,9 @@ DATASETS = [
          gives=lambda t: len(t) == 6, means="is read completely"),
     Case("a dataset with the files of systems", lambda f: read_market(market(f, "query/Thumbs.db", "query/@eaDir/0001_c1.jpg",
          "query/._0001_c1.jpg", "__MACOSX/query/x", "__MACOSX/bounding_box_train/x", "__MACOSX/bounding_box_test/x")),
+         gives=lambda t: len(t) == 4, means="is read without them"),
+    Case("a dataset with a recycle bin in each of its folders",
+         lambda f: read_market(market(f, *(f"{place}/{name}/0001_c9.jpg" for place in ("query", "bounding_box_test") for name in BINS))),
          gives=lambda t: len(t) == 4, means="is read without them"),
     Case("a dataset that is packed one folder deeper", lambda f: read_market(market(f/"deep").parent), gives=lambda t: len(t) == 4,
          means="is found"),

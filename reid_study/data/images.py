@@ -81,7 +81,8 @@ def read_image(path, size=None):
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 # %% ../../nbs/13_data.images.ipynb #f5d271bd
-SYSTEM_FILES = "@eadir", "__macosx", "thumbs.db", "desktop.ini"      # and whatever begins with a dot
+SYSTEM_FILES = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "system volume information", "lost+found",      # and what begins with a dot
+                "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin")
 
 def is_system_file(path):
     "Whether the name of a file or folder is one that operating systems or storage devices give to their own files."
