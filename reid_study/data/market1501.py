@@ -93,11 +93,11 @@ def _tar_members(path):
 
 # %% ../../nbs/11_data.market1501.ipynb #3d10b2ba
 def _check_names(path, members):
-    "Raise `InputError` for a member of an archive that would land outside or replace another: a name twice, or one below a file or a link."
+    "Raise `InputError` for a member of an archive that would land outside or replace another: a name twice, or below a file or a link."
     spelt = {name: posixpath.normpath(name.lstrip("/")) for name, *_ in members}      # as it will lie in the folder
     files = Counter(spelt[name] for name, _, is_folder in members if not is_folder)
+    if up := next((name for name in spelt if ".." in PurePosixPath(name).parts), None): raise InputError(_outside(path, up))
     for name, _, is_folder in members:
-        if ".." in PurePosixPath(name).parts: raise InputError(_outside(path, name))
         if files[spelt[name]] > (not is_folder):
             raise InputError(f"{path}: the member {name!r} is there twice; get the archive again from its authors")
         if above := next((str(p) for p in PurePosixPath(spelt[name]).parents if str(p) in files), None):
@@ -147,6 +147,11 @@ def find_layout(root, names=tuple(FOLDERS.values())):
     raise InputError(f"{root} lacks {missing}; unpack the dataset there again")
 
 # %% ../../nbs/11_data.market1501.ipynb #dbd7f82a
+def _number(text):
+    "The number of a person in an attribute file. `ValueError` for what is not one to nine digits."
+    if re.fullmatch(r"\d{1,9}", text, re.ASCII): return int(text)
+    raise ValueError(f"{text[:80]!r} is no number of a person")
+
 def read_attributes(path):
     """Read `market_attribute.mat` -> table with `pid` and the 27 attribute columns, int8 (class indices from 0).
 
@@ -156,7 +161,7 @@ def read_attributes(path):
     regular_file(path, "get it again")
     try:
         content = loadmat(path, struct_as_record=False, squeeze_me=True)["market_attribute"]
-        parts = [{"pid": [int(str(i)) for i in np.atleast_1d(part.image_index)],
+        parts = [{"pid": [_number(str(i)) for i in np.atleast_1d(part.image_index)],
                   **{name: np.atleast_1d(getattr(part, name)).tolist() for name in ATTRIBUTES}} for part in (content.train, content.test)]
         table = pd.concat(map(pd.DataFrame, parts), ignore_index=True)
     except Exception as e:  # scipy raises many kinds for a file that is not what it should be

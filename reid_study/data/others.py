@@ -50,7 +50,7 @@ def _listed(path, folder):
     rows = []
     for i, line in enumerate(lines, 1):
         if not line.strip(): continue
-        match = re.fullmatch(r"(\w+/\w+?_\d+_(\d+)_[^/\s]+)\s+(\d+)\s*", line)
+        match = re.fullmatch(r"(\w+/\w+?_\d{1,9}_(\d{1,9})_[^/\s]+)\s+(\d{1,9})\s*", line, re.ASCII)
         if match is None:
             raise InputError(f"{path}, line {i}: {line[:80]!r} is not like '0000/0000_000_01_0303morning_0015_0.jpg 0' "
                              "(image, person); get the list again")
@@ -104,7 +104,7 @@ def _splits_json(path):
 # %% ../../nbs/17_data.others.ipynb #d7508e81
 def _named(name, source):
     "`1_002_1_03.png` -> (pid 1002, camid 1)."
-    match = re.fullmatch(r"([1-5])_(\d{3})_([12])_\d{2}\.png", name)
+    match = re.fullmatch(r"([1-5])_(\d{3})_([12])_\d{2}\.png", name, re.ASCII)
     if match is None: raise InputError(f"{source}: {name!r} is not like 1_002_1_03.png (pair, person, camera, number); get the file again")
     return 1000*int(match[1]) + int(match[2]), int(match[3])
 
