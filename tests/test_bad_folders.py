@@ -356,6 +356,17 @@ def npz(given, *words, **arrays):
     return Case(f"an npz file with {given}", call, refused=("x.npz", *words))
 
 
+def bomb(folder):
+    "A compressed npz file whose embeddings are a gigabyte of zeros."
+    with zipfile.ZipFile(folder/"x.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("embedding.npy", "w", force_zip64=True) as member:
+            for _ in range(33): member.write(LARGE)
+    return folder/"x.npz"
+
+
+def repeated(value, times): return pa.DictionaryArray.from_arrays(pa.array(np.zeros(times, "int8")), pa.array([value]))
+
+
 EMBEDDINGS = [
     Case("a folder with damaged files among the images", lambda f: embed(put(put(f, "a.jpg", "b/c.jpg"), "cut.jpg", "notes.txt",
          content=IMAGE[:40])),
@@ -419,6 +430,11 @@ EMBEDDINGS = [
          "not complete"),
     text("a CSV file with a row cut off", "x.csv", b"# {}\npath,embedding_0,embedding_1\na,1,2\nb,1\n", "b is NaN"),
     text("a CSV file that is not UTF-8", "x.csv", b"# {}\npath,embedding_0\n\xff,1\n", "cannot be read"),
+    Case("an npz file that unpacks to a thousand times its size", lambda f: read_embeddings(bomb(f)),
+         refused=("x.npz", "unpacks to 1,056 MB", "reid-study embed")),
+    edited("two hundred million rows in a few bytes", "unpacks to", path=repeated("a", 2*10**8), embedding=None),
+    Case("a Parquet file with one long text in every row", lambda f: pq.write_table(pa.table({"path": repeated("a"*2**20, 2000)}),
+         f/"x.parquet", store_schema=False) or read_embeddings(f/"x.parquet"), refused=("x.parquet", "unpacks to", "reid-study embed")),
     npz("pickled objects", "cannot be read", path=np.array(["a", None], object)),
     npz("fewer paths than embeddings", "[2, 2]", path=np.array(["a"])),
     npz("embeddings of texts", "cannot be read", embedding=np.array([["x"], ["y"]])),

@@ -93,7 +93,7 @@ def _tar_members(path):
 
 # %% ../../nbs/11_data.market1501.ipynb #3d10b2ba
 def _check_names(path, members):
-    "Raise `InputError` for a member of an archive that would land outside or replace another: a name twice, or below a file or a link."
+    "Raise `InputError` for a member that would land outside the folder or replace another: a name twice, or one below a file or link."
     spelt = {name: posixpath.normpath(name.lstrip("/")) for name, *_ in members}      # as it will lie in the folder
     files = Counter(spelt[name] for name, _, is_folder in members if not is_folder)
     if up := next((name for name in spelt if ".." in PurePosixPath(name).parts), None): raise InputError(_outside(path, up))

@@ -9,6 +9,8 @@ __all__ = ['WAYS', 'try_pictures', 'decoded', 'check_embedded', 'write_embedding
 # %% ../../nbs/90a_inference.folders.ipynb #94a1e70c
 import csv
 import json
+import os
+import zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +79,10 @@ def check_embedded(table, embeddings, what="the table"):
                          "leave the row out, or embed the folder again")
 
 # %% ../../nbs/90a_inference.folders.ipynb #2c1a3d4e
+def _check_unpacked(path, size):
+    "Raise `ValueError` where a file of embeddings says that it unpacks to `size` bytes, and none of its length does."
+    if size > max(2**30, 20*os.path.getsize(path)): raise ValueError(f"it unpacks to {size//2**20:,} MB, which no file of its size does")
+
 def _to_parquet(table, embeddings, path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -84,10 +90,21 @@ def _to_parquet(table, embeddings, path):
     content = pa.Table.from_pandas(table, preserve_index=False).append_column("embedding", column)
     pq.write_table(content.replace_schema_metadata({"reid_study": json.dumps(table.attrs)}), path, compression="zstd")
 
+def _batches(path, file):
+    "The rows of an open Parquet file, some at a time, in which one text may stand for many."
+    size = 0
+    for batch in file.iter_batches(1024):
+        _check_unpacked(path, size := size + batch.nbytes)
+        yield batch
+
 def _from_parquet(path):
     import pyarrow as pa
     import pyarrow.parquet as pq
-    with pq.ParquetFile(path) as file: content = file.read()
+    with pq.ParquetFile(path) as file:
+        about = file.metadata
+        columns = [about.row_group(i).column(j) for i in range(about.num_row_groups) for j in range(about.num_columns)]
+        _check_unpacked(path, sum(max(c.total_uncompressed_size, 8*c.num_values) for c in columns) + 8*about.num_rows*about.num_columns)
+        content = pa.Table.from_batches(_batches(path, file), file.schema_arrow)
     content.validate(full=True)
     kind = content.schema.field("embedding").type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or not (
@@ -131,6 +148,7 @@ def _to_npz(table, embeddings, path):
     with open(path, "wb") as file: np.savez(file, embedding=embeddings, attrs=np.array(json.dumps(table.attrs)), **columns)
 
 def _from_npz(path):
+    with zipfile.ZipFile(path) as file: _check_unpacked(path, sum(member.file_size for member in file.infolist()))
     with np.load(path, allow_pickle=False) as file: content = dict(file)
     embeddings, attrs = content.pop("embedding"), json.loads(str(content.pop("attrs")))
     return pd.DataFrame({name: list(values) if values.dtype.kind == "U" else values for name, values in content.items()}), embeddings, attrs
