@@ -381,6 +381,12 @@ EMBEDDINGS = [
     *[Case(f"embed into {name}", partial(lambda f, n: embed(f/"nowhere", f/n), n=name), refused=(name, ".csv, .npz, .parquet"))
       for name in ("x.txt", "x.xlsx", "x")],
     Case("embed into a folder", lambda f: embed(f/"nowhere", f), refused=("is a folder", "embeddings.parquet")),
+    *[Case(f"embed into {words}", lambda f, make=make: embed(put(f/"in", "a.jpg"), make(f)), refused=(name, why, "another place"))
+      for words, make, name, why in (("a named pipe", lambda f: pipe(f, "x.csv")/"x.csv", "x.csv", "named pipe"),
+                                     ("a link to a device", lambda f: link(f, "x.npz", "/dev/null")/"x.npz", "x.npz", "is a device"),
+                                     ("a folder that is a file", lambda f: put(f, "x")/"x"/"y.csv", "y.csv", "Not a directory"))],
+    Case("writing embeddings to a named pipe", lambda f: write_embeddings(ROWS, VECTORS, pipe(f, "x.npz")/"x.npz"),
+         refused=("x.npz", "named pipe", "another place")),
     *[Case(f"embeddings as {suffix}, written and read", partial(lambda f, s: back(f, "x" + s), s=suffix), gives=same,
            means="are the same to the bit")
       for suffix in (".parquet", ".csv", ".npz")],

@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import num_cpus
 from tqdm import tqdm
 
-from ..core import InputError, atomic, check_number, lookup, regular_file
+from ..core import InputError, atomic, check_number, lookup, regular_file, writable
 from ..data.images import list_images, read_image
 
 # %% ../../nbs/90a_inference.folders.ipynb #f5a92e08
@@ -172,6 +172,7 @@ def write_embeddings(table, embeddings, path):
     check_embedded(table, embeddings)
     try:
         with atomic(path) as temporary: write(table, embeddings, temporary)
+    except InputError: raise
     except (TypeError, ValueError) as e:
         raise InputError(f"{path} cannot hold the table ({e}); rename or drop the column, or change the attrs") from e
     return Path(path)
@@ -201,9 +202,9 @@ def read_embeddings(path, embedder=None):
 
 # %% ../../nbs/90a_inference.folders.ipynb #a0c9c0e8
 def check_file(path, example):
-    "Raise `InputError` where no file can be written at `path`, because a folder is there; `example`: a file name for the message."
-    if Path(path).name and not Path(path).is_dir(): return
-    raise InputError(f"{str(path)!r} is a folder; give the name of a file, as {Path(path)/example}")
+    "Raise `InputError` where no file can be written at `path`, as `writable` does; `example`: a file name for the message about a folder."
+    if Path(path).name and not Path(path).is_dir(): writable(path)
+    else: raise InputError(f"{str(path)!r} is a folder; give the name of a file, as {Path(path)/example}")
 
 # %% ../../nbs/90a_inference.folders.ipynb #6e2c9d05
 def embed_folder(embedder, folder, batch=64, out=None):
@@ -211,7 +212,7 @@ def embed_folder(embedder, folder, batch=64, out=None):
 
     An image that cannot be read, and whatever else `list_images` names, is reported and left out. The table's `attrs` say "folder",
     "embedder" (the hash of its weights) and "skipped" (path -> why). `out`: a file to write both to, see `write_embeddings`. Raises
-    `InputError` for a folder that is missing or holds no image that can be read, for an `out` that is a folder or has another suffix,
+    `InputError` for a folder that is missing or holds no image that can be read, for an `out` that `check_file` refuses or has another suffix,
     and for an embedding that is NaN or infinite.
     """
     if out is not None:
