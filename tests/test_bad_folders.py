@@ -373,7 +373,9 @@ EMBEDDINGS = [
          gives=lambda found: found[0].path.tolist() == ["a.jpg", "b/c.jpg"] and list(found[0].attrs["skipped"]) == ["notes.txt", "cut.jpg"],
          means="is embedded without them, and they are named"),
     Case("a folder whose images are all damaged", lambda f: embed(put(f, "cut.jpg", content=b"?")),
-         refused=("none of the 1 images", "cut.jpg")),
+         refused=("none of the 1 images", "cut.jpg", "save them again")),
+    Case("a folder of a text and a damaged image", lambda f: embed(put(put(f, "a.txt"), "b.jpg", content=IMAGE[:40])),
+         refused=("the first is b.jpg: cannot identify", "save them again")),
     Case("an embedder that gives NaN", lambda f: embed(put(f, "a.jpg"), std=float("nan")), refused=("a.jpg", "NaN", "export another run")),
     *[Case(f"embed into x{suffix}", partial(lambda f, s: embed(put(f/"in", "a.jpg"), f/f"x{s}") and read_embeddings(f/f"x{s}"), s=suffix),
            gives=lambda found: found[0].path.tolist() == ["a.jpg"] and found[1].shape == (1, 3), means="writes such a file")

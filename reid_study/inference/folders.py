@@ -220,17 +220,21 @@ def embed_folder(embedder, folder, batch=64, out=None):
         lookup(Path(out).suffix.lower(), WAYS, f"suffix of {out},")
     check_number("batch", batch, 1, whole=True)
     folder, (files, rest) = Path(folder), list_images(folder)
-    paths, parts, skipped = [], [], {}
+    paths, parts, skipped, unread = [], [], {}, []
     with tqdm(total=len(files), desc="embedding", unit="image") as bar:
         for file, why in rest.items(): bar.write("skipped " + _note(skipped, file.relative_to(folder).as_posix(), why))
         for part, results in decoded(files, embedder.size, batch, folder=folder):
             pixels = []
             for file, result in zip((file.relative_to(folder).as_posix() for file in part), results):
-                if isinstance(result, Exception): bar.write("skipped " + _note(skipped, file, result.__cause__ or result))
+                if isinstance(result, Exception):
+                    unread.append(_note(skipped, file, result.__cause__ or result))
+                    bar.write(f"skipped {unread[-1]}")
                 else: paths.append(file); pixels.append(result)
             if pixels: parts.append(_finite(embedder.embed(torch.from_numpy(np.stack(pixels))).cpu(), paths[-len(pixels):]))
             bar.update(len(part))
-    if not paths: raise InputError(f"none of the {len(files)} images under {folder} can be read; the first: {next(iter(skipped.values()))}")
+    if not paths:
+        raise InputError(f"none of the {len(files)} images under {folder} can be read (the first is {unread[0]}); "
+                         "save them again, or give another folder")
     table, embeddings = pd.DataFrame({"path": paths}), torch.cat(parts).numpy()
     table.attrs = {"folder": str(folder.resolve()), "embedder": embedder.about["sha256"], "skipped": skipped}
     if out is not None: write_embeddings(table, embeddings, out)
