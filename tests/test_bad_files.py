@@ -19,8 +19,9 @@ from reid_study.core import InputError, atomic, digest, private_folder, read_jso
 from reid_study.data.people import make_people, read_people
 from reid_study.networks.weights import read_weights
 from reid_study.report.tables import find_runs
+from reid_study.study.config import make_config
 from reid_study.study.results import read_results, write_results
-from reid_study.study.run import one_at_a_time, partial_folder, read_run, write_table
+from reid_study.study.run import begin, images_of, make_run, one_at_a_time, partial_folder, place, read_run, write_table
 from reid_study.study.tuning import tune, tuning_config
 from reid_study.study.worker import gpu, is_done, read_jobs
 from reid_study.training.callbacks import read_checkpoint
@@ -274,6 +275,9 @@ def piped(folder, name):
     return read_run(run)
 
 
+TINY_CHANGES = dict(validation=4, epochs=1, steps=2, p=4, k=2, height=32, width=16)
+TINY = make_config("people", "identity", **TINY_CHANGES)
+
 RUNS = [
     *(Case(f"a run whose {name} is a named pipe", lambda f, name=name: piped(f, name),
            refused=(f"{name} is a named pipe", "to make it again"))
@@ -282,6 +286,16 @@ RUNS = [
     Case("a run in a folder of another name", lambda f: read_run(make_run_folder(f).rename(f/"run"/("0"*12))),
          refused=("another configuration", "run again")),
     Case("a folder of files that are no runs", lambda f: find_runs(put(f/"a.txt").parent), refused=("no runs in", "give a folder")),
+    Case("a finished run, asked for with other images", lambda f: made_again(f, "run"),
+         refused=("/run/", "was made from other images", "/data1 (", "another folder for runs")),
+    Case("a finished tuning, asked for with other images", lambda f: made_again(f, "tune"),
+         refused=("/tune/", "was made from other images", "/data1 (", "another folder for runs")),
+    Case("an interrupted run that goes on with other images", lambda f: made_again(f, "run", interrupted=True),
+         refused=("/run/.", "was made from other images", "/data1 (", "another folder for runs")),
+    Case("an interrupted tuning that goes on with other images", lambda f: made_again(f, "tune", interrupted=True),
+         refused=("/tune/.", "was made from other images", "/data1 (", "another folder for runs")),
+    Case("a finished run, asked for without its images", lambda f: make_run(json.loads((make_run_folder(f)/"config.json").read_text()),
+         "/dev/null", f), refused=("/dev/null",)),
     Case("a run from the year 2040", lambda f: dated(make_run_folder(f), 2**31 + 10**8),
          gives=lambda v: v.metrics["mAP"] == .5, means="is read"),
     Case("a run from 1970", lambda f: dated(make_run_folder(f), 0), gives=lambda v: v.metrics["mAP"] == .5, means="is read"),
@@ -289,6 +303,17 @@ RUNS = [
     Case("a mark of another job from the year 2040", lambda f: not marked(f, 2**31 + 10**8, {"a": 2}),
          gives=bool, means="the job is done again"),
 ]
+
+
+def made_again(folder, stage, interrupted=False):
+    "Ask for what was made, or begun, from the images of one folder with those of another."
+    tuning, one, other = stage == "tune", images_of(TINY, drawn(folder)), drawn(folder, 1)
+    config = tuning_config("people", "identity", 1, **TINY_CHANGES) if tuning else TINY
+    if interrupted: begin(partial_folder(config, folder), one, folder/"data0")
+    else:
+        place(config, folder).mkdir(parents=True)
+        write_json(place(config, folder)/"env.json", one)
+    return tune(config, other, folder, "cpu") if tuning else make_run(config, other, folder, "cpu")
 
 
 def dated(folder, when):
