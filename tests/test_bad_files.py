@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -254,6 +255,22 @@ EDITS = [
     ("table of queries that is cut off", "per_query.parquet", lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
     ("table of queries that is text", "per_query.parquet", lambda path: path.write_text("PAR1"), "is damaged"),
     ("table of distances without positives", "pairs.parquet", less("positive"), "the column positive is missing"),
+    ("metrics with as many dropped queries as queries", "metrics.json", with_field(dropped=4), "dropped=4 must be below"),
+    ("metrics with a dropped query that is not", "metrics.json", with_field(dropped=1), "0 of them dropped"),
+    ("metrics with other queries", "metrics.json", with_field(queries=5), "it has 4 queries"),
+    ("metrics with a mAP that is not the mean of the queries", "metrics.json", with_field(mAP=.50001), "mAP=0.500010"),
+    ("metrics with a geometry that is a list", "metrics.json", with_field(geometry=[1]), "geometry"),
+    ("metrics with a geometry of words", "metrics.json", with_field(geometry={"distance_ratio": "high"}), "geometry: distance_ratio"),
+    ("metrics with a share of the gradient of 2", "metrics.json", with_field(gradient_share={"triplet": 2}), "gradient_share: triplet"),
+    *((f"table of queries with {words}", "per_query.parquet", columns(**change), "a query has no person")
+      for words, change in {"an AP of 1.5": {"AP": 1.5}, "a negative AP": {"AP": -.5}, "an AP that is NaN": {"AP": np.nan},
+                            "a person that is NaN": {"pid": np.nan}, "a negative distance": {"d_ap": -1.}}.items()),
+    ("table of distances whose counts are NaN", "pairs.parquet", columns(positive=np.nan), "at least 0"),
+    ("table of distances whose counts are negative", "pairs.parquet", columns(negative=-1), "at least 0"),
+    ("history with a loss that is NaN", "history.csv", rows(lambda t: t.assign(loss=[.5, np.nan])), "epoch 2 lacks one of"),
+    ("history of another number of epochs", "history.csv", rows(lambda t: t[:1]), "the epochs 1 to 2"),
+    ("history with an epoch twice", "history.csv", rows(lambda t: t.assign(epoch=1)), "the epochs 1 to 2"),
+    ("history with a mAP of 2", "history.csv", rows(lambda t: t.assign(mAP=2)), "epoch 1 lacks"),
     ("view without coordinates", "view.parquet", less("x"), "the column x is missing"),
     ("ranking without matches", "ranking.parquet", less("match"), "the column match is missing"),
 ]

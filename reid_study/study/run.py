@@ -8,7 +8,8 @@ __all__ = ['SCORED', 'FILES', 'BEGUN', 'PROJECT', 'ENCODINGS', 'Share', 'HISTORY
            'partial_folder', 'one_at_a_time', 'disk_full_named', 'files_of', 'seal', 'read_sums', 'check_sums',
            'versions_of_packages', 'commit', 'environment', 'write_table', 'finish_run', 'images_of', 'check_images',
            'reused', 'begin', 'make_run', 'trained', 'RunConfig', 'TrainingCost', 'RunMetrics', 'RunEnvironment', 'Run',
-           'check_columns', 'identity_table', 'check_run', 'read_run', 'make_runs']
+           'check_columns', 'possible_scores', 'possible_epochs', 'possible_pairs', 'identity_table', 'check_run',
+           'read_run', 'make_runs']
 
 # %% ../../nbs/72_study.run.ipynb #89638126
 import contextlib
@@ -23,11 +24,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import num_cpus
 from filelock import FileLock
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from ..core import InputError, atomic, damage_named, read_json, regular_file, shown, writable, write_json
 from ..data.datasets import fingerprinted
@@ -344,6 +346,13 @@ class RunMetrics(TrainingCost):
     chance: Share = 0
     retrievals: dict[str, dict[str, Share]] = {}
     attributes: dict[str, dict[str, Share]] = {}
+    geometry: dict[str, float | None] = {}
+    gradient_share: dict[str, Share] = {}
+
+    @model_validator(mode="after")
+    def _some_are_scored(self):
+        if self.dropped >= self.queries: raise InputError(f"dropped={self.dropped} must be below the {self.queries} queries")
+        return self
 
 class RunEnvironment(BaseModel, strict=True):
     "What is read of a run's environment."
@@ -386,14 +395,42 @@ def check_columns(table, columns, numbers):
     if lacking := [c for c in (*columns, *numbers) if c not in table]: raise InputError(f"the column {lacking[0]} is missing")
     if other := set(numbers) - {*table.select_dtypes("number")}: raise InputError(f"the column {min(other)} does not hold numbers")
 
+def possible_scores(table):
+    "Whether each row of a table of queries or identities has a person, an AP from 0 to 1, and distances that are not negative."
+    return np.isfinite(table.pid) & (table.AP >= 0) & (table.AP <= 1) & ~(table[["d_ap", "d_an"]] < 0).any(axis=1)
+
+def possible_epochs(table):
+    "Whether each row of a history has all of its numbers, and possible scores; they are empty where an epoch was not validated."
+    seen = table.filter(["mAP", "rank1"])
+    scores = ((seen >= 0) & (seen <= 1) | seen.isna()).all(axis=1)
+    return np.isfinite(table[HISTORY]).all(axis=1) & (table.lr >= 0) & (table.seconds >= 0) & scores
+
+def possible_pairs(pairs): return bool((np.isfinite(pairs) & (pairs >= 0)).all(axis=None))
+
+def _check_queries(table, metrics):
+    "Raise `InputError` for impossible scores of queries, or those whose number or mean is not what the metrics say."
+    valid = table[table.valid.astype(bool)]
+    if not possible_scores(valid).all(): raise InputError("a query has no person, an AP that is not from 0 to 1, or a negative distance")
+    if len(table) != metrics["queries"] or len(table) - len(valid) != metrics["dropped"]:
+        raise InputError(f"it has {len(table)} queries, {len(table) - len(valid)} of them dropped, which is not what metrics.json says")
+    if not abs((found := valid.AP.astype("float64").mean()) - metrics["mAP"]) <= 1e-6:
+        raise InputError(f"the mean AP of its queries is {found:.6f}, and metrics.json says mAP={metrics['mAP']:.6f}")
+
+def _check_epochs(table, epochs):
+    "Raise `InputError` for a history that is not of these epochs, or with impossible numbers."
+    if table.epoch.tolist() != [*range(1, epochs + 1)]: raise InputError(f"it does not have the epochs 1 to {epochs}")
+    check_columns(table, [], table.columns)
+    if not (good := possible_epochs(table)).all():
+        raise InputError(f"epoch {good.argmin() + 1} lacks one of {', '.join(HISTORY)}, or its mAP or rank1 is not from 0 to 1")
+
 def identity_table(per_query):
     "Means of AP, d_ap and d_an over each identity's valid queries, and their number: a row an identity."
     valid = per_query[per_query.valid.astype(bool)].groupby("pid")
     return valid[MEANS].mean().assign(queries=valid.size()).reset_index()[["pid", "queries", *MEANS]]
 
 class _Files(dict):
-    "The tables of a run's folder, read when they are asked for. `InputError` for one that is missing, damaged or lacks a column."
-    def __init__(self, folder): self.folder = folder
+    "The tables of a run's folder, read when they are asked for. `InputError` for one that is missing, damaged or impossible."
+    def __init__(self, folder, config, metrics): self.folder, self.config, self.metrics = folder, config, metrics
     def __missing__(self, name):
         file = {"history": "history.csv", "identities": "per_query.parquet"}.get(name, f"{name}.parquet")
         path, remedy = self.folder/file, f"remove {self.folder} to make it again"
@@ -401,8 +438,14 @@ class _Files(dict):
         with damage_named(path, remedy):
             table = pd.read_csv(path) if file.endswith(".csv") else pd.read_parquet(path)
             check_columns(table, *TABLES[path.stem])
+            self._check(name, table)
             self[name] = identity_table(table) if name == "identities" else table
         return self[name]
+    def _check(self, name, table):
+        if name == "history": _check_epochs(table, self.config["epochs"])
+        elif name == "identities": _check_queries(table, self.metrics)
+        elif name == "pairs" and not possible_pairs(table[["distance", "positive", "negative"]]):
+            raise InputError("its distances and counts must be numbers of at least 0")
 
 # %% ../../nbs/72_study.run.ipynb #c159f6cf
 def check_run(run, where):
@@ -419,11 +462,13 @@ def read_run(folder, config=None):
     if not folder.is_dir(): raise InputError(f"there is no run at {folder}; make it with: reid-study run")
     check_sums(folder)
     remedy = f"remove {folder} to make it again"
-    run = Run(*(read_json(folder/f"{name}.json", remedy) for name in ("config", "metrics", "env")), _Files(folder), folder)
+    config_, metrics, env = (read_json(folder/f"{name}.json", remedy) for name in ("config", "metrics", "env"))
+    run = Run(config_, metrics, env, _Files(folder, config_, metrics), folder)
     try: check_run(run, folder)
     except InputError as e: raise InputError(f"{e}; {remedy}") from None
     if run.id != folder.name or config not in (None, run.config):
         raise InputError(f"{folder} holds the run of another configuration ({run.id}); move it away and run again")
+    for name in ("history", "identities", "pairs") if run.config["score"] else ("history",): run.tables[name]      # which are checked
     return run
 
 # %% ../../nbs/72_study.run.ipynb #aea2da7a
