@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -183,13 +185,18 @@ def resumed(folder, trials):
     place.mkdir(parents=True)
     if trials is None: os.mkfifo(place/"trials.csv")
     else: put(place/"trials.csv", trials)
-    return tune(config, drawn(folder), folder, "cpu")
+    return tune(config, drawn(), folder, "cpu")
 
 
-def drawn(folder, seed=0):
-    "A folder of datasets with a few people."
-    make_people(folder/f"data{seed}"/"people", seed, n_train=12, n_test=4, n_distractors=2, n_junk=2, progress=False)
-    return folder/f"data{seed}"
+DRAWN = tempfile.TemporaryDirectory()
+
+
+@cache
+def drawn(seed=0):
+    "A folder of datasets with a few people, which are drawn once."
+    folder = Path(DRAWN.name)/f"data{seed}"
+    make_people(folder/"people", seed, n_train=6, n_test=2, n_distractors=1, n_junk=1, workers=1, progress=False)
+    return folder
 
 
 def saved(folder, value):
@@ -324,9 +331,9 @@ RUNS = [
 
 def made_again(folder, stage, interrupted=False):
     "Ask for what was made, or begun, from the images of one folder with those of another."
-    tuning, one, other = stage == "tune", images_of(TINY, drawn(folder)), drawn(folder, 1)
+    tuning, one, other = stage == "tune", images_of(TINY, drawn()), drawn(1)
     config = tuning_config("people", "identity", 1, **TINY_CHANGES) if tuning else TINY
-    if interrupted: begin(partial_folder(config, folder), one, folder/"data0")
+    if interrupted: begin(partial_folder(config, folder), one, drawn())
     else:
         place(config, folder).mkdir(parents=True)
         write_json(place(config, folder)/"env.json", one)
