@@ -267,6 +267,7 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     side = jobs or num_cpus()
     together = side if device == "cpu" else max(1, min(side, _gpus()*share))
     workflow = Workflow(path, data, runs, out, results, device, together, share)
+    for folder in (workflow.runs, workflow.out): _check_place(folder)
     table, images = checked(workflow)
     with _alone(workflow.runs):
         published = [*filter(None, [workflow.published]), *sorted(PUBLISHED.glob("*"))]
@@ -283,6 +284,11 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
                 if code: _publish_part(workflow, known)
     _raise_failures(workflow, code)
     return workflow.out
+
+def _check_place(folder):
+    "Make a folder, if it is not there. `InputError` where it cannot be, or may not be written in."
+    writable(folder/".place")
+    if not os.access(folder, os.W_OK): raise InputError(f"{folder} may not be written in; choose another place")
 
 def _publish_part(workflow, known):
     "Write the tables of what is finished, where the study was to be published and is not complete."
