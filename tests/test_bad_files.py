@@ -331,7 +331,8 @@ RUNS = [
 
 def made_again(folder, stage, interrupted=False):
     "Ask for what was made, or begun, from the images of one folder with those of another."
-    tuning, one, other = stage == "tune", images_of(TINY, drawn()), drawn(1)
+    tuning, one, other = stage == "tune", images_of(TINY, drawn()), folder/"data1"
+    other.symlink_to(drawn(1))
     config = tuning_config("people", "identity", 1, **TINY_CHANGES) if tuning else TINY
     if interrupted: begin(partial_folder(config, folder), one, drawn())
     else:

@@ -90,9 +90,9 @@ CASES = [
     Case("a folder as the study file", read_study, refused=("is a folder", "give a study file")),
     Case("a named pipe as the study file", fifo, refused=("study.yaml", "is a named pipe")),
     *(Case(f"{words} for the pages of a study", lambda folder, make=make: run_study(EMBEDDED, folder, folder/"runs", make(folder),
-           device="cpu"), refused=(name, "Not a directory", "another place"))
+           device="cpu"), refused=(name, "is no folder", "another place"))
       for words, make, name in (("a device", lambda folder: "/dev/null", "/dev/null"),
-                                ("a named pipe", lambda folder: os.mkfifo(folder/"x") or folder/"x", "/x/"))),
+                                ("a named pipe", lambda folder: os.mkfifo(folder/"x") or folder/"x", "/x "))),
     Case("an endless device as the study file", lambda folder: read_study("/dev/zero"), refused=("/dev/zero", "is a device")),
     Case("a study file of a megabyte", lambda folder: study(folder, STUDY + "#" + "x"*10**6), refused=("study.yaml", "100,000 that such a file may have")),
     Case("a study file that is not UTF-8", lambda folder: study(folder, "title: Größe".encode("latin-1")), refused=("save it as UTF-8",)),

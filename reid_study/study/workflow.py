@@ -286,9 +286,11 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     return workflow.out
 
 def _check_place(folder):
-    "Make a folder, if it is not there. `InputError` where it cannot be, or may not be written in."
-    writable(folder/".place")
-    if not os.access(folder, os.W_OK): raise InputError(f"{folder} may not be written in; choose another place")
+    "Raise `InputError` where a folder may not be written in or made; nothing is made yet."
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if there.is_dir() and os.access(there, os.W_OK): return
+    why = "closed to you" if there.is_dir() else "no folder"
+    raise InputError(f"{folder} cannot be made, since {there} is {why}; choose another place")
 
 def _publish_part(workflow, known):
     "Write the tables of what is finished, where the study was to be published and is not complete."
