@@ -22,8 +22,8 @@ study: $(READY)  ## run studies/STUDY.yaml, write reports/STUDY/index.html
 
 test: $(READY)  ## notebooks clean and in step, chapters, pytest, study templates
 	$(BIN)/python -m pytest -q tests/test_repository.py
-	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope --ignore tests/test_repository.py
+	$(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder --durations 20 --ignore tests/test_repository.py
 
 lab: $(READY)  ## open the notebooks
 	$(BIN)/jupyter lab nbs

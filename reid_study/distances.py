@@ -50,6 +50,12 @@ def _scaled(x):
     size = largest/torch.frexp(largest).mantissa.mul_(2)
     return x/size, size
 
+def _size(x):
+    "The power of two that brings the largest number of x [N, D] into [1, 2); 1 where there is none or it is not finite."
+    if not x.numel(): return x.new_ones(())
+    size = _scaled(x.detach().reshape(1, -1))[1].view(())
+    return torch.where(size.isfinite(), size, 1)
+
 # %% ../nbs/01_distances.ipynb #a4fe830d
 class _Unit(torch.autograd.Function):
     @staticmethod
@@ -193,8 +199,10 @@ class Euclidean(Distance):
         return _Root.apply(_Products.apply(x, y, 2.0, -2.0)) if self.normalize else _lengths_apart(x, y)
 
 def _lengths_apart(x, y):
-    "Euclidean distances [M, N] of vectors of any length."
-    return _Root.apply(x.square().sum(1, keepdim=True) + y.square().sum(1) + _Products.apply(x, y, 0.0, -2.0))
+    "Euclidean distances [M, N] of vectors of any length, divided by a power of two meanwhile: squares would over- or underflow."
+    size = torch.maximum(_size(x), _size(y))
+    x, y = x/size, y/size
+    return _Root.apply(x.square().sum(1, keepdim=True) + y.square().sum(1) + _Products.apply(x, y, 0.0, -2.0))*size
 
 # %% ../nbs/01_distances.ipynb #01d3aa91
 class Cosine(Distance):
@@ -238,6 +246,7 @@ class Mahalanobis(Distance):
                              f"make one with Mahalanobis({x.shape[1]})")
         x = super().prepare(x)
         L = self.weight.to(x)
+        L = L/_size(L)      # its length would over- or underflow
         return x @ L.T * (self.dim**.5/torch.linalg.vector_norm(L))
 
     def compare(self, x, y): return _lengths_apart(x, y)

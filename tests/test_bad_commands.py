@@ -65,16 +65,37 @@ LINES = {     # arguments -> words of the line
     "run identity --device meta": ("'meta'", "use c"),
     "study studies/embedded.yaml --device abacus": ("'abacus'", "choose from: cpu, cuda"),
     "study studies/embedded.yaml --device cpu:0 --profile slurm": ("'cpu:0'", "choose from: cpu, cuda"),
-    "study /dev/zero": ("/dev/zero", "is not a file"),
+    "study /dev/zero": ("/dev/zero", "is a device"),
     "study studies/embedded.yaml --jobs 0": ("jobs=0", "at least 1"),
     "run identity --seed 18446744073709551616": ("seed=18446744073709551616", "less than"),
     "run identity --set dim=1000000000000": ("dim=1000000000000", "16384"),
-    "run identity --set weights=none.pth": ("none.pth", "is no file"),
+    "run identity --set weights=none.pth": ("none.pth", "is missing"),
     "report nowhere": ("nowhere",),
     "export nowhere out": ("nowhere",),
     "embed nowhere images --device abacus": ("'abacus'", "use c"),
     "embed nowhere images": ("nowhere", "reid-study export"),
     "data people --data /dev/null": ("/dev/null",)}
+
+UNUSUAL = {     # what surrounds a command -> (shell line, exit code, words of its only line of errors; none: it says nothing)
+    "a closed output": ('"$@" >&-', "--help", 0, ()),
+    "closed errors": ('"$@" 2>&-', "run nothing", 2, ()),
+    "closed streams": ('"$@" <&- >&- 2>&-', "run nothing", 2, ()),
+    "an output to a full device": ('"$@" >/dev/full', "--help", 2, ("the output", "No space left on device", "free some space")),
+    "a title that is not UTF-8": ('"$@" --title "$(printf "\\377")"', "search a b c", 2, ("udcff", "UTF-8")),
+    "RANK=0 and nothing else of torchrun's": ('RANK=0 "$@"', "run identity", 2, ("RANK is set", "WORLD_SIZE", "torchrun")),
+    "RANK=1 and nothing else of torchrun's": ('RANK=1 "$@"', "run identity", 2, ("RANK is set", "WORLD_SIZE", "torchrun")),
+    "RANK=1 and a command that torchrun does not start": ('RANK=1 "$@"', "report nowhere", 2, ("nowhere",)),
+    "a newline in a path": ('"$@" --data "$(printf "a\\nb")"', "data market1501", 2, ("a b/Market-1501-v15.09.15", "is not a folder")),
+    "a bell in a path": ('"$@" --data "$(printf "a\\007b")"', "data market1501", 2, ("a\\x07b/Market", "is not a folder")),
+    "a device for the pages of a report": ('"$@" --out /dev/null', "report results/embedded", 2, ("/dev/null", "another place"))}
+
+@pytest.mark.parametrize("what", UNUSUAL)
+def test_unusual_surroundings(what):
+    line, arguments, code, words = UNUSUAL[what]
+    command = ["sh", "-c", line, "sh", sys.executable, "-m", "reid_study.cli", *arguments.split()]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, cwd=Path(__file__).parents[1], capture_output=True, timeout=120)
+    err = done.stderr.decode()
+    assert done.returncode == code and err.count("\n") == bool(words) and all(word in err for word in words), err
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_wrong_argument_is_refused_in_a_line(line, capsys, monkeypatch):

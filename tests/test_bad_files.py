@@ -6,9 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,9 +20,12 @@ from fuzz import READERS, fuzz, make_results, make_run_folder, sealed
 
 from reid_study.core import InputError, atomic, digest, private_folder, read_json, scratch_name, write_json
 from reid_study.data.people import make_people, read_people
+from reid_study.networks.weights import read_weights
 from reid_study.report.tables import find_runs
+from reid_study.study.config import make_config
 from reid_study.study.results import read_results, write_results
-from reid_study.study.run import one_at_a_time, read_run, write_table
+from reid_study.study.run import begin, images_of, make_run, one_at_a_time, partial_folder, place, read_run, write_table
+from reid_study.study.tuning import tune, tuning_config
 from reid_study.study.worker import gpu, is_done, read_jobs
 from reid_study.training.callbacks import read_checkpoint
 
@@ -129,6 +135,8 @@ def large(folder):
 
 def read(path): return read_json(path, "write it again")
 
+TRIALS = "trial,lr,mAP,rank1,seconds,diverged\n0,0.003,0.5,0.5,9,False\n"
+
 
 READING = [
     *(Case(f"JSON that holds {words}", lambda f, text=text: read(put(f/"x.json", text)),
@@ -152,6 +160,14 @@ READING = [
          refused=("no checkpoint of", "start afresh")),
     Case("a checkpoint that is text", lambda f: read_checkpoint(put(f/"x"), {}),
          refused=("no readable checkpoint", "start afresh")),
+    Case("weights that are a named pipe", lambda f: read_weights(pipe(f)), refused=("/x is a named pipe", "give the file")),
+    Case("an interrupted tuning whose trials are a named pipe", lambda f: resumed(f, None),
+         refused=("trials.csv is a named pipe", "begin the tuning again")),
+    *(Case(f"an interrupted tuning whose trials are {words}", lambda f, text=text: resumed(f, text),
+           refused=("trials.csv", "remove it to begin the tuning again"))
+      for words, text in {"bytes that are no text": b"\xff\xfe\0", "nothing": "", "those of another recipe": "trial,mAP\n0,0.5\n",
+                          "without a score": TRIALS.replace("0.5,", ","), "more than there are": TRIALS + TRIALS[TRIALS.index("0,"):]*8,
+                          }.items()),
     Case("a job file that is cut off", lambda f: (put(f/"a.json", "{"), read_jobs(f)),
          refused=("a.json is not valid JSON", "start the study")),
     Case("people whose people.json is null", lambda f: read_people(put(f/"people.json", "null").parent),
@@ -161,6 +177,26 @@ READING = [
         ("bounding_box_train", "query", "bounding_box_test"), "many")}),
                refused=("people.json: bounding_box_train='many'", "drawn again")),
 ]
+
+
+def resumed(folder, trials):
+    "A tuning that goes on from these trials, a named pipe for None."
+    place = partial_folder(config := tuning_config("people", "identity", 2), folder)
+    place.mkdir(parents=True)
+    if trials is None: os.mkfifo(place/"trials.csv")
+    else: put(place/"trials.csv", trials)
+    return tune(config, drawn(), folder, "cpu")
+
+
+DRAWN = tempfile.TemporaryDirectory()
+
+
+@cache
+def drawn(seed=0):
+    "A folder of datasets with a few people, which are drawn once."
+    folder = Path(DRAWN.name)/f"data{seed}"
+    make_people(folder/"people", seed, n_train=6, n_test=2, n_distractors=1, n_junk=1, workers=1, progress=False)
+    return folder
 
 
 def saved(folder, value):
@@ -226,6 +262,22 @@ EDITS = [
     ("table of queries that is cut off", "per_query.parquet", lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
     ("table of queries that is text", "per_query.parquet", lambda path: path.write_text("PAR1"), "is damaged"),
     ("table of distances without positives", "pairs.parquet", less("positive"), "the column positive is missing"),
+    ("metrics with as many dropped queries as queries", "metrics.json", with_field(dropped=4), "dropped=4 must be below"),
+    ("metrics with a dropped query that is not", "metrics.json", with_field(dropped=1), "0 of them dropped"),
+    ("metrics with other queries", "metrics.json", with_field(queries=5), "it has 4 queries"),
+    ("metrics with a mAP that is not the mean of the queries", "metrics.json", with_field(mAP=.50001), "mAP=0.500010"),
+    ("metrics with a geometry that is a list", "metrics.json", with_field(geometry=[1]), "geometry"),
+    ("metrics with a geometry of words", "metrics.json", with_field(geometry={"distance_ratio": "high"}), "geometry: distance_ratio"),
+    ("metrics with a share of the gradient of 2", "metrics.json", with_field(gradient_share={"triplet": 2}), "gradient_share: triplet"),
+    *((f"table of queries with {words}", "per_query.parquet", columns(**change), "a query has no person")
+      for words, change in {"an AP of 1.5": {"AP": 1.5}, "a negative AP": {"AP": -.5}, "an AP that is NaN": {"AP": np.nan},
+                            "a person that is NaN": {"pid": np.nan}, "a negative distance": {"d_ap": -1.}}.items()),
+    ("table of distances whose counts are NaN", "pairs.parquet", columns(positive=np.nan), "at least 0"),
+    ("table of distances whose counts are negative", "pairs.parquet", columns(negative=-1), "at least 0"),
+    ("history with a loss that is NaN", "history.csv", rows(lambda t: t.assign(loss=[.5, np.nan])), "epoch 2 lacks one of"),
+    ("history of another number of epochs", "history.csv", rows(lambda t: t[:1]), "the epochs 1 to 2"),
+    ("history with an epoch twice", "history.csv", rows(lambda t: t.assign(epoch=1)), "the epochs 1 to 2"),
+    ("history with a mAP of 2", "history.csv", rows(lambda t: t.assign(mAP=2)), "epoch 1 lacks"),
     ("view without coordinates", "view.parquet", less("x"), "the column x is missing"),
     ("ranking without matches", "ranking.parquet", less("match"), "the column match is missing"),
 ]
@@ -247,6 +299,9 @@ def piped(folder, name):
     return read_run(run)
 
 
+TINY_CHANGES = dict(validation=4, epochs=1, steps=2, p=4, k=2, height=32, width=16)
+TINY = make_config("people", "identity", **TINY_CHANGES)
+
 RUNS = [
     *(Case(f"a run whose {name} is a named pipe", lambda f, name=name: piped(f, name),
            refused=(f"{name} is a named pipe", "to make it again"))
@@ -255,6 +310,16 @@ RUNS = [
     Case("a run in a folder of another name", lambda f: read_run(make_run_folder(f).rename(f/"run"/("0"*12))),
          refused=("another configuration", "run again")),
     Case("a folder of files that are no runs", lambda f: find_runs(put(f/"a.txt").parent), refused=("no runs in", "give a folder")),
+    Case("a finished run, asked for with other images", lambda f: made_again(f, "run"),
+         refused=("/run/", "was made from other images", "/data1 (", "another folder for runs")),
+    Case("a finished tuning, asked for with other images", lambda f: made_again(f, "tune"),
+         refused=("/tune/", "was made from other images", "/data1 (", "another folder for runs")),
+    Case("an interrupted run that goes on with other images", lambda f: made_again(f, "run", interrupted=True),
+         refused=("/run/.", "was made from other images", "/data1 (", "another folder for runs")),
+    Case("an interrupted tuning that goes on with other images", lambda f: made_again(f, "tune", interrupted=True),
+         refused=("/tune/.", "was made from other images", "/data1 (", "another folder for runs")),
+    Case("a finished run, asked for without its images", lambda f: make_run(json.loads((make_run_folder(f)/"config.json").read_text()),
+         "/dev/null", f), refused=("/dev/null",)),
     Case("a run from the year 2040", lambda f: dated(make_run_folder(f), 2**31 + 10**8),
          gives=lambda v: v.metrics["mAP"] == .5, means="is read"),
     Case("a run from 1970", lambda f: dated(make_run_folder(f), 0), gives=lambda v: v.metrics["mAP"] == .5, means="is read"),
@@ -262,6 +327,18 @@ RUNS = [
     Case("a mark of another job from the year 2040", lambda f: not marked(f, 2**31 + 10**8, {"a": 2}),
          gives=bool, means="the job is done again"),
 ]
+
+
+def made_again(folder, stage, interrupted=False):
+    "Ask for what was made, or begun, from the images of one folder with those of another."
+    tuning, one, other = stage == "tune", images_of(TINY, drawn()), folder/"data1"
+    other.symlink_to(drawn(1))
+    config = tuning_config("people", "identity", 1, **TINY_CHANGES) if tuning else TINY
+    if interrupted: begin(partial_folder(config, folder), one, drawn())
+    else:
+        place(config, folder).mkdir(parents=True)
+        write_json(place(config, folder)/"env.json", one)
+    return tune(config, other, folder, "cpu") if tuning else make_run(config, other, folder, "cpu")
 
 
 def dated(folder, when):

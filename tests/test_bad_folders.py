@@ -65,6 +65,8 @@ def lists(given, make, files, rest=(), means="is listed"):
                 gives=lambda found: found[0] == files and list(found[1]) == list(rest))
 
 
+BINS = ("#recycle", "@Recycle", "@Recently-Snapshot", "$RECYCLE.BIN", "lost+found", ".Trash-1000", ".Trashes", "System Volume Information")
+
 LISTINGS = [
     lists("images in nested folders", lambda f: put(f, "b.jpg", "a/c/d.jpg"), ["a/c/d.jpg", "b.jpg"],
           means="are listed in the order of their names"),
@@ -74,6 +76,8 @@ LISTINGS = [
     lists("what systems leave behind", lambda f: put(f, "a.jpg", ".ipynb_checkpoints/a.jpg", "@eaDir/a.jpg", "__MACOSX/a.jpg",
          "Thumbs.db", ".DS_Store",
           "b/.hidden.jpg"), ["a.jpg"], means="is left out"),
+    lists("the recycle bins of systems and storage devices", lambda f: put(f, "a.jpg", *(f"{name}/b.jpg" for name in BINS)), ["a.jpg"],
+          means="are left out"),
     lists("a text among images", lambda f: put(f, "a.jpg", "notes.txt"), ["a.jpg"], ["notes.txt"], "is named and left out"),
     lists("a file without a suffix", lambda f: put(f, "a.jpg", "b"), ["a.jpg"], ["b"], "is named and left out"),
     lists("a broken link", lambda f: link(put(f, "a.jpg"), "b.jpg", f/"nowhere"), ["a.jpg"], ["b.jpg"], "is named and left out"),
@@ -98,6 +102,9 @@ def market(folder, *more, content=IMAGE): return put(put(folder, *MARKET), *more
 def dataset(given, make, *words): return Case(given, lambda folder: read_market(make(folder)), refused=words)
 
 
+PIPED = "0000/0000_001_01_0303noon_0015_0.jpg"
+
+
 def msmt17(folder):
     put(folder, "train/0000/0000_000_01_0303morning_0015_0.jpg", "test/0000/0000_000_02_0303morning_0015_0.jpg",
         "test/0000/0000_001_01_0303noon_0015_0.jpg")
@@ -113,12 +120,15 @@ DATASETS = [
     Case("a dataset with the files of systems", lambda f: read_market(market(f, "query/Thumbs.db", "query/@eaDir/0001_c1.jpg",
          "query/._0001_c1.jpg", "__MACOSX/query/x", "__MACOSX/bounding_box_train/x", "__MACOSX/bounding_box_test/x")),
          gives=lambda t: len(t) == 4, means="is read without them"),
+    Case("a dataset with a recycle bin in each of its folders",
+         lambda f: read_market(market(f, *(f"{place}/{name}/0001_c9.jpg" for place in ("query", "bounding_box_test") for name in BINS))),
+         gives=lambda t: len(t) == 4, means="is read without them"),
     Case("a dataset that is packed one folder deeper", lambda f: read_market(market(f/"deep").parent), gives=lambda t: len(t) == 4,
          means="is found"),
     dataset("a text in a dataset", lambda f: market(f, "query/notes.txt"), "notes.txt", "remove it"),
     dataset("a broken link in a dataset", lambda f: link(market(f), "query/0001_c3.jpg", "nowhere"), "0001_c3.jpg", "broken link",
             "remove it"),
-    dataset("a pipe in a dataset", lambda f: pipe(market(f), "query/0001_c3.jpg"), "0001_c3.jpg", "no regular file", "remove it"),
+    dataset("a pipe in a dataset", lambda f: pipe(market(f), "query/0001_c3.jpg"), "0001_c3.jpg", "named pipe", "remove it"),
     dataset("a nested folder in a dataset", lambda f: market(f, "query/more/0001_c3.jpg"), "more/0001_c3.jpg", "move it"),
     dataset("a name without a person", lambda f: market(f, "query/cat.jpg"), "cat.jpg", "0002_c1"),
     dataset("a person of a hundred digits", lambda f: market(f, "query/" + "1"*100 + "_c1.jpg"), "111", "0002_c1"),
@@ -133,12 +143,20 @@ DATASETS = [
             "no images"),
     Case("a list of images that is a pipe", lambda f: (msmt17(f)/"list_val.txt").unlink() or read_msmt17(pipe(f, "list_val.txt"),
          counts=None),
-         refused=("list_val.txt", "no regular file")),
+         refused=("list_val.txt", "named pipe", "unpack")),
+    *(Case(f"a list of images with {words}", lambda f, line=line: read_msmt17(put(msmt17(f), "list_val.txt", content=line.encode()),
+           counts=None), refused=("list_val.txt, line 1", "get the list again"))
+      for words, line in (("a person in Arabic digits", "0/0_0_1_x.jpg \u0661"), ("a camera in Arabic digits", "0/0_0_\u0661_x.jpg 0"),
+                          ("a person of twenty digits", f"0/0_0_1_x.jpg {'1'*20}"),
+                          ("a camera of 5,000 digits", f"0/0_0_{'1'*5000}_x.jpg 0"))),
     Case("a list of images that is not UTF-8", lambda f: read_msmt17(put(msmt17(f), "list_val.txt", content=b"\xff\xfe"), counts=None),
          refused=("list_val.txt", "unpack")),
     Case("a file of splits that is a pipe", lambda f: read_cuhk03(pipe(put(f, "images_detected/1_001_1_01.png"),
          "splits_new_detected.json"), counts=None),
-         refused=("no splits", "splits_new_detected.json")),
+         refused=("splits_new_detected.json", "named pipe", "again")),
+    Case("a listed image that is a pipe", lambda f: (msmt17(f)/f"test/{PIPED}").unlink() or read_msmt17(pipe(f, f"test/{PIPED}"),
+         counts=None),
+         refused=(PIPED, "named pipe", "unpack")),
     Case("a table without cameras", lambda f: check_table(pd.DataFrame({"path": ["a"], "pid": 1, "split": "train"}), "flags"),
          refused=("flags", "column camid")),
     Case("a table with an image twice", lambda f: check_table(pd.DataFrame({"path": ["a", "a"], "pid": 1, "camid": 1, "split": "train"}),
@@ -184,13 +202,15 @@ ATTRIBUTE_FILES = [
     coded("one person twice, spelled in two ways, in an attribute file", None, "person 2 twice", train=["0002", "2"]),
     coded("fewer values than people in an attribute file", None, "not the attribute file", hat=[2]),
     coded("half a person in an attribute file", None, "not the attribute file", train=["0002", "7.5"]),
+    *(coded(f"the person {pid!r} in an attribute file", None, "not the attribute file", "get it again", train=["0002", pid])
+      for pid in ("1_0", "+7", "\u0667", "1"*10)),
     coded("a person without a number in an attribute file", None, "not the attribute file", train=["0002", "cat"]),
     Case("an attribute file of another kind", lambda f: read_attributes(put(f, "market_attribute.mat")/"market_attribute.mat"),
          refused=("market_attribute.mat", "get it again")),
     Case("an attribute file that is a pipe", lambda f: read_market(pipe(market(f), "market_attribute.mat")),
-         refused=("market_attribute.mat", "no regular file")),
+         refused=("market_attribute.mat", "named pipe", "get it again")),
     Case("an attribute file that is a broken link", lambda f: read_market(link(market(f), "market_attribute.mat", "nowhere")),
-         refused=("market_attribute.mat", "no regular file")),
+         refused=("market_attribute.mat", "broken link", "get it again")),
 ]
 
 
@@ -254,7 +274,9 @@ ARCHIVES = [
     archive("a file in a tar archive that promises a terabyte",
             lambda f: tarred(f, PACKED | {"l": special(tarfile.REGTYPE, "m/x.jpg", size=2**40)}), "16 MB"),
     archive("a zip archive with a member outside its folder", lambda f: zipped(f, PACKED | {"../evil.txt": b""}), "evil.txt", "outside"),
-    archive("a tar archive with a member outside its folder", lambda f: tarred(f, PACKED | {"../evil.txt": b""}), "evil.txt"),
+    archive("a tar archive with a member outside its folder", lambda f: tarred(f, PACKED | {"../evil.txt": b""}), "evil.txt", "outside"),
+    archive("a tar archive with a member that goes up and down again", lambda f: tarred(f, PACKED | {"m/x/../query/0001_c1.jpg": b"?"}),
+            "0001_c1.jpg", "outside"),
     archive("a tar archive with a link to the outside", lambda f: tarred(f, PACKED | {"l": special(tarfile.SYMTYPE, target="../../etc")}),
             "m.tar.gz", "safely"),
     archive("a tar archive with a hard link to the outside", lambda f: tarred(f,
@@ -265,6 +287,19 @@ ARCHIVES = [
             "m.tar.gz", "safely"),
     archive("a tar archive with a member twice", lambda f: tarred(f, PACKED | {"l": special(tarfile.REGTYPE, "m/query/0001_c1.jpg")}),
             "0001_c1.jpg", "twice"),
+    *[archive(f"a {kind} archive with a member twice, the second time as {other}",
+              partial(lambda f, make, name, o: make(f, PACKED | {o: b"another"}, name=name), make=make, name=name, o=other), "0001_c1.jpg",
+              "twice", "again")
+      for kind, make, name in (("zip", zipped, "m.zip"), ("tar", tarred, "m.tar.gz"))
+      for other in ("m//query/0001_c1.jpg", "./m/query/0001_c1.jpg", "m/./query//0001_c1.jpg")],
+    archive("a tar archive with a member twice, the second time from the root", lambda f: tarred(f,
+            PACKED | {"/m/query/0001_c1.jpg": b"?"}), "0001_c1.jpg", "twice"),
+    archive("a tar archive with a member that a link leads to another", lambda f: tarred(f,
+            {"l": special(tarfile.SYMTYPE, "m/q", "query")} | PACKED | {"m/q/0001_c1.jpg": b"another"}), "m/q/0001_c1.jpg", "below",
+            "again"),
+    archive("a zip archive with a file below a file", lambda f: zipped(f, PACKED | {"m/query/0001_c1.jpg/x.jpg": IMAGE}), "x.jpg", "below"),
+    Case("a tar archive that lists a folder twice", lambda f: read_market(tarred(f, {"a": special(tarfile.DIRTYPE, "m"),
+         "b": special(tarfile.DIRTYPE, "./m/")} | PACKED)), gives=lambda t: len(t) == 4, means="is unpacked and read"),
     archive("a zip archive with a member without a name", lambda f: put(f, "m.zip",
             content=zipped(f, PACKED | {"Q.jpg": b""}).read_bytes().replace(b"Q.jpg", b"\0.jpg"))/"m.zip", "m.zip", "safely"),
     archive("half a zip archive", lambda f: put(f, "m.zip", content=zipped(f, PACKED).read_bytes()[:200])/"m.zip", "m.zip", "again"),
@@ -321,13 +356,26 @@ def npz(given, *words, **arrays):
     return Case(f"an npz file with {given}", call, refused=("x.npz", *words))
 
 
+def bomb(folder):
+    "A compressed npz file whose embeddings are a gigabyte of zeros."
+    with zipfile.ZipFile(folder/"x.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("embedding.npy", "w", force_zip64=True) as member:
+            for _ in range(33): member.write(LARGE)
+    return folder/"x.npz"
+
+
+def repeated(value, times): return pa.DictionaryArray.from_arrays(pa.array(np.zeros(times, "int8")), pa.array([value]))
+
+
 EMBEDDINGS = [
     Case("a folder with damaged files among the images", lambda f: embed(put(put(f, "a.jpg", "b/c.jpg"), "cut.jpg", "notes.txt",
          content=IMAGE[:40])),
          gives=lambda found: found[0].path.tolist() == ["a.jpg", "b/c.jpg"] and list(found[0].attrs["skipped"]) == ["notes.txt", "cut.jpg"],
          means="is embedded without them, and they are named"),
     Case("a folder whose images are all damaged", lambda f: embed(put(f, "cut.jpg", content=b"?")),
-         refused=("none of the 1 images", "cut.jpg")),
+         refused=("none of the 1 images", "cut.jpg", "save them again")),
+    Case("a folder of a text and a damaged image", lambda f: embed(put(put(f, "a.txt"), "b.jpg", content=IMAGE[:40])),
+         refused=("the first is b.jpg: cannot identify", "save them again")),
     Case("an embedder that gives NaN", lambda f: embed(put(f, "a.jpg"), std=float("nan")), refused=("a.jpg", "NaN", "export another run")),
     *[Case(f"embed into x{suffix}", partial(lambda f, s: embed(put(f/"in", "a.jpg"), f/f"x{s}") and read_embeddings(f/f"x{s}"), s=suffix),
            gives=lambda found: found[0].path.tolist() == ["a.jpg"] and found[1].shape == (1, 3), means="writes such a file")
@@ -335,6 +383,12 @@ EMBEDDINGS = [
     *[Case(f"embed into {name}", partial(lambda f, n: embed(f/"nowhere", f/n), n=name), refused=(name, ".csv, .npz, .parquet"))
       for name in ("x.txt", "x.xlsx", "x")],
     Case("embed into a folder", lambda f: embed(f/"nowhere", f), refused=("is a folder", "embeddings.parquet")),
+    *[Case(f"embed into {words}", lambda f, make=make: embed(put(f/"in", "a.jpg"), make(f)), refused=(name, why, "another place"))
+      for words, make, name, why in (("a named pipe", lambda f: pipe(f, "x.csv")/"x.csv", "x.csv", "named pipe"),
+                                     ("a link to a device", lambda f: link(f, "x.npz", "/dev/null")/"x.npz", "x.npz", "is a device"),
+                                     ("a folder that is a file", lambda f: put(f, "x")/"x"/"y.csv", "y.csv", "Not a directory"))],
+    Case("writing embeddings to a named pipe", lambda f: write_embeddings(ROWS, VECTORS, pipe(f, "x.npz")/"x.npz"),
+         refused=("x.npz", "named pipe", "another place")),
     *[Case(f"embeddings as {suffix}, written and read", partial(lambda f, s: back(f, "x" + s), s=suffix), gives=same,
            means="are the same to the bit")
       for suffix in (".parquet", ".csv", ".npz")],
@@ -350,8 +404,9 @@ EMBEDDINGS = [
     Case("writing a column that is called embedding", lambda f: back(f, "x.npz", ROWS.assign(embedding=1)),
          refused=("embedding", "rename")),
     Case("writing a column of lists as npz", lambda f: back(f, "x.npz", ROWS.assign(boxes=[[1], [2, 3]])), refused=("boxes", "x.npz")),
-    Case("a path that is not there", lambda f: read_embeddings(f/"x.parquet"), refused=("x.parquet", "not there", "reid-study embed")),
-    Case("a pipe for a file of embeddings", lambda f: read_embeddings(pipe(f, "x.csv")/"x.csv"), refused=("x.csv", "no regular file")),
+    Case("a path that is not there", lambda f: read_embeddings(f/"x.parquet"), refused=("x.parquet", "is missing", "reid-study embed")),
+    Case("a pipe for a file of embeddings", lambda f: read_embeddings(pipe(f, "x.csv")/"x.csv"),
+         refused=("x.csv", "named pipe", "reid-study embed")),
     *[text(f"an image called x{suffix}", "x" + suffix, IMAGE, "cannot be read as", "reid-study embed") for suffix in (".parquet", ".csv",
          ".npz")],
     edited("no column path", "column path", path=None),
@@ -383,6 +438,11 @@ EMBEDDINGS = [
          "not complete"),
     text("a CSV file with a row cut off", "x.csv", b"# {}\npath,embedding_0,embedding_1\na,1,2\nb,1\n", "b is NaN"),
     text("a CSV file that is not UTF-8", "x.csv", b"# {}\npath,embedding_0\n\xff,1\n", "cannot be read"),
+    Case("an npz file that unpacks to a thousand times its size", lambda f: read_embeddings(bomb(f)),
+         refused=("x.npz", "unpacks to 1,056 MB", "reid-study embed")),
+    edited("two hundred million rows in a few bytes", "unpacks to", path=repeated("a", 2*10**8), embedding=None),
+    Case("a Parquet file with one long text in every row", lambda f: pq.write_table(pa.table({"path": repeated("a"*2**20, 2000)}),
+         f/"x.parquet", store_schema=False) or read_embeddings(f/"x.parquet"), refused=("x.parquet", "unpacks to", "reid-study embed")),
     npz("pickled objects", "cannot be read", path=np.array(["a", None], object)),
     npz("fewer paths than embeddings", "[2, 2]", path=np.array(["a"])),
     npz("embeddings of texts", "cannot be read", embedding=np.array([["x"], ["y"]])),

@@ -120,12 +120,13 @@ FILES = [
     refuses("greys of 16 bits with an alpha channel", lambda f: save(f, "x.png", png(2, 2, 16, 4, (b"\0" + b"\1\x80"*4)*2)), "x.png",
             "16 bits"),
     refuses("greys of 32 bits", lambda f: save(f, "x.tif", Image.fromarray(np.full((4, 4), 70000, "int32"))), "x.tif", "mode I", "8 bits"),
+    refuses("signed greys of 8 bits", lambda f: save(f, "x.tif", Image.fromarray(HALF[..., 0]), tiffinfo={339: 2}), "x.tif", "signed"),
     refuses("floating-point numbers", lambda f: save(f, "x.tif", Image.fromarray(np.full((4, 4), .5, "float32"))), "x.tif", "mode F",
             "8 bits"),
     *[refuses(f"an animated {kind} file", partial(lambda f, k: frames(f, f"x.{k}"), k=kind), f"x.{kind}", "2 frames",
               "save one") for kind in ("gif", "png", "webp", "tif")],
 
-    refuses("a file that is not there", lambda f: f/"x.jpg", "x.jpg", "No such file", "leave it out"),
+    refuses("a file that is not there", lambda f: f/"x.jpg", "x.jpg", "is missing", "leave it out"),
     refuses("a file without a byte", lambda f: save(f, "x.jpg", b""), "x.jpg", "no readable image", "save it again"),
     refuses("a page of HTML called x.jpg", lambda f: save(f, "x.jpg", b"<html>404</html>"), "x.jpg", "no readable image"),
     refuses("a PostScript program called x.jpg", lambda f: save(f, "x.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "x.jpg",
@@ -141,17 +142,23 @@ FILES = [
             "shrink"),
     refuses("a PNG file of 9,000 × 9,000 pixels", lambda f: save(f, "x.png", png(9000, 9000)), "x.png", f"{MOST_PIXELS:,} pixels",
             "shrink"),
-    refuses("a pipe called x.jpg", pipe, "x.jpg", "no regular file"),
-    refuses("a link to a device without an end", lambda f: linked(f, "/dev/zero"), "x.jpg", "no regular file"),
+    refuses("a pipe called x.jpg", pipe, "x.jpg", "named pipe"),
+    refuses("a link to a device without an end", lambda f: linked(f, "/dev/zero"), "x.jpg", "is a device"),
     refuses("a link to nothing", lambda f: linked(f, f/"nowhere"), "x.jpg", "broken link"),
-    refuses("a link to itself", lambda f: linked(f, f/"x.jpg"), "x.jpg", "broken link"),
-    refuses("a folder called x.jpg", lambda f: (f/"x.jpg").mkdir() or f/"x.jpg", "x.jpg", "no regular file"),
+    refuses("a link to itself", lambda f: linked(f, f/"x.jpg"), "x.jpg", "Too many levels"),
+    refuses("a folder called x.jpg", lambda f: (f/"x.jpg").mkdir() or f/"x.jpg", "x.jpg", "is a folder"),
     refuses("a name with a null character", lambda f: f/"x\0.jpg", "null"),
     Case("a size of no pixels", lambda f: read_image(save(f, "x.png"), (0, 8)), refused=("height=0", "at least 1")),
+    *(Case(f"a size of {words}", lambda f, size=size: read_image(save(f, "x.png"), size), refused=("size=", why))
+      for words, size, why in (("one number", 8, "(height, width)"), ("one number in brackets", (8,), "(height, width)"),
+                               ("three numbers", (8, 4, 3), "(height, width)"), ("a billion by a billion pixels", (10**9, 10**9), "smaller"))),
+    Case("a store of decoded images of a size of one number", lambda f: image_store([save(f, "x.png")], 8, f),
+         refused=("size=8", "(height, width)")),
     Case("a size in floating-point numbers", lambda f: read_image(save(f, "x.png"), (8, 4.5)), refused=("width=4.5", "whole number")),
     Case("a store of decoded images that was cut off", lambda f: cut_store(f), refused=(".npy", "damaged", "remove it")),
     Case("a store of no images", lambda f: image_store([], (8, 4), f), refused=("paths", "give")),
-    Case("a pipe among the images of a store", lambda f: image_store([pipe(f)], (8, 4), f), refused=("x.jpg", "no regular file")),
+    Case("a pipe among the images of a store", lambda f: image_store([pipe(f)], (8, 4), f), refused=("x.jpg", "named pipe")),
+    Case("a pipe in the place of a store of decoded images", lambda f: piped_store(f), refused=(".npy", "named pipe", "remove it")),
 ]
 
 
@@ -159,6 +166,13 @@ def cut_store(folder):
     paths = [save(folder, "x.png")]
     store = Path(image_store(paths, (8, 4), folder).filename)
     os.truncate(store, 150)
+    return image_store(paths, (8, 4), folder)
+
+
+def piped_store(folder):
+    store = Path(image_store(paths := [save(folder, "x.png")], (8, 4), folder).filename)
+    store.unlink()
+    os.mkfifo(store)
     return image_store(paths, (8, 4), folder)
 
 

@@ -1,6 +1,7 @@
 """What a learner makes of what it is given: tables, numbers and names that cannot train, and calls that fastai's users expect to work."""
 import contextlib
 import io
+import os
 import pickle
 
 import numpy as np
@@ -258,6 +259,7 @@ ARGUMENTS = [
 ]
 
 OWN = {"triplet.distance": Euclidean(normalize=False), "triplet.miner": margin_sample}
+OF_NUMPY = {"p": np.int64(3), "k": np.int32(2), "seed": np.int64(0), "flip": np.float64(.5), "weight_decay": np.float64(.05)}
 FITS = [
     Case("fit of 2 epochs twice", lambda f: numbers(trained(2, 2)), gives=lambda n: n == [1, 2, 3, 4], means="trains 4 epochs"),
     Case("fit of 2 epochs twice with a folder", lambda f: numbers(again(f, 2, 2)) + pd.read_csv(f/"history.csv").epoch.tolist(),
@@ -280,6 +282,9 @@ FITS = [
     Case("a distance and a miner of one's own, interrupted, from its folder",
          lambda f: interrupted(f, 1, 2, settings=OWN) and numbers(again(f, 2, settings=OWN)), gives=lambda n: n == [1, 2], means="resumes"),
     Case("another distance of one's own", lambda f: interrupted(f, 1, 2, settings=OWN) and learner(folder=f), refused=("settings", "remove it")),
+    Case("arguments of NumPy's, from a folder",
+         lambda f: interrupted(f, 1, 2, **OF_NUMPY) and numbers(again(f, 2, lr=np.float64(1e-3), **OF_NUMPY)), gives=lambda n: n == [1, 2],
+         means="resumes"),
     Case("a checkpoint of another protocol", lambda f: again(f, 1) and learner(folder=f, protocol=Protocol(ap="trapezoid")),
          refused=("protocol", "remove it")),
     Case("a file of weights for a checkpoint", lambda f: torch.save({"w": torch.zeros(2)}, f/"checkpoint.pt") or learner(folder=f),
@@ -316,6 +321,10 @@ FASTAI = [
         "export": "save_embedder", "predict": "embed_folder", "show_results": "ranking", "tta": "embed", "to_fp16": "precision",
         "to_bf16": "precision"}.items()),
     Case("load of a file that is not there", lambda f: learner().load(f/"none"), refused=("none.pth is missing", "learn.save")),
+    Case("two files whose names have a dot", lambda f: [learner().save(f/name).name for name in ("m0.1", "m0.2")],
+         gives=lambda names: names == ["m0.1.pth", "m0.2.pth"], means="are two files"),
+    Case("save without a name", lambda f: learner().save(""), refused=("names no file", "learn.save('best')")),
+    Case("load of a named pipe", lambda f: os.mkfifo(f/"x.pth") or learner().load(f/"x"), refused=("named pipe", "learn.save")),
     Case("load of other weights", lambda f: learner("proxy_anchor").save(f/"x") and learner().load(f/"x"), refused=("x.pth", "learn.save")),
     Case("EarlyStoppingCallback without a monitor", lambda f: found(learner(), EarlyStoppingCallback()),
          refused=("valid_loss", 'monitor="mAP"')),

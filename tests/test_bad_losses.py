@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from test_losses import CLASSES, DIM, METRIC, REFERRING, VARIANTS, batch, make, seeded
 
 from reid_study.core import InputError
-from reid_study.distances import DISTANCES, as_pids, check_embeddings, fit_kissme, fit_whitening, get_distance, pack_bits, unit
-from reid_study.losses.attributes import attribute_counts, attribute_targets
+from reid_study.distances import (
+    DISTANCES, Euclidean, as_pids, check_embeddings, fit_kissme, fit_whitening, get_distance, pack_bits, unit)
+from reid_study.losses.attributes import attribute_accuracy, attribute_counts, attribute_targets
 from reid_study.losses.base import LOSSES, MetricLoss
 from reid_study.losses.batch_all import quadruplet_sum, triplet_sum
 from reid_study.losses.many_identities import SampledSoftmaxLoss, ShardedIdentityLoss, sharded_cross_entropy
@@ -276,6 +277,14 @@ CASES = [
     Case("KISSME on embeddings with NaN", lambda _: fit_kissme(NOT_FINITE, PIDS), refused="NaN"),
     Case("bits of infinite embeddings", lambda _: pack_bits(X/0), refused="infinite"),
     Case("embeddings of another width than the gallery's", lambda _: check_embeddings(X, X[:, 1:]), refused=("8", "7", "one network")),
+    Case("logits that are NaN, for the attributes' accuracy", lambda _: attribute_accuracy(torch.full((2, 39), torch.nan), ATTRIBUTES[:2]),
+         refused=("2 of 2", "NaN")),
+    Case("logits of other images, for the attributes' accuracy", lambda _: attribute_accuracy(torch.ones(3, 39), ATTRIBUTES[:2]),
+         refused=("3 rows", "2")),
+    Case("statistics of a loss that is NaN", lambda _: make("identity").compute(X[:, :CLASSES]*torch.nan, PIDS)[1]["accuracy"],
+         gives=torch.isnan, means="they are NaN"),
+    Case("embeddings of 10⁻²⁵ that are not normalised", lambda _: Euclidean(normalize=False)(X[:4]*1e-25, X[4:]*1e-25)*1e25,
+         gives=lambda d: torch.allclose(d, Euclidean(normalize=False)(X[:4], X[4:])), means="distances are right"),
     Case("a classifier drawn from labels beyond it", lambda _: SampledSoftmaxLoss(3, DIM)(X, PIDS), refused=("0 to 2",))]
 
 @table(CASES)

@@ -21,6 +21,7 @@ from reid_study.networks.embedder import make_embedder
 from reid_study.study.config import Config, make_config, recipe_configs, run_id
 from reid_study.study.spec import OWN, arm_configs, read_study
 from reid_study.study.tuning import suggest, tuning_config
+from reid_study.study.workflow import run_study
 from reid_study.study.worker import check_parameters, execute
 from reid_study.training.recipes import get_recipe
 
@@ -81,13 +82,19 @@ def strange_place(folder):
     return nbformat.read(strange/"done.ipynb", 4).cells[-1].outputs[0].text == "3\n"
 
 
+EMBEDDED = Path(__file__).parents[1]/"studies"/"embedded.yaml"
+
 CASES = [
     # files
     Case("a study file that is missing", lambda folder: read_study(folder/"none.yaml"), refused=("none.yaml", "studies/embedded.yaml")),
-    Case("a folder as the study file", read_study, refused=("is not a file",)),
-    Case("a named pipe as the study file", fifo, refused=("study.yaml", "is not a file")),
-    Case("an endless device as the study file", lambda folder: read_study("/dev/zero"), refused=("/dev/zero", "is not a file")),
-    Case("a study file of a megabyte", lambda folder: study(folder, STUDY + "#" + "x"*10**6), refused=("study.yaml", "100000 bytes")),
+    Case("a folder as the study file", read_study, refused=("is a folder", "give a study file")),
+    Case("a named pipe as the study file", fifo, refused=("study.yaml", "is a named pipe")),
+    *(Case(f"{words} for the pages of a study", lambda folder, make=make: run_study(EMBEDDED, folder, folder/"runs", make(folder),
+           device="cpu"), refused=(name, "is no folder", "another place"))
+      for words, make, name in (("a device", lambda folder: "/dev/null", "/dev/null"),
+                                ("a named pipe", lambda folder: os.mkfifo(folder/"x") or folder/"x", "/x "))),
+    Case("an endless device as the study file", lambda folder: read_study("/dev/zero"), refused=("/dev/zero", "is a device")),
+    Case("a study file of a megabyte", lambda folder: study(folder, STUDY + "#" + "x"*10**6), refused=("study.yaml", "100,000 that such a file may have")),
     Case("a study file that is not UTF-8", lambda folder: study(folder, "title: Größe".encode("latin-1")), refused=("save it as UTF-8",)),
     Case("a study file with a byte order mark", lambda folder: study(folder, b"\xef\xbb\xbf" + STUDY.encode()),
          gives=lambda found: found.title == "One", means="is read without it"),
@@ -170,11 +177,11 @@ CASES = [
     Case("a tuning of no trials", lambda folder: tuning_config("people", "triplet", 0), refused=("trials=0", "at least 1")),
     # weights
     Case("weights that are no file", lambda folder: make_config("people", "triplet", weights="none.pth"),
-         refused=("weights=", "none.pth", "is no file")),
+         refused=("weights=", "none.pth", "is missing")),
     Case("weights that are a folder", lambda folder: make_config("people", "triplet", weights=str(folder)),
-         refused=("weights=", "is no file")),
+         refused=("weights=", "is a folder")),
     Case("weights in a study file that are no file", replaced("epochs: 2", "weights: none.pth"),
-         refused=("protocol: weights", "is no file")),
+         refused=("protocol: weights", "is missing")),
     Case("other weights under the same path", lambda folder: run_id(started(folder)) != run_id(started(folder, content=b"23")),
          gives=bool, means="make another run"),
     Case("a configuration whose weights have changed", changed, refused=("weights", "has changed", "leave weights_sum out")),

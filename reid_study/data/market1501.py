@@ -11,15 +11,17 @@ import bz2
 import gzip
 import lzma
 import os
+import posixpath
 import re
 import tarfile
 import zipfile
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from ..core import InputError, atomic
+from ..core import InputError, atomic, regular_file
 from .datasets import register_dataset
 from .images import is_system_file, list_images
 
@@ -49,23 +51,24 @@ def most_unpacked(path):
     return max(2**24, 20*os.path.getsize(path))
 
 def _counted(path, members):
-    "The (name, bytes) pairs `members`, as a list; an `InputError` as soon as they are more than `most_unpacked`."
+    "The (name, bytes, whether it is a folder) of `members`, as a list; an `InputError` as soon as they are more than `most_unpacked`."
     most, total, counted = most_unpacked(path), 0, []
-    for name, size in members:
-        total += max(size, 4096)
-        counted.append((name, size))
+    for member in members:
+        total += max(member[1], 4096)
+        counted.append(member)
         if total > most: raise InputError(f"{path} unpacks to more than {most//2**20} MB, which no archive of images of its size does; "
                                           "get the archive again from its authors")
     return counted
 
 # %% ../../nbs/11_data.market1501.ipynb #b3f50719
 def _zip_members(path):
-    "The (name, bytes) of all members of a zip archive, which extracts no more than it announces."
-    with zipfile.ZipFile(path) as archive: members = _counted(path, ((m.filename, m.file_size) for m in archive.infolist()))
-    for name, _ in members:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise InputError(f"{path}: the member {name!r} would land outside the folder; do not use this archive")
+    "What `_counted` gives for all members of a zip archive, which extracts no more than it announces."
+    with zipfile.ZipFile(path) as archive: members = _counted(path, ((m.filename, m.file_size, m.is_dir()) for m in archive.infolist()))
+    for name, *_ in members:
+        if PurePosixPath(name).is_absolute() or "\\" in name: raise InputError(_outside(path, name))
     return members
+
+def _outside(path, name): return f"{path}: the member {name!r} would land outside the folder; do not use this archive"
 
 # %% ../../nbs/11_data.market1501.ipynb #c406182a
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}     # by the first two bytes
@@ -80,22 +83,33 @@ class _Bounded:
         return data
 
 def _tar_members(path):
-    "The (name, bytes) of all members of a tar archive, read to its end, where compressed ones have a checksum."
+    "What `_counted` gives for all members of a tar archive, read to its end, where compressed ones have a checksum."
     with open(path, "rb") as file: opener = _OPENERS.get(file.read(2), open)
     with opener(path, "rb") as file:
         bounded = _Bounded(file, max(most_unpacked(path), os.path.getsize(path)))
-        with tarfile.open(fileobj=bounded, mode="r|") as archive: members = _counted(path, ((m.name, m.size) for m in archive))
+        with tarfile.open(fileobj=bounded, mode="r|") as archive: members = _counted(path, ((m.name, m.size, m.isdir()) for m in archive))
         while bounded.read(2**20): pass
     return members
 
 # %% ../../nbs/11_data.market1501.ipynb #3d10b2ba
+def _check_names(path, members):
+    "Raise `InputError` for a member that would land outside the folder or replace another: a name twice, or one below a file or link."
+    spelt = {name: posixpath.normpath(name.lstrip("/")) for name, *_ in members}      # as it will lie in the folder
+    files = Counter(spelt[name] for name, _, is_folder in members if not is_folder)
+    if up := next((name for name in spelt if ".." in PurePosixPath(name).parts), None): raise InputError(_outside(path, up))
+    for name, _, is_folder in members:
+        if files[spelt[name]] > (not is_folder):
+            raise InputError(f"{path}: the member {name!r} is there twice; get the archive again from its authors")
+        if above := next((str(p) for p in PurePosixPath(spelt[name]).parents if str(p) in files), None):
+            raise InputError(f"{path}: the member {name!r} lies below {above!r}, which is no folder; get the archive again from its authors")
+
 ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz"
 
 def unpack(path):
     """Unpack an archive of `ARCHIVES` beside itself and return the folder; a folder is returned as it is.
 
     A path that does not exist stands for an archive of that name beside it, if there is one. The folder appears when it is
-    complete. Raises `InputError` for a damaged archive, a member that would land outside the folder or is there twice, and contents
+    complete. Raises `InputError` for a damaged archive, a member that would land outside the folder or replace another, and contents
     of more than `most_unpacked` bytes.
     """
     path = Path(path)
@@ -107,8 +121,7 @@ def unpack(path):
     if target.is_dir(): return target
     try:
         members = _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path)
-        if len(twice := pd.Series([name for name, _ in members]).loc[lambda names: names.duplicated()]):
-            raise InputError(f"{path}: the member {twice.iloc[0]!r} is there twice; get the archive again from its authors")
+        _check_names(path, members)
         with atomic(target) as folder:
             folder.mkdir()
             if zipfile.is_zipfile(path):
@@ -134,16 +147,21 @@ def find_layout(root, names=tuple(FOLDERS.values())):
     raise InputError(f"{root} lacks {missing}; unpack the dataset there again")
 
 # %% ../../nbs/11_data.market1501.ipynb #dbd7f82a
+def _number(text):
+    "The number of a person in an attribute file. `ValueError` for what is not one to nine digits."
+    if re.fullmatch(r"\d{1,9}", text, re.ASCII): return int(text)
+    raise ValueError(f"{text[:80]!r} is no number of a person")
+
 def read_attributes(path):
     """Read `market_attribute.mat` -> table with `pid` and the 27 attribute columns, int8 (class indices from 0).
 
     Raises `InputError` for another file, a person who is listed twice and a value out of the coding.
     """
     from scipy.io import loadmat
-    if not os.path.isfile(path): raise InputError(f"{path} is no regular file; get it again")
+    regular_file(path, "get it again")
     try:
         content = loadmat(path, struct_as_record=False, squeeze_me=True)["market_attribute"]
-        parts = [{"pid": [int(str(i)) for i in np.atleast_1d(part.image_index)],
+        parts = [{"pid": [_number(str(i)) for i in np.atleast_1d(part.image_index)],
                   **{name: np.atleast_1d(getattr(part, name)).tolist() for name in ATTRIBUTES}} for part in (content.train, content.test)]
         table = pd.concat(map(pd.DataFrame, parts), ignore_index=True)
     except Exception as e:  # scipy raises many kinds for a file that is not what it should be

@@ -7,13 +7,13 @@ __all__ = ['MSMT17_COUNTS', 'MSMT17_VAL', 'MSMT17_FOLDERS', 'CUHK03_COUNTS', 'DU
            'read_duke']
 
 # %% ../../nbs/17_data.others.ipynb #1723fa9e
+import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..core import InputError, lookup, read_json
+from ..core import InputError, lookup, read_json, regular_file
 from .datasets import SPLITS, register_dataset
 from .market1501 import find_layout, read_market
 
@@ -23,8 +23,7 @@ def _table(root, rows, counts):
     table = pd.DataFrame(rows, columns=["path", "pid", "camid", "split"])
     if len(twice := table.path[table.path.duplicated()]):
         raise InputError(f"{twice.iloc[0]} is listed twice under {root}; get the lists of the splits again")
-    if missing := next((path for path in table.path if not Path(path).is_file()), None):
-        raise InputError(f"{missing} is listed under {root} and is not there; unpack the dataset again")
+    for path in table.path: regular_file(path, f"it is listed under {root}: unpack the dataset again")
     for split in SPLITS: _check_split(root, split, table[table.split == split], counts)
     shared = set(table.pid[table.split == "train"]) & set(table.pid[table.split != "train"])
     if shared: raise InputError(f"{root}: {len(shared)} identities are in train and in query or gallery "
@@ -46,13 +45,12 @@ MSMT17_FOLDERS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2
 
 def _listed(path, folder):
     "The rows (image, person, camera) of one of MSMT17's lists."
-    if not path.is_file(): raise InputError(f"{path} is no regular file; unpack the dataset again")
-    try: lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f"{path} cannot be read ({e}); unpack the dataset again") from None
+    try: lines = regular_file(path, "unpack the dataset again").read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as e: raise InputError(f"{path} cannot be read ({e}); unpack the dataset again") from None
     rows = []
     for i, line in enumerate(lines, 1):
         if not line.strip(): continue
-        match = re.fullmatch(r"(\w+/\w+?_\d+_(\d+)_[^/\s]+)\s+(\d+)\s*", line)
+        match = re.fullmatch(r"(\w+/\w+?_\d{1,9}_(\d{1,9})_[^/\s]+)\s+(\d{1,9})\s*", line, re.ASCII)
         if match is None:
             raise InputError(f"{path}, line {i}: {line[:80]!r} is not like '0000/0000_000_01_0303morning_0015_0.jpg 0' "
                              "(image, person); get the list again")
@@ -106,7 +104,7 @@ def _splits_json(path):
 # %% ../../nbs/17_data.others.ipynb #d7508e81
 def _named(name, source):
     "`1_002_1_03.png` -> (pid 1002, camid 1)."
-    match = re.fullmatch(r"([1-5])_(\d{3})_([12])_\d{2}\.png", name)
+    match = re.fullmatch(r"([1-5])_(\d{3})_([12])_\d{2}\.png", name, re.ASCII)
     if match is None: raise InputError(f"{source}: {name!r} is not like 1_002_1_03.png (pair, person, camera, number); get the file again")
     return 1000*int(match[1]) + int(match[2]), int(match[3])
 
@@ -123,9 +121,9 @@ def read_cuhk03(root, boxes="detected", counts=CUHK03_COUNTS):
     lookup(boxes, CUHK03_COUNTS, "kind of boxes")
     root = find_layout(root, [f"images_{boxes}"])
     files = {root/f"cuhk03_new_protocol_config_{boxes}.mat": _splits_mat, root/f"splits_new_{boxes}.json": _splits_json}
-    source = next((path for path in files if path.is_file()), None)
+    source = next((path for path in files if os.path.lexists(path)), None)
     if source is None: raise InputError(f"{root} has no splits of the new protocol; put {' or '.join(path.name for path in files)} there")
-    splits = files[source](source)
+    splits = files[source](regular_file(source, "get it again"))
     rows = [(str(root/f"images_{boxes}"/name), *_named(name, source), split) for split, names in splits.items() for name in names]
     return _table(root, rows, counts and counts[boxes])
 

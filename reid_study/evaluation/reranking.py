@@ -42,14 +42,15 @@ def _lowest(rows, last, k):
 # %% ../../nbs/61_evaluation.reranking.ipynb #811cbe48
 def _neighbours(x, k, distance, block):
     "The k nearest of prepared x [N, D] to each, itself among them, nearest first [N, k], and its largest squared distance [N]."
-    lists, largest = np.empty((len(x), k), np.int32), x.new_empty(len(x), dtype=torch.float32)
+    lists, largest, noise = np.empty((len(x), k), np.int32), x.new_empty(len(x), dtype=torch.float32), 1e-37
     for start in range(0, len(x), block):
         d = _squared(distance, x[start:start + block], x)
         largest[start:start + block] = top = d.amax(1).clamp(min=torch.finfo(d.dtype).tiny)
+        noise = max(noise, d[:, start:start + block].diagonal().max().item())      # of images to themselves
         lists[start:start + block] = _first(d.div_(top[:, None]), k).cpu().numpy()
     if not (finite := largest.isfinite()).all():
         raise InputError(f"distances of {int((~finite).sum())} images are NaN or infinite; look at the distance's settings")
-    return lists, largest
+    return lists, torch.where(largest > 4*noise, largest, torch.inf)      # among equal images, all distances are 0
 
 # %% ../../nbs/61_evaluation.reranking.ipynb #0dc55d97
 def _incidence(lists, value):

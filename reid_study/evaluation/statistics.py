@@ -279,6 +279,7 @@ def sign_flip(differences, alternative="two-sided"):
     if len(d) < 2 or not np.isfinite(d).all():
         raise InputError("differences must be finite numbers [seeds], one for each of at least two seeds")
     lookup(alternative, dict.fromkeys(("two-sided", "greater", "less")), "alternative")
+    d = d/max(abs(d).max(), np.finfo(float).tiny)      # a sum would overflow
     test = stats.permutation_test((d,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=100_000,
                                   alternative=alternative, vectorized=True, rng=0)
     return float(test.pvalue)

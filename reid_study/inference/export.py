@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..core import InputError, atomic, check_number, lookup, read_json, shown, write_json
+from ..core import InputError, atomic, check_number, lookup, read_json, regular_file, shown, write_json
 from ..data.augment import MEAN, STD
 from ..data.images import as_rgb, read_image
 from ..distances import DISTANCES, get_distance
@@ -221,8 +221,7 @@ def load_embedder(folder, device="cpu"):
     """
     folder = Path(folder)
     about, path = read_about(folder), folder/WEIGHTS
-    try: content = path.read_bytes()
-    except OSError as e: raise InputError(f"{path} cannot be read ({e.strerror}); export the run again") from None
+    content = regular_file(path, "export the run again").read_bytes()
     if hashlib.sha256(content).hexdigest() != about["sha256"]:
         raise InputError(f"{path} is damaged: its SHA-256 is not the one in {ABOUT}; copy the folder again, or export the run again")
     try: network = make_embedder(about["backbone"], about["dim"])

@@ -9,6 +9,8 @@ __all__ = ['WAYS', 'try_pictures', 'decoded', 'check_embedded', 'write_embedding
 # %% ../../nbs/90a_inference.folders.ipynb #94a1e70c
 import csv
 import json
+import os
+import zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 from fastcore.basics import num_cpus
 from tqdm import tqdm
 
-from ..core import InputError, atomic, check_number, lookup
+from ..core import InputError, atomic, check_number, lookup, regular_file, writable
 from ..data.images import list_images, read_image
 
 # %% ../../nbs/90a_inference.folders.ipynb #f5a92e08
@@ -77,6 +79,10 @@ def check_embedded(table, embeddings, what="the table"):
                          "leave the row out, or embed the folder again")
 
 # %% ../../nbs/90a_inference.folders.ipynb #2c1a3d4e
+def _check_unpacked(path, size):
+    "Raise `ValueError` where a file of embeddings says that it unpacks to `size` bytes, and none of its length does."
+    if size > max(2**30, 20*os.path.getsize(path)): raise ValueError(f"it unpacks to {size//2**20:,} MB, which no file of its size does")
+
 def _to_parquet(table, embeddings, path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -84,10 +90,21 @@ def _to_parquet(table, embeddings, path):
     content = pa.Table.from_pandas(table, preserve_index=False).append_column("embedding", column)
     pq.write_table(content.replace_schema_metadata({"reid_study": json.dumps(table.attrs)}), path, compression="zstd")
 
+def _batches(path, file):
+    "The rows of an open Parquet file, some at a time, in which one text may stand for many."
+    size = 0
+    for batch in file.iter_batches(1024):
+        _check_unpacked(path, size := size + batch.nbytes)
+        yield batch
+
 def _from_parquet(path):
     import pyarrow as pa
     import pyarrow.parquet as pq
-    with pq.ParquetFile(path) as file: content = file.read()
+    with pq.ParquetFile(path) as file:
+        about = file.metadata
+        columns = [about.row_group(i).column(j) for i in range(about.num_row_groups) for j in range(about.num_columns)]
+        _check_unpacked(path, sum(max(c.total_uncompressed_size, 8*c.num_values) for c in columns) + 8*about.num_rows*about.num_columns)
+        content = pa.Table.from_batches(_batches(path, file), file.schema_arrow)
     content.validate(full=True)
     kind = content.schema.field("embedding").type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or not (
@@ -131,6 +148,7 @@ def _to_npz(table, embeddings, path):
     with open(path, "wb") as file: np.savez(file, embedding=embeddings, attrs=np.array(json.dumps(table.attrs)), **columns)
 
 def _from_npz(path):
+    with zipfile.ZipFile(path) as file: _check_unpacked(path, sum(member.file_size for member in file.infolist()))
     with np.load(path, allow_pickle=False) as file: content = dict(file)
     embeddings, attrs = content.pop("embedding"), json.loads(str(content.pop("attrs")))
     return pd.DataFrame({name: list(values) if values.dtype.kind == "U" else values for name, values in content.items()}), embeddings, attrs
@@ -154,6 +172,7 @@ def write_embeddings(table, embeddings, path):
     check_embedded(table, embeddings)
     try:
         with atomic(path) as temporary: write(table, embeddings, temporary)
+    except InputError: raise
     except (TypeError, ValueError) as e:
         raise InputError(f"{path} cannot hold the table ({e}); rename or drop the column, or change the attrs") from e
     return Path(path)
@@ -167,7 +186,7 @@ def read_embeddings(path, embedder=None):
     """
     path, remedy = Path(path), "make one with: reid-study embed EMBEDDER FOLDER"
     _, read = lookup(path.suffix.lower(), WAYS, f"suffix of {path},")
-    if not path.is_file(): raise InputError(f"{path} is not there, or is no regular file; {remedy}")
+    regular_file(path, remedy)
     try:
         table, embeddings, attrs = read(path)
         embeddings = _as_float32(embeddings)
@@ -183,9 +202,9 @@ def read_embeddings(path, embedder=None):
 
 # %% ../../nbs/90a_inference.folders.ipynb #a0c9c0e8
 def check_file(path, example):
-    "Raise `InputError` where no file can be written at `path`, because a folder is there; `example`: a file name for the message."
-    if Path(path).name and not Path(path).is_dir(): return
-    raise InputError(f"{str(path)!r} is a folder; give the name of a file, as {Path(path)/example}")
+    "Raise `InputError` where no file can be written at `path`, as `writable` does; `example`: a file name for the message about a folder."
+    if Path(path).name and not Path(path).is_dir(): writable(path)
+    else: raise InputError(f"{str(path)!r} is a folder; give the name of a file, as {Path(path)/example}")
 
 # %% ../../nbs/90a_inference.folders.ipynb #6e2c9d05
 def embed_folder(embedder, folder, batch=64, out=None):
@@ -193,7 +212,7 @@ def embed_folder(embedder, folder, batch=64, out=None):
 
     An image that cannot be read, and whatever else `list_images` names, is reported and left out. The table's `attrs` say "folder",
     "embedder" (the hash of its weights) and "skipped" (path -> why). `out`: a file to write both to, see `write_embeddings`. Raises
-    `InputError` for a folder that is missing or holds no image that can be read, for an `out` that is a folder or has another suffix,
+    `InputError` for a folder that is missing or holds no image that can be read, for an `out` that `check_file` refuses or has another suffix,
     and for an embedding that is NaN or infinite.
     """
     if out is not None:
@@ -201,17 +220,21 @@ def embed_folder(embedder, folder, batch=64, out=None):
         lookup(Path(out).suffix.lower(), WAYS, f"suffix of {out},")
     check_number("batch", batch, 1, whole=True)
     folder, (files, rest) = Path(folder), list_images(folder)
-    paths, parts, skipped = [], [], {}
+    paths, parts, skipped, unread = [], [], {}, []
     with tqdm(total=len(files), desc="embedding", unit="image") as bar:
         for file, why in rest.items(): bar.write("skipped " + _note(skipped, file.relative_to(folder).as_posix(), why))
         for part, results in decoded(files, embedder.size, batch, folder=folder):
             pixels = []
             for file, result in zip((file.relative_to(folder).as_posix() for file in part), results):
-                if isinstance(result, Exception): bar.write("skipped " + _note(skipped, file, result.__cause__ or result))
+                if isinstance(result, Exception):
+                    unread.append(_note(skipped, file, result.__cause__ or result))
+                    bar.write(f"skipped {unread[-1]}")
                 else: paths.append(file); pixels.append(result)
             if pixels: parts.append(_finite(embedder.embed(torch.from_numpy(np.stack(pixels))).cpu(), paths[-len(pixels):]))
             bar.update(len(part))
-    if not paths: raise InputError(f"none of the {len(files)} images under {folder} can be read; the first: {next(iter(skipped.values()))}")
+    if not paths:
+        raise InputError(f"none of the {len(files)} images under {folder} can be read (the first is {unread[0]}); "
+                         "save them again, or give another folder")
     table, embeddings = pd.DataFrame({"path": paths}), torch.cat(parts).numpy()
     table.attrs = {"folder": str(folder.resolve()), "embedder": embedder.about["sha256"], "skipped": skipped}
     if out is not None: write_embeddings(table, embeddings, out)

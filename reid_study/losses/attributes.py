@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..core import InputError, check_number
-from .base import NOT_A_MARGIN, register_loss
+from .base import NOT_A_MARGIN, register_loss, with_nan
 from .identity import check_logits
 from ..networks.heads import AttributeHead, TASKS
 
@@ -117,7 +117,8 @@ class AttributeLoss(nn.Module):
             all_classes = normaliser - scores.masked_fill(scores == -torch.inf, 0).sum(0)/_CLASSES.to(scores.device)[:, None]
             each = torch.lerp(each, all_classes, self.label_smoothing)
         if self.weights is not None: each = each*self.weights[..., None].expand_as(scores).gather(0, wanted)[0]
-        return _mean_of_tasks(each, known), {"accuracy": _mean_of_tasks((answer == targets.T).to(scores.dtype), known)}
+        right = (answer == targets.T).to(scores.dtype)
+        return with_nan(_mean_of_tasks(each, known), {"accuracy": _mean_of_tasks(right, known)})
 
     def forward(self, logits, attributes): return self.compute(logits, attributes)[0]
 
@@ -136,9 +137,14 @@ def attribute_accuracy(logits, attributes):
 
     `balanced`: the mean over the classes that occur of the share of their images that are named right. `majority`: the accuracy of
     always naming the commonest class of these images. A task of which nothing is known is left out.
+    Raises `InputError` as the loss does, and for logits that are NaN.
     """
+    check_logits(logits)
     targets, result = attribute_targets(attributes), {}
     _check_targets(targets)
+    if len(logits) != len(targets):
+        raise InputError(f"{len(logits)} rows of logits and {len(targets)} of attributes; give one of each an image")
+    if lost := int(logits.isnan().any(1).sum()): raise InputError(f"the logits of {lost} of {len(logits)} images are NaN; train again")
     for task, t, answer in zip(TASKS, targets.T, _table(logits, -torch.inf).argmax(0)):
         t, answer = t[t >= 0], answer[t >= 0]
         if not len(t): continue

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REDUCTIONS', 'FILLED', 'NOT_A_MARGIN', 'NOT_POSITIVE', 'NOT_A_COUNT', 'COMMON_REFUSALS', 'LOSSES', 'MetricLoss',
-           'zero_or_nan', 'as_indices', 'pair_masks', 'mean', 'hinge_sums', 'reduce_hinges', 'check_reduction',
-           'log_sum_exp', 'not_empty', 'mean_distances', 'anchor_mean', 'cross_entropy', 'check_classes', 'Loss',
-           'register_loss']
+           'zero_or_nan', 'with_nan', 'as_indices', 'pair_masks', 'mean', 'hinge_sums', 'reduce_hinges',
+           'check_reduction', 'log_sum_exp', 'not_empty', 'mean_distances', 'anchor_mean', 'cross_entropy',
+           'check_classes', 'Loss', 'register_loss']
 
 # %% ../../nbs/39_losses.base.ipynb #eac37918
 import inspect
@@ -51,7 +51,8 @@ class MetricLoss(nn.Module):
         value, statistics = self.from_distances(distances, pids, ref_labels, indices_tuple)
         value = value + zero_or_nan(distances)
         penalty = self.distance.penalty(embeddings)
-        return (value, statistics) if penalty is None else (value + penalty, statistics | {"penalty": penalty.detach()})
+        if penalty is not None: value, statistics = value + penalty, statistics | {"penalty": penalty.detach()}
+        return with_nan(value, statistics)
 
     def from_distances(self, distances, pids, ref_pids=None, indices=None):
         """The loss and its statistics from distances [M, N], the identities of rows and columns, and tuples of indices or None.
@@ -70,6 +71,12 @@ def zero_or_nan(x):
     A comparison with NaN is false, so a mask hides it: the anchor counts as one without pairs, and the loss as zero.
     """
     return x.detach().sum()*0
+
+# %% ../../nbs/39_losses.base.ipynb #0349bc5a
+def with_nan(value, statistics):
+    "(value, statistics), where a value that is NaN or infinite makes all statistics NaN: shares of comparisons with NaN would be 0."
+    lost = zero_or_nan(value)
+    return value, {name: share + lost for name, share in statistics.items()}
 
 # %% ../../nbs/39_losses.base.ipynb #3ee27e93
 def as_indices(indices, distances):

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..core import InputError, check_number
 from ..distances import as_pids
-from .base import NOT_A_MARGIN, check_classes, cross_entropy, mean, register_loss
+from .base import NOT_A_MARGIN, check_classes, cross_entropy, mean, register_loss, with_nan
 from ..networks.heads import Classifier
 
 # %% ../../nbs/30_losses.identity.ipynb #984fd801
@@ -40,7 +40,7 @@ class IdentityLoss(nn.Module):
         if logits.ndim == 3: logits, pids = logits.flatten(0, 1), pids.repeat_interleave(parts)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         value = parts*cross_entropy(logits, pids, self.label_smoothing)
-        return value, {"accuracy": mean((logits.detach().argmax(1) == pids).float())}
+        return with_nan(value, {"accuracy": mean((logits.detach().argmax(1) == pids).float())})
 
     def forward(self, logits, pids): return self.compute(logits, pids)[0]
 

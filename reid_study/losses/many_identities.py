@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..core import InputError, check_number
 from ..distances import differentiable_once
-from .base import cross_entropy, mean
+from .base import cross_entropy, mean, with_nan
 from .margin_softmax import checked_batch
 
 # %% ../../nbs/35_losses.many_identities.ipynb #6a6cedf6
@@ -98,7 +98,7 @@ class ShardedIdentityLoss(nn.Module):
     def compute(self, embeddings, pids):
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
         each, best = _sharded_softmax(embeddings, self.shards, pids)
-        return mean(each), {"accuracy": mean((best == pids).float())}
+        return with_nan(mean(each), {"accuracy": mean((best == pids).float())})
 
     def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
 
@@ -139,7 +139,7 @@ class SampledSoftmaxLoss(nn.Module):
         dtype = torch.promote_types(torch.promote_types(embeddings.dtype, weight.dtype), torch.float32)
         with torch.autocast(embeddings.device.type, enabled=False): logits = F.linear(embeddings.to(dtype), weight.to(dtype))
         right = logits.detach().argmax(1) == target
-        return cross_entropy(logits if shift is None else logits + shift, target), {"accuracy": mean(right.float())}
+        return with_nan(cross_entropy(logits if shift is None else logits + shift, target), {"accuracy": mean(right.float())})
 
     def drawn(self, pids):
         "The rows drawn [R, dim], those of the batch first, the row of each pid [B], and what the correction adds to the logits [R]."

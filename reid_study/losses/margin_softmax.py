@@ -13,7 +13,7 @@ from torch import nn
 
 from ..core import InputError, check_number
 from ..distances import as_pids, check_embeddings, differentiable_once, unit
-from .base import NOT_A_MARGIN, NOT_POSITIVE, check_classes, cross_entropy, mean, register_loss
+from .base import NOT_A_MARGIN, NOT_POSITIVE, check_classes, cross_entropy, mean, register_loss, with_nan
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #e577c2a0
 def cosine_logits(embeddings, weight, scale=1.0):
@@ -60,7 +60,7 @@ class MarginSoftmax(nn.Module):
         pids = checked_batch(embeddings, pids, *self.weight.shape)
         logits = cosine_logits(embeddings, self.weight, self.scale)
         right = logits.detach().argmax(1) == pids
-        return cross_entropy(self.with_margin(logits, pids[:, None]), pids), {"accuracy": mean(right.float())}
+        return with_nan(cross_entropy(self.with_margin(logits, pids[:, None]), pids), {"accuracy": mean(right.float())})
 
     def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import check_number
-from .base import NOT_A_MARGIN, NOT_POSITIVE, mean, register_loss
+from .base import NOT_A_MARGIN, NOT_POSITIVE, mean, register_loss, with_nan
 from .margin_softmax import checked_batch, cosine_logits
 
 # %% ../../nbs/49_losses.proxy_anchor.ipynb #352bb615
@@ -47,7 +47,7 @@ class ProxyAnchorLoss(nn.Module):
         pulls = log1p_sum_exp(shift - s, pids, len(self.proxies))
         others = logits.scatter(1, own, torch.finfo(logits.dtype).min)
         pushes = F.softplus(others.logsumexp(0) + shift)
-        return pulls.sum()/present + pushes.mean(), self.statistics(logits.detach(), s.detach(), pids)
+        return with_nan(pulls.sum()/present + pushes.mean(), self.statistics(logits.detach(), s.detach(), pids))
 
     def statistics(self, logits, s, pids):
         pairs = len(s)*(logits.shape[1] - 1)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..core import InputError, check_number
 from ..distances import as_pids, check_embeddings, unit
-from .base import NOT_POSITIVE, mean, register_loss, zero_or_nan
+from .base import NOT_POSITIVE, mean, register_loss, with_nan, zero_or_nan
 from ..networks.heads import FUSIONS, VerificationHead
 
 # %% ../../nbs/32_losses.verification.ipynb #e8c6a48e
@@ -67,9 +67,9 @@ class VerificationLoss(nn.Module):
         same = (torch.arange(len(i), device=i.device) < positives).repeat(len(z)//max(len(i), 1))
         right = ((z.detach() > 0) == same).float()
         value = mean(F.softplus(torch.where(same, -z, z)))      # -log v_1 = softplus(-z), -log v_0 = softplus(z)
-        return value + zero_or_nan(x), {
+        return with_nan(value + zero_or_nan(x), {
             "accuracy": mean(right), "accuracy_positive": (right*same).sum()/same.sum().clamp(min=1),
-            "accuracy_negative": (right*~same).sum()/(~same).sum().clamp(min=1)}
+            "accuracy_negative": (right*~same).sum()/(~same).sum().clamp(min=1)})
 
     def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..core import InputError
+from ..core import InputError, regular_file
 
 # %% ../../nbs/23_networks.weights.ipynb #4c2e2a7c
 def read_weights(path):
@@ -20,9 +20,7 @@ def read_weights(path):
     A dictionary under the key state_dict is unwrapped, and `module.` before names is removed. Nothing in the file is executed.
     Raises `InputError` for a file that is missing or damaged, that holds more than tensors and plain values, or no weights.
     """
-    path = Path(path)
-    if not path.is_file(): raise InputError(f"{path} is missing; give the file of the weights")
-    content = _content(path)
+    content = _content(regular_file(path, "give the file of the weights"))
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict): content = content["state_dict"]
     if not isinstance(content, dict) or not content or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in content.items()):
         raise InputError(f"{path} holds no weights: it must be a dictionary of tensors, or have such a dictionary under the key state_dict")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from papermill.exceptions import PapermillExecutionError
 
-from ..core import InputError
+from ..core import InputError, writable
 from .html import to_html
 from ..study.results import read_results
 from ..study.worker import execute
@@ -20,7 +20,7 @@ from ..study.workflow import TEMPLATES, pages
 def write_page(template, parameters, html):
     """Execute a template and keep it as an HTML page. An `InputError` in it is raised again, another error as a `RuntimeError`;
     both say where the executed notebook is."""
-    executed = Path(html).with_suffix(".ipynb")
+    executed = writable(html).with_suffix(".ipynb")
     try: execute(TEMPLATES/f"{template}.ipynb", executed, parameters)
     except PapermillExecutionError as e:
         kind, name = (InputError, "") if e.ename == "InputError" else (RuntimeError, f"{e.ename}: ")

@@ -12,12 +12,11 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..core import InputError, check_number, digest, lookup, plain, shown
+from ..core import InputError, check_number, digest, lookup, plain, regular_file, shown
 from ..data.datasets import get_dataset
 from ..data.market1501 import ATTRIBUTES
 from ..data.samplers import SAMPLERS
@@ -179,10 +178,9 @@ def _identified(path, given):
 def _checksum(path):
     "The first digits of the SHA-256 of a file of weights."
     try:
-        if not Path(path).is_file(): raise InputError(f"weights={shown(path)} is no file; give the path of a checkpoint")
-        about = os.stat(path)
+        about = os.stat(regular_file(path, "give the path of a checkpoint"))
         return _sum_of(path, about.st_mtime_ns, about.st_size)
-    except OSError as e: raise InputError(f"weights={shown(path)} cannot be read ({e.strerror}); give another file") from None
+    except InputError as e: raise InputError(f"weights={e}") from None
 
 @lru_cache
 def _sum_of(path, changed, size):

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from ..core import end_with
 from .config import make_config
-from .run import finish_run, one_at_a_time, open_dataset, partial_folder, place, prepare
+from .run import begin, finish_run, images_of, one_at_a_time, partial_folder, place, prepare, reused
 from ..training.distributed import over_ranks, rank_and_ranks, sharded_identity
 from ..training.learner import fit
 
@@ -33,7 +33,7 @@ def run_over_ranks(config, data="data", runs="runs", shard=False):
     """Make the run of a configuration over all ranks, each of which calls this; return its folder, which is complete when rank 0 returns.
 
     `shard`: keep the identity classifier in shards. The configuration gains `ranks` and `shard`.
-    Raises `InputError` for a process that is alone, and as `prepare`, `over_ranks` and `sharded_identity` do.
+    Raises `InputError` for a process that is alone, and as `make_run`, `prepare`, `over_ranks` and `sharded_identity` do.
     """
     join_ranks()
     rank, ranks = rank_and_ranks()
@@ -42,11 +42,12 @@ def run_over_ranks(config, data="data", runs="runs", shard=False):
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
     with contextlib.nullcontext() if rank else one_at_a_time(final):
         dist.broadcast_object_list(finished := [final.exists()])
-        if finished[0]: return final
-        folder.mkdir(parents=True, exist_ok=True)
+        images = _rank0_first(lambda: images_of(config, data, opened))
+        if finished[0]: return reused(final, images, data)
+        _rank0_first(lambda: begin(folder, images, data))
         learn = _rank0_first(lambda: prepare(config, data, device, folder, opened))
         with over_ranks(learn), sharded_identity(learn) if shard else contextlib.nullcontext(): fit(learn, config["epochs"], config["lr"])
-        if rank == 0: finish_run(config, learn, runs, env={"data": open_dataset(config["dataset"], data, opened)[1]})
+        if rank == 0: finish_run(config, learn, runs, env=images)
     return final
 
 def _rank0_first(call):

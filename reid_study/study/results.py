@@ -26,7 +26,7 @@ from ..data.datasets import get_dataset
 from .config import checked_by, run_id, validated
 from .hypotheses import QUESTIONS, hypotheses
 from .run import (ENCODINGS, EXAMPLES, HISTORY, MEANS, Run, RunConfig, RunEnvironment, RunMetrics, check_columns,
-                                  one_at_a_time)
+                                  one_at_a_time, possible_epochs, possible_pairs, possible_scores)
 from ..training.recipes import RECIPES
 
 # %% ../../nbs/73_study.results.ipynb #2db478e6
@@ -277,7 +277,7 @@ def _runs(table):
     for row in table.to_dict("records"):
         where, parts = f"run {row['run']}", {name: json.loads(row[name]) for name in ("config", "metrics", "environment")}
         validated(_Row, parts, where)
-        if not np.isfinite(np.stack([row[name] for name in PAIRS])).all(): raise InputError(f"{where}: its pairs are not numbers")
+        if not possible_pairs(np.stack([row[name] for name in PAIRS])): raise InputError(f"{where}: its pairs are no numbers of at least 0")
         run = Run(*parts.values(), {"pairs": pd.DataFrame({name.removeprefix("pairs_"): row[name] for name in PAIRS})})
         if run.id != row["run"]: raise InputError(f"{where}: its configuration hashes to {run.id}")
         if run.id in found: raise InputError(f"{where} stands twice")
@@ -296,7 +296,7 @@ def _demand(good, runs, words):
 def _check_identities(table, scores):
     "Has each run its identities, once each, with possible values whose mean is the run's mAP? `scores`: see `_scores`."
     values = table[IDENTITIES]
-    possible = (values[["AP", "d_ap", "d_an"]] >= 0).all(axis=1) & (values.AP <= 1) & (values.queries > 0)
+    possible = possible_scores(values) & (values.queries > 0)
     _demand(~table.duplicated(["run", "pid"]), table.run, "an identity stands twice")
     _demand(np.isfinite(values).all(axis=1) & possible, table.run,
             "an AP is not between 0 and 1, or a distance or the number of queries is missing")
@@ -310,10 +310,7 @@ def _check_history(table, scores):
     _demand(epochs == scores.epochs, scores.index, "it does not have all of its epochs")
     _demand(table.epoch == table.groupby("run").cumcount() + 1, table.run, "its epochs are not 1, 2, 3, …")
     check_columns(table, [], table.columns.drop("run"))
-    possible = np.isfinite(table[HISTORY]).all(axis=1) & (table.lr >= 0) & (table.seconds >= 0)
-    _demand(possible, table.run, f"an epoch lacks one of {', '.join(HISTORY)}")
-    seen = table.filter(["mAP", "rank1"])      # empty where an epoch was not validated
-    _demand(((seen >= 0) & (seen <= 1) | seen.isna()).all(axis=1), table.run, "an epoch's mAP or rank1 is not between 0 and 1")
+    _demand(possible_epochs(table), table.run, f"an epoch lacks one of {', '.join(HISTORY)}, or its mAP or rank1 is not between 0 and 1")
 
 def _check_examples(table, scores):
     "Are the examples complete?"

@@ -18,7 +18,7 @@ import torch
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
 
-from ..core import InputError, lookup, shown
+from ..core import InputError, lookup, regular_file, shown
 from ..data.datasets import DATASETS, get_dataset
 from ..networks.embedder import make_embedder
 from .config import (MOST_EPOCHS, MOST_TRIALS, Config, absolute, check_data, checked_by, make_config, protocol,
@@ -294,11 +294,9 @@ def _checked_keys(node):
 # %% ../../nbs/70_study.spec.ipynb #1f97247e
 def _content(path):
     "What a study file says."
+    file = regular_file(path, "give a study file, such as studies/embedded.yaml", LARGEST)
     try:
-        if path.exists() and not path.is_file(): raise InputError("it is not a file; give one such as studies/embedded.yaml")
-        with open(path, "rb") as file: text = file.read(LARGEST + 1)
-        if len(text) > LARGEST: raise InputError(f"it has more than {LARGEST} bytes; give a study file, such as studies/embedded.yaml")
-        return _parsed(text.decode("utf-8-sig"))
+        return _parsed(file.read_bytes().decode("utf-8-sig"))
     except InputError as e: raise InputError(f"{path}: {e}") from None
     except OSError as e: raise InputError(f"{path} cannot be read ({e.strerror}); give a file such as studies/embedded.yaml") from None
     except UnicodeDecodeError as e: raise InputError(f"{path} is not UTF-8 text ({e}); save it as UTF-8") from None

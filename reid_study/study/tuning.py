@@ -8,18 +8,19 @@ __all__ = ['LR', 'search_space', 'suggest', 'is_words', 'widened', 'tuning_confi
 
 # %% ../../nbs/74_study.tuning.ipynb #f6e992e4
 import math
+import os
 import shutil
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from ..core import InputError, atomic, check_number, digest, read_json, write_json
+from ..core import InputError, atomic, check_number, damage_named, digest, read_json, regular_file, write_json
 from ..losses.base import LOSSES
 from .config import MOST_TRIALS, make_config, run_id
-from .results import Tuning, check_tuning, damage_named, read_results
-from .run import (check_sums, default_device, disk_full_named, environment, one_at_a_time, open_dataset,
-                                  partial_folder, place, seal, train)
+from .results import Tuning, check_tuning, read_results
+from .run import (begin, check_sums, default_device, disk_full_named, environment, images_of, one_at_a_time,
+                                  partial_folder, place, reused, seal, train)
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/74_study.tuning.ipynb #ec5dcb3e
@@ -131,22 +132,32 @@ def _finish(tuning, folder, final):
     return seal(folder, final)
 
 # %% ../../nbs/74_study.tuning.ipynb #75cbc4d7
+def _made(table, config):
+    "The trials that an interrupted tuning has left in the file `table`, [{column: value}]; none if it is not there."
+    remedy = "remove it to begin the tuning again"
+    if not os.path.lexists(table): return []
+    with damage_named(regular_file(table, remedy), remedy):
+        trials = pd.read_csv(table)
+        first = min(len(trials), config["trials"])
+        check_tuning(Tuning(config | {"trials": first, "finalists": len(trials) - first}, trials))
+    return trials.to_dict("records")
+
 def tune(config, data="data", runs="runs", device=None):
     """Make all trials of a tuning that are not made yet, and return its finished folder. An interrupted tuning resumes from the
-    last epoch of the trial that was running."""
+    last epoch of the trial that was running. `InputError` for one that was made, or has been begun, from other images."""
     final, folder, opened, device = place(config, runs), partial_folder(config, runs), {}, device or default_device()
+    images = images_of(config["first"], data, opened)
     with one_at_a_time(final), disk_full_named(folder):
-        if final.exists(): return final
-        folder.mkdir(parents=True, exist_ok=True)
+        if final.exists(): return reused(final, images, data)
+        begin(folder, images, data)
         table = folder/"trials.csv"
-        rows = pd.read_csv(table).to_dict("records") if table.exists() else []
+        rows = _made(table, config)
         while (number := len(rows)) < config["trials"] + config["finalists"]:
             values = next_trial(config, rows)
             rows.append({"trial": number} | values | _trial(trial_config(config, values), data, device, folder/f"trial-{number}", opened))
             with atomic(table) as temporary: pd.DataFrame(rows).to_csv(temporary, index=False)
             shutil.rmtree(folder/f"trial-{number}", ignore_errors=True)
-        env = environment(config["first"]["threads"], device) | {"data": open_dataset(config["first"]["dataset"], data, opened)[1]}
-        return _finish(Tuning(config, pd.DataFrame(rows), env), folder, final)
+        return _finish(Tuning(config, pd.DataFrame(rows), environment(config["first"]["threads"], device) | images), folder, final)
 
 # %% ../../nbs/74_study.tuning.ipynb #f818dfc9
 def read_tuning(folder):

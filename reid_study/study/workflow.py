@@ -269,6 +269,7 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
     side = jobs or num_cpus()
     together = side if device == "cpu" else max(1, min(side, _gpus()*share))
     workflow = Workflow(path, data, runs, out, results, device, together, share)
+    for folder in (workflow.runs, workflow.out): _check_place(folder)
     table, images = checked(workflow)
     with _alone(workflow.runs):
         published = [*filter(None, [workflow.published]), *sorted(PUBLISHED.glob("*"))]
@@ -285,6 +286,13 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
                 if code: _publish_part(workflow, known)
     _raise_failures(workflow, code)
     return workflow.out
+
+def _check_place(folder):
+    "Raise `InputError` where a folder may not be written in or made; nothing is made yet."
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if there.is_dir() and os.access(there, os.W_OK): return
+    why = "closed to you" if there.is_dir() else "no folder"
+    raise InputError(f"{folder} cannot be made, since {there} is {why}; choose another place")
 
 def _publish_part(workflow, known):
     "Write the tables of what is finished, where the study was to be published and is not complete."

@@ -253,7 +253,7 @@ class Checkpoint(Callback):
     order = 120
 
     def __init__(self, path, stamp, every=0.0):
-        self.path, self.stamp, self.every, self.saved = Path(path), stamp, every, float("-inf")
+        self.path, self.stamp, self.every, self.saved = Path(path), plain_values(stamp), every, float("-inf")
         self.state, self.fits, self.done, self.current, self.running = None, [], 0, None, False
         if self.path.exists(): self._read()
 

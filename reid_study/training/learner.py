@@ -18,7 +18,7 @@ from fastai.callback.training import GradientClip
 from fastai.learner import CastToTensor
 from fastcore.foundation import L
 
-from ..core import InputError, check_number, lookup
+from ..core import InputError, check_number, lookup, plain
 from ..data.augment import Augment
 from ..data.loaders import make_loaders
 from ..data.market1501 import ATTRIBUTES
@@ -86,6 +86,7 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
     """
     recipe, device = get_recipe(recipe) if not isinstance(recipe, Recipe) else recipe, check_device(device)
     _check_arguments(settings, protocol, dim, seed, weight_decay, clip, save_every, folder)
+    seed, weight_decay = plain(seed), plain(weight_decay)
     check_table(table, protocol, allow_overlap)
     amp = lookup(precision, PRECISIONS, "precision")
     if amp and device.type != "cuda": raise InputError(f"precision={precision} needs a GPU; use float32 on a {device}")

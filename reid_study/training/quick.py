@@ -11,6 +11,7 @@ import copy
 import numbers
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.imports import in_notebook
 
-from ..core import InputError, atomic, check_number
+from ..core import InputError, atomic, check_number, plain, regular_file
 from ..data.augment import normalize
 from ..data.loaders import ImageLoader
 from ..networks.embedder import outputs_all
@@ -58,6 +59,7 @@ class QuickOptimizer(OptimWrapper):
     def hypers(self): return [Hypers(group) for group in self.opt.param_groups]
 
     def set_hyper(self, k, v):
+        v = plain(v)
         values = [x for x in (v.start, v.stop) if x is not None] if isinstance(v, slice) else L(v, use_list=None)
         for x in values: check_number(k, x, **self.limits.get(k, {}))
         if k == "lr" and not any(values): raise InputError("lr=0 trains nothing; give a learning rate above 0")
@@ -240,10 +242,16 @@ def show_batch(self:ImageLoader, b=None, max_n=12, columns=6):
     return figure
 
 # %% ../../nbs/52a_training.quick.ipynb #b98de81c
+def _weights_file(learn, file):
+    "Where `save` and `load` have a file: with .pth at its end, in the learner's folder of models unless it is absolute."
+    path = learn.path/learn.model_dir/file
+    if not Path(file).name: raise InputError(f"{str(file)!r} names no file; give one, as learn.save('best')")
+    return path if path.suffix == ".pth" else path.with_name(f"{path.name}.pth")
+
 @patch
 def save(self:QuickLearner, file, with_opt=True, **ignored):
     "Write the weights of the network and of its losses, and the optimiser's state, to `path/model_dir/file.pth`, which is returned."
-    path = (self.path/self.model_dir/file).with_suffix(".pth")
+    path = _weights_file(self, file)
     opt = plain_values(self.opt.opt.state_dict()) if with_opt and self.opt else None
     with atomic(path) as temporary:
         torch.save({"model": self.model.state_dict(), "objective": self.loss_func.state_dict(), "opt": opt}, temporary)
@@ -252,9 +260,9 @@ def save(self:QuickLearner, file, with_opt=True, **ignored):
 @patch
 def load(self:QuickLearner, file, with_opt=True, **ignored):
     "Read what `save` wrote. Raises `InputError` for another file, and for one of another network or other losses."
-    path, remedy = (self.path/self.model_dir/file).with_suffix(".pth"), "give a file that learn.save wrote for the same recipe"
+    remedy = "give a file that learn.save wrote for the same recipe"
+    path = regular_file(_weights_file(self, file), remedy)
     try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError: raise InputError(f"{path} is missing; {remedy}") from None
     except Exception as e: raise InputError(f"{path} cannot be read ({type(e).__name__}); {remedy}") from e
     try:
         self.model.load_state_dict(state["model"])
