@@ -1,6 +1,7 @@
 "What retrieval, geometry, statistics, splits and indexes make of NaN, of odd arrays and labels, and of parts that do not fit."
 import json
 import math
+import os
 
 import numpy as np
 import pandas as pd
@@ -195,6 +196,8 @@ LONGER = [
     Case("masked embeddings for an index", lambda _: make_index(np.ma.array(ARRAY, mask=ARRAY > 1)), refused=("gallery", "masked")),
     Case("embeddings so long that an index would overflow", lambda _: make_index(X*1e20, normalize=False),
          refused=("overflow", "normalize=True")),
+    Case("a named pipe as the gallery of an index", lambda folder: os.mkfifo(folder/"g.npy") or make_index(folder/"g.npy", "disk"),
+         refused=("g.npy", "named pipe")),
     Case("one link for each image of an index", lambda _: make_index(X, "hnsw", links=1), refused=("links=1", "at least 2")),
     Case("an index that is sound", lambda folder: len(described(folder)), gives=lambda n: n == 24, means="it is read"),
     *(Case(f"an index.json that says {value!r} for {key}", lambda folder, k=key, v=value: described(folder, **{k: v}), refused="index.json")

@@ -93,7 +93,7 @@ def read_image(path, size=None):
     return np.asarray(open_image(path).resize((width, height), Image.Resampling.BILINEAR))
 
 # %% ../../nbs/13_data.images.ipynb #f5d271bd
-SYSTEM_FILES = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "system volume information", "lost+found",      # and what begins with a dot
+SYSTEM_FILES = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "system volume information", "lost+found",      # beside hidden ones
                 "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin")
 
 def is_system_file(path):

@@ -101,7 +101,7 @@ def _check_names(path, members):
         if files[spelt[name]] > (not is_folder):
             raise InputError(f"{path}: the member {name!r} is there twice; get the archive again from its authors")
         if above := next((str(p) for p in PurePosixPath(spelt[name]).parents if str(p) in files), None):
-            raise InputError(f"{path}: the member {name!r} lies below {above!r}, which is no folder; get the archive again from its authors")
+            raise InputError(f"{path}: the member {name!r} lies below {above!r}, no folder; get the archive again from its authors")
 
 ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz"
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..core import InputError, atomic, check_number, lookup, read_json, write_json
+from ..core import InputError, atomic, check_number, irregular, lookup, read_json, regular_file, write_json
 from ..distances import Distance, get_distance, pack_bits
 from .retrieval import as_matrix, as_tensor
 
@@ -41,8 +41,8 @@ class Rows:
 
     def _open(self):
         if not isinstance(self.source, Path): return self.source
+        if why := irregular(self.source): raise InputError(f"{self.name} is {why}; write it with numpy.save")
         try: x = np.load(self.source, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError: raise InputError(f"{self.name} is missing; write it with numpy.save") from None
         except (OSError, ValueError, EOFError):
             raise InputError(f"{self.name} is not a complete .npy file of numbers; write it again with numpy.save") from None
         if not isinstance(x, np.ndarray): raise InputError(f"{self.name} holds several arrays; write one with numpy.save")
@@ -209,9 +209,8 @@ def load_index(path):
     about = read_json(path/"index.json", _MADE_AGAIN)
     try: about["settings"] = _checked(about)
     except InputError as e: raise InputError(f"{path}/index.json does not describe an index ({e}); {_MADE_AGAIN}") from None
-    try: sound = _hash(path/"index.faiss") == about.pop("sha256")
-    except OSError as e: raise InputError(f"{path}/index.faiss cannot be read ({e.strerror}); {_MADE_AGAIN}") from None
-    if not sound: raise InputError(f"{path}/index.faiss is damaged: it is not what was written; {_MADE_AGAIN}")
+    if _hash(regular_file(path/"index.faiss", _MADE_AGAIN)) != about.pop("sha256"):
+        raise InputError(f"{path}/index.faiss is damaged: it is not what was written; {_MADE_AGAIN}")
     faiss = _faiss()
     try: index = (faiss.read_index_binary if about["kind"] == "binary" else faiss.read_index)(str(path/"index.faiss"))
     except RuntimeError: raise InputError(f"{path}/index.faiss is no index of the kind {about['kind']}; {_MADE_AGAIN}") from None

@@ -212,8 +212,8 @@ def embed_folder(embedder, folder, batch=64, out=None):
 
     An image that cannot be read, and whatever else `list_images` names, is reported and left out. The table's `attrs` say "folder",
     "embedder" (the hash of its weights) and "skipped" (path -> why). `out`: a file to write both to, see `write_embeddings`. Raises
-    `InputError` for a folder that is missing or holds no image that can be read, for an `out` that `check_file` refuses or has another suffix,
-    and for an embedding that is NaN or infinite.
+    `InputError` for a folder that is missing or holds no image that can be read, for an embedding that is NaN or infinite, and for
+    an `out` that `check_file` refuses or that has another suffix.
     """
     if out is not None:
         check_file(out, "embeddings.parquet")
