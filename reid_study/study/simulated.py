@@ -125,13 +125,13 @@ POINTS = [dict(classes=n, per_class=320//n) for n in (20, 40, 80, 160)] + [dict(
 EACH = {"rates": [dict(lr_times=t) for t in (.1, 1, 10)], "growth": POINTS}
 RECIPES_OF = {"native": [r for r in LEVEL if RECIPES[r].native != "pk"], "rates": TENFOLD, "constant": TIME, "growth": GAIN}
 
-def simulated_results(seeds=6, tuned=True, questions=tuple(QUESTIONS)):
-    "The `Results` of a study. `seeds`: of all arms but defaults and native, which have three. `tuned`: whether it was tuned."
+def simulated_results(seeds=6, tuned=True, questions=tuple(QUESTIONS), first=0):
+    "The `Results` of a study. `seeds`: of all arms but defaults and native, which have three. `first` of them. `tuned`: whether it was tuned."
     rows = []
     for arm, own in ARMS.items():
         score, changes = own.get("score"), {k: v for k, v in own.items() if k != "score"}
         for recipe in RECIPES_OF.get(arm, LEVEL):
-            plan = recipe_configs("people", recipe, range(3 if arm in ("defaults", "native") else seeds), changes=changes,
+            plan = recipe_configs("people", recipe, range(first, first + (3 if arm in ("defaults", "native") else seeds)), changes=changes,
                                   each=EACH.get(arm, [{}]), score=score)
             rows += [dict(arm=arm, recipe=recipe, seed=seed, change=change, run=simulated_run(config, f"{arm} {change}"))
                      for seed, change, config in plan]
