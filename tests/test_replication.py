@@ -21,14 +21,14 @@ def small_study(first, seeds=5):
 
 
 @pytest.fixture(scope="module")
-def studies(): return [small_study(5*i) for i in range(16)]
+def studies(): return [small_study(5*i) for i in range(9)]
 
 
 def test_an_honest_replicate_lies_in_the_prediction_intervals(studies):
     tables = [replication(*pair) for pair in zip(studies, studies[1:])]
     inside = pd.concat(tables).inside
-    assert len(inside) == 15*16 and inside.notna().all()
-    assert .92 < inside.mean() < .98      # contrasts share recipes, so this scatters more than 240 coins
+    assert len(inside) == 8*16 and inside.notna().all()
+    assert .9 < inside.mean() < .99      # contrasts share recipes, so this scatters more than 128 coins
 
 
 def test_the_same_study_agrees_with_itself(studies):

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['PERSON_SD', 'IMAGE_SD', 'NOISE_SD', 'NORMAL', 'LARGEST', 'MIN_SEEDS', 'ROUNDING', 'KINDS', 'DECIDED', 'MIN_RECIPES',
-           'SEED_SDS', 'BOTH_SDS', 'identity_means', 'paired_means', 'Interval', 'crossed_interval',
-           'paired_difference', 'unpaired_difference', 'p_value', 'sign_flip', 'least_p', 'flips_allow', 'holm',
-           'paired_shares', 'equivalence', 'non_inferiority', 'null_value', 'verdict', 'aa_control',
-           'minimum_detectable', 'rank_correlation', 'query_bootstrap', 'simulate']
+           'SEED_SDS', 'BOTH_SDS', 'FAILED_AP', 'identity_means', 'paired_means', 'Interval', 'crossed_interval',
+           'paired_difference', 'unpaired_difference', 'p_value', 'cautious_p', 'sign_flip', 'least_p', 'flips_allow',
+           'holm', 'paired_shares', 'equivalence', 'non_inferiority', 'null_value', 'verdict', 'aa_control',
+           'minimum_detectable', 'rank_correlation', 'query_bootstrap', 'simulate', 'simulate_families']
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #c4e57041
 import itertools
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -141,6 +141,9 @@ class Interval:
     df: float            # degrees of freedom of its t distribution; infinite for a bootstrap
     level: float         # confidence, 0.95 for 95%
     descriptive: bool    # too few seeds (or recipes) for a verdict
+    share: float = 0.0   # of the variance that is the seeds', where seeds and identities are crossed
+    df_seeds: float = math.inf          # its degrees of freedom, and those of the rest
+    df_rest: float = math.inf
 
     def __contains__(self, value): return self.low <= value <= self.high
     def __str__(self):
@@ -231,7 +234,10 @@ def crossed_interval(y, weights=None, level=0.95):
     Raises `InputError` for fewer than two seeds or identities, for values that are not finite, and for weights that do not fit.
     """
     y, w = _matrix(y, weights)
-    return _t_interval(*_paired(y, w), level, len(y))
+    found = _t_interval(*_paired(y, w), level, len(y))
+    if not found.se: return found
+    share = float(_parts(y, w)[2])/found.se**2
+    return replace(found, share=min(share, 1.0), df_seeds=len(y) - 1.0, df_rest=float(_factors(w)[1]))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #61536c34
 def paired_difference(a, b, value="AP", level=0.95):
@@ -267,6 +273,29 @@ def p_value(interval, null=0.0, alternative="two-sided"):
         same = math.isclose(interval.estimate, null, rel_tol=ROUNDING, abs_tol=ROUNDING)
         upper, lower = float(same or gap < 0), float(same or gap > 0)
     return lookup(alternative, {"two-sided": min(2*min(upper, lower), 1.0), "greater": upper, "less": lower}, "alternative")
+
+# %% ../../nbs/63_evaluation.statistics.ipynb #6fdd4562
+def _cautious(t, share, df_few, df_many):
+    "Two-sided p-values of |t|, arrays: the p at which the mean of both t quantiles, weighted with `share` and the rest, is |t|."
+    low, high = np.full(np.shape(t), -30.0), np.zeros(np.shape(t))                  # log10 of p
+    for _ in range(45):
+        half = (low + high)/2
+        p = 10**half/2
+        smaller = share*stats.t.isf(p, df_few) + (1 - share)*stats.t.isf(p, df_many) > np.abs(t)
+        low, high = np.where(smaller, half, low), np.where(smaller, high, half)
+    return 10**high
+
+def cautious_p(interval, null=0.0, alternative="two-sided"):
+    """As `p_value`, and never too small in the tails: seeds and the rest of the variance each have their own degrees of freedom.
+
+    The same as `p_value` for an interval that is not of crossed factors.
+    """
+    plain = p_value(interval, null, alternative)
+    if not interval.share or math.isnan(plain) or not interval.se: return plain
+    gap = interval.estimate - null
+    both = float(_cautious(gap/interval.se, interval.share, interval.df_seeds, interval.df_rest))
+    upper = both/2 if gap > 0 else 1 - both/2
+    return {"two-sided": min(both, 1.0), "greater": upper, "less": 1 - upper}[alternative]
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #9ccf41f2
 def sign_flip(differences, alternative="two-sided"):
@@ -332,10 +361,11 @@ def paired_shares(a, b, level=0.95):
 # %% ../../nbs/63_evaluation.statistics.ipynb #e6389bdb
 KINDS = "better", "no worse", "different"      # of hypotheses about a difference
 
-def equivalence(interval, margin):
-    "p-value of two one-sided tests: small when the truth lies between −margin and margin."
+def equivalence(interval, margin, test=None):
+    "p-value of two one-sided tests (`test`, None: `p_value`): small when the truth lies between −margin and margin."
     check_number("margin", margin, above=0, note=", in the unit of the endpoint")
-    return max(p_value(interval, -margin, "greater"), p_value(interval, margin, "less"))
+    test = test or p_value
+    return max(test(interval, -margin, "greater"), test(interval, margin, "less"))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #6f98f56d
 def non_inferiority(interval, margin, direction=1):
@@ -553,3 +583,75 @@ def simulate(seeds=5, identities=80, seed_sd=0.2, both_sd=0.6, identity_sd=0.33,
         rows.append(dict(method=method, coverage=coverage, error=math.sqrt(coverage*(1 - coverage)/replicates), width=(high - low).mean(),
                          excludes_zero=((low > 0) | (high < 0)).mean(), truth=truth))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/63_evaluation.statistics.ipynb #1703a5f9
+def _flip_p(d):
+    "Two-sided p-values [n] of the exact sign-flip test of d [n, S], as `sign_flip` has them one by one."
+    signs = np.array(list(itertools.product((1, -1), repeat=d.shape[1] - 1)))
+    sums = np.abs(d[:, :1] + d[:, 1:] @ signs.T)
+    return (sums >= sums[:, :1]*(1 - ROUNDING) - ROUNDING).mean(1)
+
+# %% ../../nbs/63_evaluation.statistics.ipynb #fdc19eb6
+def _holm_rows(p):
+    "Holm's adjusted p-values of each row of p [families, hypotheses], where NaN is not tested and stays."
+    order = np.argsort(p, 1)                                # NaN last
+    ranked = np.take_along_axis(p, order, 1)*((~np.isnan(p)).sum(1, keepdims=True) - np.arange(p.shape[1]))
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(ranked, 1), 1), 1)
+    return adjusted
+
+# %% ../../nbs/63_evaluation.statistics.ipynb #8a8c0bf7
+FAILED_AP = -5.0      # logits: the level of a run that failed
+
+def _family_draws(n, gap, counts, seeds, fails, rng, **model):
+    "(Mean, standard error, degrees of freedom, the seeds' share, p of the sign flips, whether a run failed) of n studies, arrays [n]."
+    parts = []
+    for start in range(0, n, 500):
+        size = min(500, n - start)
+        ap = _draw(size, counts, seeds, gap, rng=rng, **model)
+        lost = rng.random((size, 2, seeds, 1)) < fails
+        ap = np.where(lost, special.expit(FAILED_AP + NOISE_SD*rng.standard_normal(ap.shape, np.float32)), ap)
+        starts = counts.cumsum() - counts
+        y = (np.add.reduceat(ap, starts, -1)/counts).astype(float)
+        y, w = y[:, 0] - y[:, 1], counts/counts.sum()
+        mean, variance, df = _paired(y, w)
+        parts.append((mean, np.sqrt(variance), df, _parts(y, w)[2]/variance, _flip_p(y @ w), lost.any((1, 2, 3))))
+    return [np.concatenate(column) for column in zip(*parts)]
+
+# %% ../../nbs/63_evaluation.statistics.ipynb #6d858e31
+def simulate_families(hypotheses=30, real=0, seeds=10, identities=80, gap=0.2, fails=0.0, seed_sd=0.2, both_sd=0.6, identity_sd=0.33,
+                      ease=0.0, unequal=0.5, seed_law=NORMAL, families=200, rng=0):
+    """How often a family of hypotheses has a wrong verdict: a dictionary of shares, by simulation of whole families.
+
+    hypotheses: in a family, independent of each other, `real` of them with the gap and the others without a difference. fails: the
+    chance of a run to fail. seeds: at most 12. The other arguments are those of `simulate`.
+    coverage, tail_coverage: of the 95 % interval, and of that at the level 1 − 0.05/hypotheses. sign: families with a sign where there
+    is no difference (`cautious_p`, Holm at 5 %, and the veto of `flips_allow`); without_flips: without the veto; satterthwaite: with
+    `p_value` in place of `cautious_p`, and no veto; negligible: families where a real difference is called negligible, with its own
+    size for a margin. found: real differences that have a sign. tested: hypotheses without a failed run, of which alone all of these
+    are; mixed: families with a wrong sign, had all been tested.
+    """
+    check_number("seeds", seeds, least=2, most=12, whole=True)
+    check_number("fails", fails, least=0, most=1)
+    rng = np.random.default_rng(rng)
+    counts = _query_counts(identities, unequal, rng)
+    model = dict(ease=ease, identity_sd=identity_sd, both_sd=both_sd, seed_law=seed_law, seed_sd=seed_sd)
+    truth = _truth(gap=gap, **model)
+    draw = lambda n, gap: [x.reshape(families, n) for x in _family_draws(families*n, gap, counts, seeds, fails, rng, **model)]
+    drawn = draw(hypotheses - real, 0.0), draw(real, gap) if real else None
+    mean, se, df, share, flips, lost = (np.concatenate(pair, 1) for pair in zip(*filter(None, drawn)))
+    there = np.repeat([0.0, truth], [hypotheses - real, real])
+    own = np.minimum(share, 1), seeds - 1, _factors(counts/counts.sum())[1]
+    plain, p, level = 2*stats.t.sf(np.abs(mean)/se, df), _cautious(mean/se, *own), np.array([.95, 1 - .05/hypotheses])[:, None, None]
+    half = stats.t.ppf((1 + level)/2, df)*se
+    close = (np.abs(mean) - abs(truth))/se                               # to the nearer end of the margin; within it where negative
+    same = np.where(close < 0, 0, 1) + np.where(close < 0, .5, -.5)*_cautious(close, *own)
+    kept, mixed = ~lost, _holm_rows(p) <= .05
+    certain, equal, ready = (_holm_rows(np.where(lost, math.nan, them)) <= .05 for them in (p, same, plain))
+    allowed, none = flips <= max(.05, least_p(seeds)*(1 + ROUNDING)), there == 0
+    some = lambda wrong, among: float((wrong & among).any(1).mean())
+    coverage, tail = ((np.abs(mean - there) <= bound)[kept].mean() for bound in half) if kept.any() else (math.nan, math.nan)
+    return dict(coverage=float(coverage), tail_coverage=float(tail), sign=some(certain & allowed, none), without_flips=some(certain, none),
+                satterthwaite=some(ready, none), negligible=some(equal & ~(certain & allowed), ~none), mixed=some(mixed, none),
+                found=float((certain & allowed)[:, hypotheses - real:][kept[:, hypotheses - real:]].mean()) if real else math.nan,
+                tested=float(kept.mean()))

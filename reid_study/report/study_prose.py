@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['POWER', 'RULE', 'FOREST', 'STEP_COST', 'TUNING', 'OWN_BATCHES', 'consequence', 'sentence', 'findings', 'lead',
-           'verdict_counts', 'study_headline', 'legend', 'rule', 'forest_caption', 'evidence', 'study_provenance',
-           'distance_sentence', 'failure_counts', 'step_cost_sentence', 'tuning_sentence', 'gains', 'rank_agreement',
-           'own_batches', 'arms_sentence', 'sampler_sentence', 'agreement_sentence', 'study_names', 'transfer_sentence',
-           'control_sentence']
+           'verdict_counts', 'left_out', 'study_headline', 'legend', 'rule', 'forest_caption', 'evidence',
+           'study_provenance', 'distance_sentence', 'failure_counts', 'step_cost_sentence', 'training_table',
+           'training_sentence', 'tuning_sentence', 'gains', 'rank_agreement', 'own_batches', 'arms_sentence',
+           'sampler_sentence', 'agreement_sentence', 'study_names', 'transfer_sentence', 'control_sentence']
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4c92672b
 import math
@@ -18,9 +18,11 @@ from ..core import digest
 from ..data.datasets import get_dataset
 from ..evaluation.statistics import MIN_SEEDS, least_p, null_value, rank_correlation
 from .prose import capital, filled
+from .tables import markdown_table
 from .study_tables import ENDPOINTS, VERDICTS, best_trials, comparable_arms, controls, evaluated_on
 from .study_tables import paired_scores, recipe_scores, shared_scores, step_cost_growth
 from ..study.analysis import each_part
+from ..study.hypotheses import hypotheses
 from ..study.endpoints import (
     COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, counted, failed, identity_rows, listed, p_words, training_state)
 from ..training.recipes import RECIPES, get_recipe
@@ -94,6 +96,15 @@ def verdict_counts(found):
     n = found.verdict.value_counts()
     return listed(f"{n[v]} {'is' if n[v] == 1 else 'are'} {v}" for v in VERDICTS if v in n)
 
+# %% ../../nbs/82a_report.study_prose.ipynb #21edcd01
+def left_out(results):
+    "Which hypotheses of the study's questions it does not ask, because it lacks the arm that they need, in words; empty if it asks all."
+    every, asked = hypotheses(results.dataset), {h.name for h in results.hypotheses}
+    missing = {}
+    for h in every:
+        if h.question in results.study["questions"] and h.name not in asked: missing.setdefault(h.arm, []).append(h.name)
+    return "".join(f" Not asked, for want of an arm *{arm}*: {listed(names)}." for arm, names in missing.items())
+
 # %% ../../nbs/82a_report.study_prose.ipynb #9142186b
 def study_headline(results, found):
     "Markdown: what the study found, in a sentence or two."
@@ -101,7 +112,7 @@ def study_headline(results, found):
     parts = f" Supported in every part: {listed(every)}." if every else ""
     asked, divided = counted(found.question.nunique(), "question"), counted(len(found), "hypothesis", "hypotheses")
     return (f"{capital(asked)} about losses, divided into {divided}, on {get_dataset(results.dataset).title}: "
-            f"**{verdict_counts(found)}**.{parts}")
+            f"**{verdict_counts(found)}**.{parts}{left_out(results)}")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #1ff644f9
 def legend(found):
@@ -118,7 +129,8 @@ that one tuning found for each recipe, and are held fixed: a verdict is about re
 
 A hypothesis is *supported* when the 95 % interval lies on the predicted side of zero, and *reversed* when it lies on the other side; *no
 worse* than a margin has its zero at a loss of the margin, and *different* has no other side. Both need a two-sided test that holds after
-Holm's correction over all {tests} tested hypotheses, at 5 %, and a sign-flip test over seeds, as a veto: its p is at most 5 %, or the least
+Holm's correction over all {tests} tested hypotheses, at 5 % (a t test that gives seeds and identities each their own degrees of freedom,
+because Satterthwaite's are too generous so far out in the tails), and a sign-flip test over seeds, as a veto: its p is at most 5 %, or the least
 that so few seeds can reach ({seeds} seeds reach {least:.4g}, where all have the same sign, and no less). Of the rest it is *negligible* when
 the interval lies within the margin on both sides and an equivalence test holds after Holm's correction over all of these; else it is
 *undecided*. A claim with two parts has the verdict of the worse one. *Not testable* are hypotheses with fewer than {seeds} seeds, those whose
@@ -211,6 +223,26 @@ def step_cost_sentence(rows):
     triplet, identity = growth.loc["triplet, batch-hard"], growth.loc["identity"]
     clear = (identity[["time", "memory"]] > 2*triplet[["time", "memory"]]).all()
     return filled(STEP_COST, grows="grows" if clear else "does not grow", i=identity, t=triplet)
+
+# %% ../../nbs/82a_report.study_prose.ipynb #febbad9a
+def training_table(results, arm="main"):
+    "Markdown: the mAP of each recipe at half and at full budget, a row a recipe that the arm of half the epochs has; empty without it."
+    states = [training_state(results, arm, recipe) for recipe in results.recipes(arm)]
+    rows = [[s["recipe"], f"{100*s['trained']:.0f}", *(f"{100*s[name]:.1f}" for name in ("half", "full")),
+             f"{100*s['gain']:+.1f}".replace("-", "−"), "under-trained" if s["under_trained"] else ""] for s in states if "gain" in s]
+    header = ["recipe", "runs that train (%)", "mAP at half (%)", "mAP at full (%)", "gain (points)", ""]
+    return markdown_table(header, rows, numbers=range(1, 5)) if rows else ""
+
+# %% ../../nbs/82a_report.study_prose.ipynb #4dca4f0f
+def training_sentence(results, arm="main"):
+    "Markdown: which recipes of an arm still gain from half of the budget to all of it; empty where the study has no such arm."
+    states = [s for recipe in results.recipes(arm) if "gain" in (s := training_state(results, arm, recipe))]
+    if not states: return ""
+    short, gain = [s["recipe"] for s in states if s["under_trained"]], pd.Series({s["recipe"]: 100*s["gain"] for s in states})
+    more = f"Under-trained, with a gain of more than {100*UNDER_TRAINED:g} points: {listed(short)}. What is said about them is about this budget." \
+        if short else f"None gains more than {100*UNDER_TRAINED:g} points: none is under-trained."
+    return (f"From half of the epochs (arm *{HALF}*, with a schedule of its own) to all of them, {counted(len(states), 'recipe')} gain "
+            f"{gain.median():.1f} points of mAP (median), at most {gain.max():.1f} ({gain.idxmax()}). {more}")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #227539d4
 TUNING = """{recipes}, {trials} trials each. On the validation identities, the best trial has a mAP {median:.1f} points (median) above

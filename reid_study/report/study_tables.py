@@ -30,7 +30,7 @@ from ..training.recipes import get_recipe
 
 # %% ../../nbs/80a_report.study_tables.ipynb #c5914482
 VERDICTS = {     # and their colours
-    "supported": "#2e8b57", "reversed": "#c8443c", "negligible": "#2b6fb3", "undecided": "#85858d", "not testable": "#b0b0b8"}
+    "supported": "#2e8b57", "reversed": "#c8443c", "negligible": "#2b6fb3", "undecided": "#85858d", "not testable": "#9c9ca6"}
 LEVEL_WORDS = ", ".join(f"{level:.0%} on {kind}" for kind, level in LEVELS.items()).replace("drawn", "drawn people")
 ENDPOINTS = {
     "AP": "mAP",
@@ -76,8 +76,8 @@ def verdict_table(found, pages=False):
         notes = "; ".join(filter(None, (a.reason, a.note)))
         text = html.escape(a.text) + (f"<br><small>{html.escape(capital(notes))}</small>" if notes else "")
         name = f'<a href="{a.question}.html">{a.name}</a>' if pages else a.name
-        gaps = [f"<b>{amount(part['estimate'], part['endpoint'], '+')}</b>" for part in a.parts]
-        rows.append([name, text, f"{html.escape(a.contrast)}: {'<br>'.join(criteria(a))}", "<br>".join(gaps), "<br>".join(map(_bounds, a.parts)),
+        gaps = [amount(part["estimate"], part["endpoint"], "+") for part in a.parts]
+        rows.append([name, text, f"{html.escape(a.contrast)}: {'<br>'.join(criteria(a))}", f"<b>{'<br>'.join(gaps)}</b>", "<br>".join(map(_bounds, a.parts)),
                      _p(a.p_holm), _p(a.p_equivalent), str(a.seeds), f'<b style="color:{VERDICTS[a.verdict]}">{a.verdict}</b>'])
     header = ["", "hypothesis", "predicted", "difference", "95 % interval", "p (Holm)", "p of equivalence (Holm)", "seeds", "verdict"]
     return html_table(header, rows, numbers=(3, 4, 5, 6, 7))

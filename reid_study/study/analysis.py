@@ -18,7 +18,7 @@ import pandas as pd
 from ..core import InputError
 from ..data.datasets import get_dataset
 from reid_study.evaluation.statistics import (
-    DECIDED, MIN_SEEDS, Interval, crossed_interval, equivalence, flips_allow, holm, minimum_detectable, null_value, p_value, paired_shares,
+    DECIDED, MIN_SEEDS, Interval, cautious_p, crossed_interval, equivalence, flips_allow, holm, minimum_detectable, null_value, paired_shares,
     sign_flip, verdict)
 from .endpoints import (
     FEWEST_RECIPES, HELD, amount, arm_rates, best_of, counted, failure_words, failures, family_coefficients, family_interval, geometry_table,
@@ -188,13 +188,13 @@ class Part:
         "Whether the estimate lies on the predicted side of the null value; either side will do for a difference without direction."
         return self.hypothesis.kind == "different" or self.hypothesis.sign*(self.contrast.interval.estimate - self.null) > 0
     @property
-    def p(self): return p_value(self.contrast.interval, self.null)
+    def p(self): return cautious_p(self.contrast.interval, self.null)
     @property
     def p_flip(self): return sign_flip(self.contrast.by_seed - self.null) if len(self.contrast.by_seed) > 1 else math.nan
     @property
     def p_equivalent(self):
         "Of the equivalence test; 1 for a part that cannot be negligible."
-        return 1.0 if self.hypothesis.kind == "no worse" else equivalence(self.contrast.interval, self.margin)
+        return 1.0 if self.hypothesis.kind == "no worse" else equivalence(self.contrast.interval, self.margin, cautious_p)
 
 # %% ../../nbs/78_study.analysis.ipynb #b359b1f3
 def tested_p(parts):
