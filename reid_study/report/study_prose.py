@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['POWER', 'RULE', 'FOREST', 'STEP_COST', 'TUNING', 'OWN_BATCHES', 'consequence', 'sentence', 'findings', 'lead',
            'verdict_counts', 'left_out', 'study_headline', 'legend', 'rule', 'forest_caption', 'evidence',
-           'study_provenance', 'distance_sentence', 'failure_counts', 'step_cost_sentence', 'training_table',
-           'training_sentence', 'tuning_sentence', 'gains', 'rank_agreement', 'own_batches', 'arms_sentence',
+           'study_provenance', 'distance_sentence', 'failure_counts', 'step_cost_sentence', 'budget_table',
+           'budget_sentence', 'tuning_sentence', 'gains', 'rank_agreement', 'own_batches', 'arms_sentence',
            'sampler_sentence', 'agreement_sentence', 'study_names', 'transfer_sentence', 'control_sentence']
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4c92672b
@@ -61,7 +61,8 @@ def consequence(answer):
         said = ["the complete interval lies beyond a loss of " + _margin(p) if p["kind"] == "no worse" else
                 f"the difference in {UNITS[p['endpoint']][2].removeprefix('points of ').removeprefix('of ')} has the opposite sign"
                 for p in parts if _beyond(p)]
-    else: said = [f"less than {_margin(p)} either way ({p_words(a.p_equivalent)}, equivalence test after Holm)" for p in parts if _within(p)]
+    else:
+        said = [f"less than {_margin(p)} either way ({p_words(a.p_equivalent)}, equivalence test after Holm)" for p in parts if _within(p)]
     return f"{capital(listed(said))}." if said else ""
 
 # %% ../../nbs/82a_report.study_prose.ipynb #ebef0ad6
@@ -122,24 +123,25 @@ def legend(found):
     return f"Endpoints: {'; '.join(used)}."
 
 # %% ../../nbs/82a_report.study_prose.ipynb #767b2cea
-RULE = """The intervals of mAP and distances treat seeds and identities as crossed random factors. Steps have one number a seed, so their
-interval is over seeds alone. Separability and compactness have an interval over recipes, each with its mean over seeds. A difference of
-shares of runs has Agresti and Min's interval for pairs, which is drawn towards zero. Seeds are paired between recipes. Settings are those
-that one tuning found for each recipe, and are held fixed: a verdict is about recipes at these settings.
+RULE = """The intervals of mAP and distances treat seeds and identities as crossed random factors. Steps have one number a seed, so
+their interval is over seeds alone. Separability and compactness have an interval over recipes, each with its mean over seeds. A
+difference of shares of runs has Agresti and Min's interval for pairs, which is drawn towards zero. Seeds are paired between recipes.
+Settings are those that one tuning found for each recipe, and are held fixed: a verdict is about recipes at these settings.
 
-A hypothesis is *supported* when the 95 % interval lies on the predicted side of zero, and *reversed* when it lies on the other side; *no
-worse* than a margin has its zero at a loss of the margin, and *different* has no other side. Both need a two-sided test that holds after
-Holm's correction over all {tests} tested hypotheses, at 5 % (a t test that gives seeds and identities each their own degrees of freedom,
-because Satterthwaite's are too generous so far out in the tails), and a sign-flip test over seeds, as a veto: its p is at most 5 %, or the least
-that so few seeds can reach ({seeds} seeds reach {least:.4g}, where all have the same sign, and no less). Of the rest it is *negligible* when
-the interval lies within the margin on both sides and an equivalence test holds after Holm's correction over all of these; else it is
-*undecided*. A claim with two parts has the verdict of the worse one. *Not testable* are hypotheses with fewer than {seeds} seeds, those whose
-means would mix runs that trained with runs that failed (collapsed, or a mAP under {fails} times that of a random ranking; one such run is
-enough), and those about something that happened in no run."""
+A hypothesis is *supported* when the 95 % interval lies on the predicted side of zero, and *reversed* when it lies on the other side;
+*no worse* than a margin has its zero at a loss of the margin, and *different* has no other side. Both need a two-sided test that holds
+after Holm's correction over all {tests} tested hypotheses, at 5 % (a t test that gives seeds and identities each their own degrees of
+freedom, because Satterthwaite's are too generous so far out in the tails), and a sign-flip test over seeds, as a veto: its p is at most
+5 %, or the least that so few seeds can reach ({seeds} seeds reach {least:.4g}, where all have the same sign, and no less). Of the rest
+it is *negligible* when the interval lies within the margin on both sides and an equivalence test holds after Holm's correction over all
+of these; else it is *undecided*. A claim with two parts has the verdict of the worse one. *Not testable* are hypotheses with fewer than
+{seeds} seeds, those whose means would mix runs that trained with runs that failed (collapsed, or a mAP under {fails} times that of a
+random ranking; one such run is enough), and those about something that happened in no run."""
 
 def rule(found):
     "Markdown: how verdicts are drawn."
-    return "\n\n".join(filled(part, tests=int(found.p_holm.notna().sum()), seeds=MIN_SEEDS, least=least_p(MIN_SEEDS), fails=FAILS) for part in RULE.split("\n\n"))
+    numbers = dict(tests=int(found.p_holm.notna().sum()), seeds=MIN_SEEDS, least=least_p(MIN_SEEDS), fails=FAILS)
+    return "\n\n".join(filled(part, **numbers) for part in RULE.split("\n\n"))
 
 # %% ../../nbs/82a_report.study_prose.ipynb #22f4f288
 FOREST = """Estimates and 95 % intervals, with the predicted direction to the right and positive, in the numbers too. The grey band is the
@@ -208,8 +210,8 @@ def failure_counts(results, arm="rates"):
     ended = {r: [failed(run) for run in rows.run[rows.recipe == r]] for r in results.recipes(arm)}
     counts = [f"{sum(each)} of {counted(len(each), 'run')} of `{r}`" for r, each in ended.items() if any(each)]
     if not counts: return f"None of the {counted(len(rows), 'run')} of the arm *{arm}* failed to train."
-    return (f"Failed to train, with a mAP under {FAILS} times that of a random ranking or with queries less than {COLLAPSED} from other people "
-            f"on average: {listed(counts)} (arm *{arm}*).")
+    return (f"Failed to train, with a mAP under {FAILS} times that of a random ranking or with queries less than {COLLAPSED} from other "
+            f"people on average: {listed(counts)} (arm *{arm}*).")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #04495991
 STEP_COST = """The cost of a step, measured and not tested: with more identities, that of identity loss **{grows} more than twice as
@@ -225,7 +227,7 @@ def step_cost_sentence(rows):
     return filled(STEP_COST, grows="grows" if clear else "does not grow", i=identity, t=triplet)
 
 # %% ../../nbs/82a_report.study_prose.ipynb #febbad9a
-def training_table(results, arm="main"):
+def budget_table(results, arm="main"):
     "Markdown: the mAP of each recipe at half and at full budget, a row a recipe that the arm of half the epochs has; empty without it."
     states = [training_state(results, arm, recipe) for recipe in results.recipes(arm)]
     rows = [[s["recipe"], f"{100*s['trained']:.0f}", *(f"{100*s[name]:.1f}" for name in ("half", "full")),
@@ -234,13 +236,14 @@ def training_table(results, arm="main"):
     return markdown_table(header, rows, numbers=range(1, 5)) if rows else ""
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4dca4f0f
-def training_sentence(results, arm="main"):
+def budget_sentence(results, arm="main"):
     "Markdown: which recipes of an arm still gain from half of the budget to all of it; empty where the study has no such arm."
     states = [s for recipe in results.recipes(arm) if "gain" in (s := training_state(results, arm, recipe))]
     if not states: return ""
     short, gain = [s["recipe"] for s in states if s["under_trained"]], pd.Series({s["recipe"]: 100*s["gain"] for s in states})
-    more = f"Under-trained, with a gain of more than {100*UNDER_TRAINED:g} points: {listed(short)}. What is said about them is about this budget." \
-        if short else f"None gains more than {100*UNDER_TRAINED:g} points: none is under-trained."
+    limit = f"more than {100*UNDER_TRAINED:g} points"
+    if short: more = f"Under-trained, with a gain of {limit}: {listed(short)}. What is said about them is about this budget."
+    else: more = f"None gains {limit}: none is under-trained."
     return (f"From half of the epochs (arm *{HALF}*, with a schedule of its own) to all of them, {counted(len(states), 'recipe')} gain "
             f"{gain.median():.1f} points of mAP (median), at most {gain.max():.1f} ({gain.idxmax()}). {more}")
 

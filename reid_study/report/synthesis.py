@@ -11,7 +11,6 @@ import html
 import textwrap
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -63,7 +62,8 @@ def synthesis(found):
 # %% ../../nbs/86_report.synthesis.ipynb #9561c046
 def synthesis_table(found):
     "HTML: a row a question, what it comes to, and how its hypotheses end in each regime."
-    rows = [[t.question.upper(), html.escape(t.title), f"<b>{t.conclusion}</b>", html.escape(t.detail)] for t in synthesis(found).itertuples()]
+    rows = [[t.question.upper(), html.escape(t.title), f"<b>{t.conclusion}</b>", html.escape(t.detail)]
+            for t in synthesis(found).itertuples()]
     return html_table(["", "question", "conclusion", "hypotheses"], rows)
 
 # %% ../../nbs/86_report.synthesis.ipynb #250f6698
@@ -71,8 +71,8 @@ SYMBOLS = {"supported": "^", "reversed": "v", "negligible": "s", "undecided": "o
 
 def _mark(ax, x, y, verdict):
     "Draw the symbol of a verdict; what is open is hollow."
-    colour, hollow = VERDICTS[verdict], verdict == "undecided"
-    ax.plot(x, y, SYMBOLS[verdict], color=colour, mfc="white" if hollow else colour, ms=6.5, mew=1.5 if hollow or verdict == "not testable" else 0)
+    colour, hollow, thin = VERDICTS[verdict], verdict == "undecided", verdict in ("undecided", "not testable")
+    ax.plot(x, y, SYMBOLS[verdict], color=colour, mfc="white" if hollow else colour, ms=6.5, mew=1.5 if thin else 0)
 
 def _places(n, wide=6, step=.13, tall=.26):
     "Where n symbols stand around the middle of a cell: rows of at most `wide`."
@@ -100,7 +100,8 @@ def synthesis_picture(found):
         for spine in side.spines.values(): spine.set_visible(False)
     ax.set(xlim=(-.5, len(regimes) - .5), xticks=range(len(regimes)), xticklabels=[textwrap.fill(name, 16) for name in regimes])
     ax.xaxis.tick_top()
-    key = [mpl.lines.Line2D([], [], ls="", marker=SYMBOLS[v], color=c, mfc="white" if v == "undecided" else c, label=v) for v, c in VERDICTS.items()]
+    key = [mpl.lines.Line2D([], [], ls="", marker=SYMBOLS[v], color=c, mfc="white" if v == "undecided" else c, label=v)
+           for v, c in VERDICTS.items()]
     figure.legend(handles=key, loc="outside lower center", ncols=len(key))
     return figure
 
@@ -123,12 +124,13 @@ def contenders(results, arm="main"):
             if len(sums) < 2: continue
             i = crossed_interval(sums, share)
             gap, low, high = 100*i.estimate, 100*i.low, 100*i.high
-        if high >= 0: rows.append(dict(recipe=recipe, mAP=scores[recipe], gap=gap, low=low, high=high, seconds=step_seconds(results, arm, recipe)))
+        seconds = step_seconds(results, arm, recipe)
+        if high >= 0: rows.append(dict(recipe=recipe, mAP=scores[recipe], gap=gap, low=low, high=high, seconds=seconds))
     return pd.DataFrame(rows, columns=["recipe", "mAP", "gap", "low", "high", "seconds"])
 
 # %% ../../nbs/86_report.synthesis.ipynb #24368908
-ONE_LOSS = """If you can afford one loss, take **{first.recipe}**: it has the highest mAP of {n}, {first.mAP:.1f} %, at {first.seconds:.2g} s
-a step"""
+ONE_LOSS = """If you can afford one loss, take **{first.recipe}**: it has the highest mAP of {n}, {first.mAP:.1f} %, at
+{first.seconds:.2g} s a step"""
 CHEAPER = """; **{r.recipe}** cannot be told from it ({gap} points, 95 % interval {low} to {high}) and takes {r.seconds:.2g} s, {less:.0f} %
 less."""
 

@@ -17,12 +17,12 @@ import pandas as pd
 
 from ..core import InputError
 from ..data.datasets import get_dataset
-from reid_study.evaluation.statistics import (
-    DECIDED, MIN_SEEDS, Interval, cautious_p, crossed_interval, equivalence, flips_allow, holm, minimum_detectable, null_value, paired_shares,
-    sign_flip, verdict)
+from ..evaluation.statistics import (
+    DECIDED, MIN_SEEDS, Interval, cautious_p, crossed_interval, equivalence, flips_allow, holm, minimum_detectable, null_value,
+    paired_shares, sign_flip, verdict)
 from .endpoints import (
-    FEWEST_RECIPES, HELD, amount, arm_rates, best_of, counted, failure_words, failures, family_coefficients, family_interval, geometry_table,
-    identity_matrix, listed, runner_up, steps_to, trained_table, without_recipes)
+    FEWEST_RECIPES, HELD, amount, arm_rates, best_of, counted, failure_words, failures, family_coefficients, family_interval,
+    geometry_table, identity_matrix, listed, runner_up, steps_to, trained_table, without_recipes)
 from .hypotheses import LEVELS, difference, rate_loss
 
 # %% ../../nbs/78_study.analysis.ipynb #4e4152dd

@@ -20,7 +20,7 @@ from statsmodels.api import OLS
 from ..core import InputError, check_number
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
 from .config import is_test
-from .hypotheses import LEVELS, RATES, eligible
+from .hypotheses import RATES, eligible
 from .results import cell_name
 from ..training.recipes import RECIPES
 

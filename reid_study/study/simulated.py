@@ -126,7 +126,7 @@ EACH = {"rates": [dict(lr_times=t) for t in (.1, 1, 10)], "growth": POINTS}
 RECIPES_OF = {"native": [r for r in LEVEL if RECIPES[r].native != "pk"], "rates": TENFOLD, "constant": TIME, "growth": GAIN}
 
 def simulated_results(seeds=6, tuned=True, questions=tuple(QUESTIONS), first=0):
-    "The `Results` of a study. `seeds`: of all arms but defaults and native, which have three. `first` of them. `tuned`: whether it was tuned."
+    "The `Results` of a study. `seeds`: of all arms but defaults and native, which have three. `first`: the lowest. `tuned`: was it tuned?"
     rows = []
     for arm, own in ARMS.items():
         score, changes = own.get("score"), {k: v for k, v in own.items() if k != "score"}
