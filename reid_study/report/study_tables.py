@@ -35,7 +35,8 @@ LEVEL_WORDS = ", ".join(f"{level:.0%} on {kind}" for kind, level in LEVELS.items
 ENDPOINTS = {
     "AP": "mAP",
     "d_ap": "mean distance of a query to its matches, of at most 2",
-    "steps": f"steps until the validation mAP first reaches a level that was fixed beforehand ({LEVEL_WORDS}); all of them where it never does",
+    "steps": f"steps until the validation mAP first reaches a level that was fixed beforehand ({LEVEL_WORDS}); "
+             "all of them where it never does",
     "loss": "mAP lost at other learning rates than the best",
     "trains": f"share of runs that train: their mAP is at least {FAILS} times that of a random ranking, and their queries are on average "
               f"{COLLAPSED} or more from other people, where unrelated directions are 1.41 apart (half a pair added to each kind)",
@@ -59,11 +60,14 @@ def criteria(answer):
 def hypothesis_table(found):
     "Markdown: what was named beforehand, a row an answer: hypothesis, contrast, endpoint, predicted difference."
     both = lambda words: ", and ".join(dict.fromkeys(words))
-    rows = [[a.name, a.text, a.contrast, both(ENDPOINTS[part["endpoint"]] for part in a.parts), both(criteria(a))] for a in found.itertuples()]
+    measured = lambda answer: both(ENDPOINTS[part["endpoint"]] for part in answer.parts)
+    rows = [[a.name, a.text, a.contrast, measured(a), both(criteria(a))] for a in found.itertuples()]
     return markdown_table(["", "hypothesis", "contrast", "endpoint", "predicted"], rows)
 
 # %% ../../nbs/80a_report.study_tables.ipynb #17604265
-def _bounds(part): return "–" if math.isnan(part["low"]) else f"{amount(part['low'], part['endpoint'])} to {amount(part['high'], part['endpoint'])}"
+def _bounds(part):
+    if math.isnan(part["low"]): return "–"
+    return " to ".join(amount(part[end], part["endpoint"]) for end in ("low", "high"))
 
 def _p(p): return "–" if math.isnan(p) else html.escape(p_words(p).removeprefix("p ").removeprefix("= "))
 
@@ -77,8 +81,8 @@ def verdict_table(found, pages=False):
         text = html.escape(a.text) + (f"<br><small>{html.escape(capital(notes))}</small>" if notes else "")
         name = f'<a href="{a.question}.html">{a.name}</a>' if pages else a.name
         gaps = [amount(part["estimate"], part["endpoint"], "+") for part in a.parts]
-        rows.append([name, text, f"{html.escape(a.contrast)}: {'<br>'.join(criteria(a))}", f"<b>{'<br>'.join(gaps)}</b>", "<br>".join(map(_bounds, a.parts)),
-                     _p(a.p_holm), _p(a.p_equivalent), str(a.seeds), f'<b style="color:{VERDICTS[a.verdict]}">{a.verdict}</b>'])
+        rows.append([name, text, f"{html.escape(a.contrast)}: {'<br>'.join(criteria(a))}", f"<b>{'<br>'.join(gaps)}</b>",
+                     "<br>".join(map(_bounds, a.parts)), _p(a.p_holm), _p(a.p_equivalent), str(a.seeds), f'<b style="color:{VERDICTS[a.verdict]}">{a.verdict}</b>'])
     header = ["", "hypothesis", "predicted", "difference", "95 % interval", "p (Holm)", "p of equivalence (Holm)", "seeds", "verdict"]
     return html_table(header, rows, numbers=(3, 4, 5, 6, 7))
 
