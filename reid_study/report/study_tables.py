@@ -82,7 +82,8 @@ def verdict_table(found, pages=False):
         name = f'<a href="{a.question}.html">{a.name}</a>' if pages else a.name
         gaps = [amount(part["estimate"], part["endpoint"], "+") for part in a.parts]
         rows.append([name, text, f"{html.escape(a.contrast)}: {'<br>'.join(criteria(a))}", f"<b>{'<br>'.join(gaps)}</b>",
-                     "<br>".join(map(_bounds, a.parts)), _p(a.p_holm), _p(a.p_equivalent), str(a.seeds), f'<b style="color:{VERDICTS[a.verdict]}">{a.verdict}</b>'])
+                     "<br>".join(map(_bounds, a.parts)), _p(a.p_holm), _p(a.p_equivalent), str(a.seeds),
+                     f'<b style="color:{VERDICTS[a.verdict]}">{a.verdict}</b>'])
     header = ["", "hypothesis", "predicted", "difference", "95 % interval", "p (Holm)", "p of equivalence (Holm)", "seeds", "verdict"]
     return html_table(header, rows, numbers=(3, 4, 5, 6, 7))
 
