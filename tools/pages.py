@@ -38,7 +38,7 @@ def executed(notebook):
 def markdown_cell(cell):
     "The HTML of a table's cell as Markdown."
     cell = re.sub(r"<br><small>(.*?)</small>", r". *\1.*", cell)
-    cell = re.sub(r"<b[^>]*>(.*?)</b>", r"**\1**", cell)
+    cell = re.sub(r"<b(?: [^>]*)?>(.*?)</b>", r"**\1**", cell)
     return html.unescape(cell).replace("|", "\\|")
 
 

@@ -21,7 +21,7 @@ from ..losses.many_identities import cost_picture
 from .figures import WIDTH, band, caption, name_ends, name_rows, styled
 from .html import picture
 from .study_figures import colour_of, name_points, ranking_picture
-from .study_prose import collapse_counts, sampler_sentence, step_cost_sentence
+from .study_prose import failure_counts, sampler_sentence, step_cost_sentence
 from .study_tables import VERDICTS, geometry_markdown, mAP_points, step_cost_table, step_costs
 from .textbook import textbook_picture
 from ..study.endpoints import geometry_table, identity_matrix
@@ -63,7 +63,7 @@ def _displayed(found, draw, kind):
 def _identity_panel(ax, a, b):
     "Draw the AP of each identity under identity loss (across) and with attributes (up)."
     ax.plot([0, 100], [0, 100], color="#8a8a92", lw=.8)
-    ax.scatter(a, b, s=16, color=np.where(b > a, VERDICTS["supported"], VERDICTS["refuted"]), alpha=.6, lw=0)
+    ax.scatter(a, b, s=16, color=np.where(b > a, VERDICTS["supported"], VERDICTS["reversed"]), alpha=.6, lw=0)
     text = f"better with attributes: {(b > a).sum()} of {len(a)} identities"
     ax.text(4, 96, text, color=VERDICTS["supported"], va="top", fontsize=8.5)
     ax.set(xlabel="mean AP of an identity, identity loss (%)", ylabel="with attributes (%)", xlim=(0, 100), ylim=(0, 100), aspect="equal",
@@ -192,7 +192,7 @@ def mining_picture(results, arm="rates"):
     name_ends(right, ends)
     return figure
 
-question_figure("q5")(collapse_counts)
+question_figure("q5")(failure_counts)
 
 # %% ../../nbs/84_report.questions.ipynb #4110a291
 def _regression_lines(ax, table):

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from .figures import WIDTH, curve_panels, name_rows, styled
 from .study_prose import study_names
 from .study_tables import VERDICTS, best_trials, comparable_arms, mAP_points, recipe_scores, shared_scores
+from ..study.analysis import each_part
 from ..study.config import is_test
 from ..study.endpoints import UNITS, amount, best_of
 from ..training.recipes import FAMILY_COLOURS, RECIPES, get_recipe
@@ -30,14 +31,14 @@ def turned(answer):
 
 # %% ../../nbs/81a_report.study_figures.ipynb #be521a4b
 def _forest_panel(ax, rows, endpoint):
-    "Draw the answers of one endpoint, a row each."
+    "Draw the parts of answers that have one endpoint, a row each."
     margin, unit = UNITS[endpoint][0]*rows.margin.iloc[0], UNITS[endpoint][2].removeprefix("of ")
     ax.axvspan(-margin, margin, color="#f0f0f3", lw=0, zorder=0); ax.axvline(0, color="#8a8a92", lw=0.8, zorder=1)
     for y, a in enumerate(rows.itertuples()):
         (estimate, low, high), colour = turned(a), VERDICTS[a.verdict]
         ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
-        ax.plot(estimate, y, "o", ms=5.5, color=colour, mfc="white" if a.descriptive else colour)
-        text = f"{amount(a.sign*a.estimate, endpoint, '+')}  {'' if a.descriptive else a.verdict}"
+        ax.plot(estimate, y, "o", ms=5.5, color=colour, mfc=colour if a.testable else "white")
+        text = f"{amount(a.sign*a.estimate, endpoint, '+')}  {a.verdict}"
         ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), color=colour, va="center", fontsize=8)
         if y and a.question != rows.question.iloc[y - 1]: ax.axhline(y - 0.5, color="#dcdce0", lw=0.7)
     names = [textwrap.fill(f"{a.name}  {a.text}", 58) for a in rows.itertuples()]
@@ -50,8 +51,9 @@ def _forest_panel(ax, rows, endpoint):
 # %% ../../nbs/81a_report.study_figures.ipynb #a6f568f5
 @styled
 def forest_plot(found):
-    "Estimate and 95 % interval of each answer, a row a hypothesis, a panel an endpoint, the predicted direction to the right."
-    groups = {endpoint: rows for endpoint in UNITS if len(rows := found[found.endpoint == endpoint])}
+    "Estimate and 95 % interval of each answer, a row a part of a hypothesis, a panel an endpoint, the predicted direction to the right."
+    parts = each_part(found)
+    groups = {endpoint: rows for endpoint in UNITS if len(rows := parts[parts.endpoint == endpoint])}
     heights = [len(rows)*0.40 + 0.75 for rows in groups.values()]
     figure = Figure((WIDTH, sum(heights) + 0.1), layout="constrained")
     axes = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
@@ -184,7 +186,7 @@ def power_picture(found):
     """The smallest true difference of mAP that each contrast would have detected with 80 % power, at 5 % and before Holm, given its
     standard error; the grey band is the margin. Where the smallest detectable difference is larger than the margin, an undecided
     contrast says little about whether there is a difference."""
-    rows = found[found.endpoint.isin(("AP", "loss")) & found.detectable.notna()].sort_values("detectable", ignore_index=True)
+    rows = each_part(found).query("endpoint in ('AP', 'loss') and detectable.notna()").sort_values("detectable", ignore_index=True)
     if rows.empty: return None
     figure = Figure((WIDTH, .8 + .2*len(rows)), layout="constrained")
     ax, colours = figure.subplots(), rows.verdict.map(VERDICTS)
@@ -194,6 +196,6 @@ def power_picture(found):
     names = [f"{a.name}  {a.contrast.partition(' (')[0]}" for a in rows.itertuples()]
     name_rows(ax, names, xlim=(0, None), xlabel="minimum detectable difference (points of mAP)")
     for label in ax.get_yticklabels(): label.set_fontsize(7.5)
-    key = [mpl.lines.Line2D([], [], color=colour, marker="o", ms=4, label=v) for v, colour in VERDICTS.items()]
+    key = [mpl.lines.Line2D([], [], color=colour, marker="o", ms=4, label=v) for v, colour in VERDICTS.items() if v in set(rows.verdict)]
     ax.legend(handles=key, loc="upper right")
     return figure

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['POWER', 'RULE', 'FOREST', 'STEP_COST', 'TUNING', 'OWN_BATCHES', 'consequence', 'sentence', 'findings', 'lead',
-           'verdict_counts', 'study_headline', 'legend', 'rule', 'forest_caption', 'evidence', 'study_provenance',
-           'distance_sentence', 'collapse_counts', 'step_cost_sentence', 'tuning_sentence', 'gains', 'rank_agreement',
-           'own_batches', 'arms_sentence', 'sampler_sentence', 'agreement_sentence', 'study_names', 'transfer_sentence',
-           'control_sentence']
+           'verdict_counts', 'left_out', 'study_headline', 'legend', 'rule', 'forest_caption', 'evidence',
+           'study_provenance', 'distance_sentence', 'failure_counts', 'step_cost_sentence', 'budget_table',
+           'budget_sentence', 'tuning_sentence', 'gains', 'rank_agreement', 'own_batches', 'arms_sentence',
+           'sampler_sentence', 'agreement_sentence', 'study_names', 'transfer_sentence', 'control_sentence']
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4c92672b
 import math
@@ -16,39 +16,68 @@ import pandas as pd
 
 from ..core import digest
 from ..data.datasets import get_dataset
-from ..evaluation.statistics import MIN_SEEDS, least_p, rank_correlation
+from ..evaluation.statistics import MIN_SEEDS, least_p, null_value, rank_correlation
 from .prose import capital, filled
+from .tables import markdown_table
 from .study_tables import ENDPOINTS, VERDICTS, best_trials, comparable_arms, controls, evaluated_on
 from .study_tables import paired_scores, recipe_scores, shared_scores, step_cost_growth
-from ..study.endpoints import COLLAPSED, UNITS, amount, candidates, collapsed, counted, identity_rows, listed, p_words
+from ..study.analysis import each_part
+from ..study.hypotheses import hypotheses
+from ..study.endpoints import (
+    COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, counted, failed, identity_rows, listed, p_words, training_state)
 from ..training.recipes import RECIPES, get_recipe
 
 # %% ../../nbs/82a_report.study_prose.ipynb #9bf156b9
 POWER = "a true difference of {} would have been detected with 80 % power, before Holm's correction"
 
+def _margin(part): return f"{amount(part['margin'], part['endpoint'])} {UNITS[part['endpoint']][2]}"
+
+def _undecided(answer):
+    "Why a hypothesis that was tested stays undecided, in words."
+    a, small = answer, answer.parts[-1]
+    if a.p_holm <= 0.05:
+        return f"The interval is on one side, but the seeds do not agree in sign often enough ({p_words(a.p_flip)} by sign flips)."
+    if a.p <= 0.05: return "Tested alone it would be significant; after Holm's correction for all it is not."
+    if len(a.parts) > 1 or math.isnan(a.detectable): return "The runs neither show nor exclude it."
+    return f"The runs neither show nor exclude it; {POWER.format(amount(small['detectable'], small['endpoint']))}."
+
+# %% ../../nbs/82a_report.study_prose.ipynb #3556cbe5
+def _beyond(part):
+    "Whether the interval of a part lies on the other side of what it predicts."
+    null = null_value(part["kind"], part["margin"], part["sign"])
+    return part["kind"] != "different" and max(part["sign"]*(part[end] - null) for end in ("low", "high")) < 0
+
+def _within(part): return part["kind"] != "no worse" and -part["margin"] < part["low"] and part["high"] < part["margin"]
+
 def consequence(answer):
-    "What follows from the interval of a row of `answers`, and what does not."
-    a, margin = answer, f"{amount(answer.margin, answer.endpoint)} {UNITS[answer.endpoint][2]}"
-    if a.descriptive: return f"With {counted(a.seeds, 'seed')} this describes the runs; a verdict needs {MIN_SEEDS}."
-    if a.verdict == "supported": return f"A loss of {margin} or more is excluded." if a.kind == "no worse" else ""
-    if a.verdict == "refuted":
-        opposite = "; the difference has the opposite sign" if max(a.sign*a.low, a.sign*a.high) < 0 else ""
-        return {"better": f"A benefit of {margin} or more is excluded{opposite}.",
-                "no worse": f"The complete interval lies beyond a loss of {margin}.",
-                "different": f"The two are equal to within {margin}."}[a.kind]
-    if a.kind != "no worse" and a.p <= 0.05: return "Tested alone it would be significant; after Holm's correction for all it is not."
-    if math.isnan(a.detectable): return "The runs neither show nor exclude it."
-    return f"The runs neither show nor exclude it; {POWER.format(amount(a.detectable, a.endpoint))}."
+    "What follows from the intervals of a row of `answers`, and what does not."
+    a, parts = answer, answer.parts
+    if not a.testable: return f"{capital(a.reason)}."
+    if a.verdict == "undecided": return _undecided(a)
+    if a.verdict == "supported":
+        said = [f"a loss of {_margin(p)} or more is excluded" for p in parts if p["kind"] == "no worse"]
+        said += [f"it is certain, and smaller than the margin of {_margin(p)}" for p in parts if _within(p)]
+    elif a.verdict == "reversed":
+        said = ["the complete interval lies beyond a loss of " + _margin(p) if p["kind"] == "no worse" else
+                f"the difference in {UNITS[p['endpoint']][2].removeprefix('points of ').removeprefix('of ')} has the opposite sign"
+                for p in parts if _beyond(p)]
+    else:
+        said = [f"less than {_margin(p)} either way ({p_words(a.p_equivalent)}, equivalence test after Holm)" for p in parts if _within(p)]
+    return f"{capital(listed(said))}." if said else ""
 
 # %% ../../nbs/82a_report.study_prose.ipynb #ebef0ad6
+def _estimate(part):
+    "The estimate of a part with its interval, Markdown."
+    endpoint, identities = part["endpoint"], f", {part['identities']} identities" if part["identities"] else ""
+    bounds = "" if math.isnan(part["low"]) else f"95 % interval {amount(part['low'], endpoint)} to {amount(part['high'], endpoint)}; "
+    return f"**{amount(part['estimate'], endpoint, '+')}** {UNITS[endpoint][2]} ({bounds}{counted(part['seeds'], 'seed')}{identities})"
+
 def sentence(answer):
     "Markdown: what was found for one hypothesis, a row of `answers`."
-    a, unit = answer, UNITS[answer.endpoint][2]
-    bounds = "" if math.isnan(a.low) else f"95 % interval {amount(a.low, a.endpoint)} to {amount(a.high, a.endpoint)}; "
-    units = counted(a.seeds, "seed") + (f", {a.identities} identities" if a.identities else "")
+    a = answer
     p = "" if math.isnan(a.p_holm) else f"; {p_words(a.p_holm)} after Holm; by sign flips of the seeds alone {p_words(a.p_flip)}"
     contrast = capital(a.contrast) if " of " in a.contrast else a.contrast
-    found = f"{contrast}: **{amount(a.estimate, a.endpoint, '+')}** {unit} ({bounds}{units}{p})."
+    found = f"{contrast}: {' and '.join(map(_estimate, a.parts))}{p}."
     parts = f"**{a.name}, {a.verdict}:** *{a.text}.*", found, consequence(a), a.note and f"{capital(a.note)}."
     return " ".join(filter(None, parts))
 
@@ -68,37 +97,51 @@ def verdict_counts(found):
     n = found.verdict.value_counts()
     return listed(f"{n[v]} {'is' if n[v] == 1 else 'are'} {v}" for v in VERDICTS if v in n)
 
+# %% ../../nbs/82a_report.study_prose.ipynb #21edcd01
+def left_out(results):
+    "Which hypotheses of the study's questions it does not ask, because it lacks the arm that they need, in words; empty if it asks all."
+    every, asked = hypotheses(results.dataset), {h.name for h in results.hypotheses}
+    missing = {}
+    for h in every:
+        if h.question in results.study["questions"] and h.name not in asked: missing.setdefault(h.arm, []).append(h.name)
+    return "".join(f" Not asked, for want of an arm *{arm}*: {listed(names)}." for arm, names in missing.items())
+
 # %% ../../nbs/82a_report.study_prose.ipynb #9142186b
 def study_headline(results, found):
     "Markdown: what the study found, in a sentence or two."
-    few = int(found.descriptive.sum())
-    note = f" {capital(counted(few, 'hypothesis', 'hypotheses'))} had fewer than {MIN_SEEDS} seeds, too few for a verdict." if few else ""
     every = [q.upper() for q, rows in found.groupby("question") if (rows.verdict == "supported").all()]
     parts = f" Supported in every part: {listed(every)}." if every else ""
     asked, divided = counted(found.question.nunique(), "question"), counted(len(found), "hypothesis", "hypotheses")
     return (f"{capital(asked)} about losses, divided into {divided}, on {get_dataset(results.dataset).title}: "
-            f"**{verdict_counts(found)}**.{note}{parts}")
+            f"**{verdict_counts(found)}**.{parts}{left_out(results)}")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #1ff644f9
 def legend(found):
     "Markdown: what the units of the given answers measure."
-    used = [f"*{unit}*: {ENDPOINTS[endpoint]}" for endpoint, (_, _, unit) in UNITS.items() if (found.endpoint == endpoint).any()]
+    there = set(each_part(found).endpoint)
+    used = [f"*{unit}*: {ENDPOINTS[endpoint]}" for endpoint, (_, _, unit) in UNITS.items() if endpoint in there]
     return f"Endpoints: {'; '.join(used)}."
 
 # %% ../../nbs/82a_report.study_prose.ipynb #767b2cea
-RULE = """The intervals of mAP and distances treat seeds and identities as crossed random factors. Epochs, separability and compactness
-have one number a seed, so their intervals are over seeds alone and hold the recipes fixed. A difference of shares of runs has Agresti and
-Min's interval for pairs, which is drawn towards zero. Seeds are paired between recipes. Settings are those that one tuning found for each
-recipe, and are held fixed: a verdict is about recipes at these settings. All {tests} tested hypotheses form one family for Holm's
-correction, at 5 %. *Better* is supported by a two-sided test in the predicted direction, and refuted when the 95 % interval excludes every
-benefit of the margin or more; *no worse* is supported when a loss of the margin is excluded, and refuted when the complete interval lies
-beyond it; *different* is supported by a two-sided test, and refuted when the interval lies within the margin on both sides. All other
-hypotheses are undecided, as are those with fewer than {seeds} seeds. Refutations are not corrected for the number of hypotheses; a refuted
-hypothesis may have an effect in the predicted direction, but none as large as the margin."""
+RULE = """The intervals of mAP and distances treat seeds and identities as crossed random factors. Steps have one number a seed, so
+their interval is over seeds alone. Separability and compactness have an interval over recipes, each with its mean over seeds. A
+difference of shares of runs has Agresti and Min's interval for pairs, which is drawn towards zero. Seeds are paired between recipes.
+Settings are those that one tuning found for each recipe, and are held fixed: a verdict is about recipes at these settings.
+
+A hypothesis is *supported* when the 95 % interval lies on the predicted side of zero, and *reversed* when it lies on the other side;
+*no worse* than a margin has its zero at a loss of the margin, and *different* has no other side. Both need a two-sided test that holds
+after Holm's correction over all {tests} tested hypotheses, at 5 % (a t test that gives seeds and identities each their own degrees of
+freedom, because Satterthwaite's are too generous so far out in the tails), and a sign-flip test over seeds, as a veto: its p is at most
+5 %, or the least that so few seeds can reach ({seeds} seeds reach {least:.4g}, where all have the same sign, and no less). Of the rest
+it is *negligible* when the interval lies within the margin on both sides and an equivalence test holds after Holm's correction over all
+of these; else it is *undecided*. A claim with two parts has the verdict of the worse one. *Not testable* are hypotheses with fewer than
+{seeds} seeds, those whose means would mix runs that trained with runs that failed (collapsed, or a mAP under {fails} times that of a
+random ranking; one such run is enough), and those about something that happened in no run."""
 
 def rule(found):
     "Markdown: how verdicts are drawn."
-    return filled(RULE, tests=int(found.p_holm.notna().sum()), seeds=MIN_SEEDS)
+    numbers = dict(tests=int(found.p_holm.notna().sum()), seeds=MIN_SEEDS, least=least_p(MIN_SEEDS), fails=FAILS)
+    return "\n\n".join(filled(part, **numbers) for part in RULE.split("\n\n"))
 
 # %% ../../nbs/82a_report.study_prose.ipynb #22f4f288
 FOREST = """Estimates and 95 % intervals, with the predicted direction to the right and positive, in the numbers too. The grey band is the
@@ -108,8 +151,9 @@ def forest_caption(found):
     "The caption of the forest of these answers."
     different = (found.kind == "different").any()
     undirected = " Hypotheses of a difference without a direction are drawn as first minus second." if different else ""
-    hollow = f" Hollow: fewer than {MIN_SEEDS} seeds, no verdict." if found.descriptive.any() else ""
-    return f"{filled(FOREST)}{undirected}{hollow}"
+    several = " A claim with two parts has a row for each, with the verdict of the claim." if (found.parts.map(len) > 1).any() else ""
+    hollow = " Hollow: not testable." if (~found.testable).any() else ""
+    return f"{filled(FOREST)}{undirected}{several}{hollow}"
 
 # %% ../../nbs/82a_report.study_prose.ipynb #a62c8231
 def _read_by(results, arm, hypotheses):
@@ -160,13 +204,14 @@ def distance_sentence(results, recipes, arm="main"):
     return f"Mean distance of a query to its matches, and to other people, of at most 2: {'; '.join(parts)}."
 
 # %% ../../nbs/82a_report.study_prose.ipynb #50cf255b
-def collapse_counts(results, arm="rates"):
-    "Markdown: how many runs of an arm have collapsed, by recipe."
+def failure_counts(results, arm="rates"):
+    "Markdown: how many runs of an arm failed to train, by recipe."
     rows = results.table[results.table.arm == arm]
-    ended = {r: [collapsed(run) for run in rows.run[rows.recipe == r]] for r in results.recipes(arm)}
+    ended = {r: [failed(run) for run in rows.run[rows.recipe == r]] for r in results.recipes(arm)}
     counts = [f"{sum(each)} of {counted(len(each), 'run')} of `{r}`" for r, each in ended.items() if any(each)]
-    if not counts: return f"None of the {counted(len(rows), 'run')} of the arm *{arm}* has collapsed."
-    return f"Collapsed, with queries less than {COLLAPSED} from other people on average: {listed(counts)} (arm *{arm}*)."
+    if not counts: return f"None of the {counted(len(rows), 'run')} of the arm *{arm}* failed to train."
+    return (f"Failed to train, with a mAP under {FAILS} times that of a random ranking or with queries less than {COLLAPSED} from other "
+            f"people on average: {listed(counts)} (arm *{arm}*).")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #04495991
 STEP_COST = """The cost of a step, measured and not tested: with more identities, that of identity loss **{grows} more than twice as
@@ -180,6 +225,27 @@ def step_cost_sentence(rows):
     triplet, identity = growth.loc["triplet, batch-hard"], growth.loc["identity"]
     clear = (identity[["time", "memory"]] > 2*triplet[["time", "memory"]]).all()
     return filled(STEP_COST, grows="grows" if clear else "does not grow", i=identity, t=triplet)
+
+# %% ../../nbs/82a_report.study_prose.ipynb #febbad9a
+def budget_table(results, arm="main"):
+    "Markdown: the mAP of each recipe at half and at full budget, a row a recipe that the arm of half the epochs has; empty without it."
+    states = [training_state(results, arm, recipe) for recipe in results.recipes(arm)]
+    rows = [[s["recipe"], f"{100*s['trained']:.0f}", *(f"{100*s[name]:.1f}" for name in ("half", "full")),
+             f"{100*s['gain']:+.1f}".replace("-", "−"), "under-trained" if s["under_trained"] else ""] for s in states if "gain" in s]
+    header = ["recipe", "runs that train (%)", "mAP at half (%)", "mAP at full (%)", "gain (points)", ""]
+    return markdown_table(header, rows, numbers=range(1, 5)) if rows else ""
+
+# %% ../../nbs/82a_report.study_prose.ipynb #4dca4f0f
+def budget_sentence(results, arm="main"):
+    "Markdown: which recipes of an arm still gain from half of the budget to all of it; empty where the study has no such arm."
+    states = [s for recipe in results.recipes(arm) if "gain" in (s := training_state(results, arm, recipe))]
+    if not states: return ""
+    short, gain = [s["recipe"] for s in states if s["under_trained"]], pd.Series({s["recipe"]: 100*s["gain"] for s in states})
+    limit = f"more than {100*UNDER_TRAINED:g} points"
+    if short: more = f"Under-trained, with a gain of {limit}: {listed(short)}. What is said about them is about this budget."
+    else: more = f"None gains {limit}: none is under-trained."
+    return (f"From half of the epochs (arm *{HALF}*, with a schedule of its own) to all of them, {counted(len(states), 'recipe')} gain "
+            f"{gain.median():.1f} points of mAP (median), at most {gain.max():.1f} ({gain.idxmax()}). {more}")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #227539d4
 TUNING = """{recipes}, {trials} trials each. On the validation identities, the best trial has a mAP {median:.1f} points (median) above

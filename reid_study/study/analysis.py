@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONTRASTS', 'Contrast', 'seed_interval', 'shared_seeds', 'weighted_sum', 'crossed_contrast', 'contrast_words',
-           'epochs_contrast', 'loss_contrast', 'collapse_contrast', 'family_contrast', 'best_contrast',
-           'distance_to_others', 'collapsed_runs', 'term_contrast', 'contrast', 'tested_p', 'flipped_p',
-           'equivalence_words', 'decide', 'answer', 'answers', 'about']
+           'steps_contrast', 'loss_contrast', 'trains_contrast', 'family_contrast', 'best_contrast',
+           'distance_to_others', 'term_contrast', 'contrast', 'Part', 'tested_p', 'equivalent_p', 'decide', 'part_row',
+           'answer', 'answers', 'each_part', 'about']
 
 # %% ../../nbs/78_study.analysis.ipynb #08b4d46e
 import math
@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError
+from ..data.datasets import get_dataset
 from ..evaluation.statistics import (
-    Interval, crossed_interval, equivalence, holm, minimum_detectable, non_inferiority, p_value, paired_shares, sign_flip, verdict)
+    DECIDED, MIN_SEEDS, Interval, cautious_p, crossed_interval, equivalence, flips_allow, holm, minimum_detectable, null_value,
+    paired_shares, sign_flip, verdict)
 from .endpoints import (
-    HELD, amount, best_of, collapse_table, collapsed, counted, epochs_apart, family_coefficients, geometry_table, identity_matrix, listed,
-    p_words, runner_up, without_recipes)
-from .hypotheses import RATES, difference, rate_loss
+    FEWEST_RECIPES, HELD, amount, arm_rates, best_of, counted, failure_words, failures, family_coefficients, family_interval,
+    geometry_table, identity_matrix, listed, runner_up, steps_to, trained_table, without_recipes)
+from .hypotheses import LEVELS, difference, rate_loss
 
 # %% ../../nbs/78_study.analysis.ipynb #4e4152dd
 @dataclass(frozen=True, eq=False)
@@ -29,13 +31,15 @@ class Contrast:
     """The estimate of a hypothesis' weighted sum.
 
     `interval`: in the unit of the endpoint. `by_seed`: Series [seed]. `words`: what is subtracted from what.
-    `identities`: how many it is a mean over; 0: it is no such mean. `note`: what one must know to read it.
+    `identities`: how many it is a mean over; 0: it is no such mean. `note`: what one must know to read it. `untestable`: why these
+    runs cannot answer the hypothesis; empty where they can.
     """
     interval: Interval
     by_seed: pd.Series
     words: str
     identities: int = 0
     note: str = ""
+    untestable: str = ""
 
 # %% ../../nbs/78_study.analysis.ipynb #9f4e07ab
 def seed_interval(values):
@@ -75,47 +79,61 @@ def contrast_words(hypothesis):
     return hypothesis.contrast or " − ".join(hypothesis.recipes)
 
 # %% ../../nbs/78_study.analysis.ipynb #c04b7fa2
-def epochs_contrast(results, hypothesis):
-    "The `Contrast` of how many epochs two recipes take, over seeds."
-    (weight, a, change), (_, b, other) = hypothesis.terms
-    first, second = results.runs(hypothesis.arm, a, change), results.runs(hypothesis.arm, b, other)
-    seeds = shared_seeds(hypothesis.arm, {a: first, b: second})
-    by_seed = pd.Series({seed: weight*epochs_apart(first[seed].history, second[seed].history) for seed in seeds})
-    return Contrast(seed_interval(by_seed), by_seed, contrast_words(hypothesis))
+def steps_contrast(results, hypothesis):
+    "The `Contrast` of how many steps two recipes take to a validation mAP that is fixed for the kind of dataset, over seeds."
+    level = LEVELS[get_dataset(results.dataset).kind]
+    runs = {recipe: results.runs(hypothesis.arm, recipe, change) for _, recipe, change in hypothesis.terms}
+    seeds = shared_seeds(hypothesis.arm, runs)
+    taken = {recipe: [steps_to(them[seed], level) for seed in seeds] for recipe, them in runs.items()}
+    first, second = (np.array([steps for steps, _ in each], float) for each in taken.values())
+    reached = {recipe: sum(there for _, there in each) for recipe, each in taken.items()}
+    late = listed(f"{n} of {counted(len(seeds), 'run')} of {recipe}" for recipe, n in reached.items())
+    note = "" if all(n == len(seeds) for n in reached.values()) else f"{late} reach {level:.0%}; the others count with all of their steps"
+    none = "" if any(reached.values()) else f"no run reaches a validation mAP of {level:.0%}"
+    by_seed = pd.Series(first - second, seeds)
+    return Contrast(seed_interval(by_seed), by_seed, contrast_words(hypothesis), note=note, untestable=none)
 
 # %% ../../nbs/78_study.analysis.ipynb #8d0e8d37
 def loss_contrast(results, hypothesis):
     "The `Contrast` of what two recipes lose at other learning rates than their best."
-    def runs(recipe, rate): return results.runs(hypothesis.arm, recipe, {"lr_times": rate}).values()
-    def best(recipe): return max(RATES, key=lambda rate: np.mean([run.metrics["mAP"] for run in runs(recipe, rate)]))
-    (a, b), (first, second) = hypothesis.recipes, map(best, hypothesis.recipes)
+    arm, rates = hypothesis.arm, arm_rates(results, hypothesis.arm)
+    def mean(recipe, rate): return np.mean([run.metrics["mAP"] for run in results.runs(arm, recipe, {"lr_times": rate}).values()])
+    (a, b), (first, second) = hypothesis.recipes, (max(rates, key=lambda rate: mean(recipe, rate)) for recipe in hypothesis.recipes)
     words = f"loss of {a} from its best, × {first}, − loss of {b} from its best, × {second}, to the other learning rates"
-    return crossed_contrast(*weighted_sum(results, hypothesis.arm, rate_loss(a, 1, first) + rate_loss(b, -1, second)), words)
+    found = crossed_contrast(*weighted_sum(results, arm, rate_loss(a, 1, first, rates) + rate_loss(b, -1, second, rates)), words)
+    best = (a, {"lr_times": first}), (b, {"lr_times": second})
+    return replace(found, untestable=failure_words(failures(results, arm, best)))
 
 # %% ../../nbs/78_study.analysis.ipynb #d82e4b9f
-def collapse_contrast(results, hypothesis):
-    "The `Contrast` of the shares of runs of two recipes that collapse, over all learning rates."
-    ended = {recipe: collapse_table(results, hypothesis.arm, recipe) for recipe in hypothesis.recipes}
+def trains_contrast(results, hypothesis):
+    "The `Contrast` of the shares of runs of two recipes that train, over all learning rates."
+    ended = {recipe: trained_table(results, hypothesis.arm, recipe) for recipe in hypothesis.recipes}
     seeds = shared_seeds(hypothesis.arm, {recipe: table.index for recipe, table in ended.items()})
     first, second = (table.loc[seeds] for table in ended.values())
-    by_seed, words = (first.astype(float) - second).mean(axis=1), contrast_words(hypothesis)
-    if len(seeds) < 2: return Contrast(seed_interval(by_seed), by_seed, words)
-    few = paired_shares(first & False, second & False).high >= hypothesis.margin(results.dataset)
-    note = f"{first.size} pairs of runs are too few to exclude the margin, even if none collapses" if few else ""
-    return Contrast(paired_shares(first, second), by_seed, words, note=note)
+    by_seed, both = (first.astype(float) - second).mean(axis=1), np.stack([first, second])
+    none = f"{'all' if both.all() else 'none'} of the {both.size} runs train" if both.all() or not both.any() else ""
+    interval = paired_shares(first, second) if len(seeds) > 1 else seed_interval(by_seed)
+    return Contrast(interval, by_seed, contrast_words(hypothesis), untestable=none)
 
 # %% ../../nbs/78_study.analysis.ipynb #19d7e84b
 def family_contrast(results, hypothesis):
-    "The `Contrast` of a family with another in an endpoint of `HELD`, over seeds."
-    arm, family = hypothesis.arm, hypothesis.families[0]
+    "The `Contrast` of a family with another in an endpoint of `HELD`, over the recipes without a failed run."
+    arm, endpoint, families = hypothesis.arm, hypothesis.endpoint, hypothesis.families
     table = geometry_table(results, arm)
-    table = table[table.family.isin(hypothesis.families)]
-    if table.groupby("family").recipe.nunique().reindex(hypothesis.families).fillna(0).min() < 2:
-        raise InputError(f"the arm {arm} needs two recipes or more of {listed(hypothesis.families)} each")
-    by_seed = family_coefficients(table, hypothesis.endpoint, family)
+    table = table[table.family.isin(families)]
+    if table.groupby("family").recipe.nunique().reindex(families).fillna(0).min() < 2:
+        raise InputError(f"the arm {arm} needs two recipes or more of {listed(families)} each")
+    out = table.recipe[table.failed].unique().tolist()
+    table = table[~table.recipe.isin(out)]
+    few = [f for f in families if table.recipe[table.family == f].nunique() < FEWEST_RECIPES]
+    words, left = contrast_words(hypothesis), f"without {listed(out)}, whose runs failed" if out else ""
+    if few:
+        why = f"fewer than {FEWEST_RECIPES} recipes of the family {few[0]} train"
+        return Contrast(seed_interval([math.nan]), pd.Series(dtype=float), words, note=left, untestable=why)
+    by_seed = family_coefficients(table, endpoint, families[0])
     if by_seed.empty: raise InputError(f"no seed was run with every recipe of the arm {arm}; give them the same seeds")
-    note = without_recipes(table, hypothesis.endpoint, family)
-    return Contrast(seed_interval(by_seed), by_seed, contrast_words(hypothesis), note=note)
+    note = "; ".join(filter(None, (f"{table.recipe.nunique()} recipes", without_recipes(table, endpoint, families[0]), left)))
+    return Contrast(family_interval(table, endpoint, families[0]), by_seed, words, note=note)
 
 # %% ../../nbs/78_study.analysis.ipynb #7e48c0a6
 def best_contrast(results, hypothesis):
@@ -125,7 +143,8 @@ def best_contrast(results, hypothesis):
     sums, share = weighted_sum(results, hypothesis.arm, difference(a, b), hypothesis.endpoint)
     if kept is not None: sums, share = sums.loc[:, kept], share[kept]/share[kept].sum()
     found = crossed_contrast(sums, share, f"{a} − {b} (chosen {how})")
-    return found if kept is not None else replace(found, note=runner_up(results, hypothesis.arm))
+    return replace(found, note="" if kept is not None else runner_up(results, hypothesis.arm),
+                   untestable=failure_words(failures(results, hypothesis.arm, [(a, {}), (b, {})])))
 
 # %% ../../nbs/78_study.analysis.ipynb #3c8f1ea6
 def distance_to_others(results, hypothesis):
@@ -134,80 +153,109 @@ def distance_to_others(results, hypothesis):
     found = crossed_contrast(*weighted_sum(results, hypothesis.arm, hypothesis.terms, "d_an"), "")
     return f"the distance to others changes by {amount(found.interval.estimate, 'd_ap', '+')}"
 
-# %% ../../nbs/78_study.analysis.ipynb #95a0c3df
-def collapsed_runs(results, hypothesis):
-    "Which of the runs in a hypothesis' terms have collapsed, in words, where the hypothesis is not about that."
-    if hypothesis.endpoint == "collapses": return ""
-    ended = {recipe: [] for recipe in hypothesis.recipes}
-    for _, recipe, change in hypothesis.terms: ended[recipe] += map(collapsed, results.runs(hypothesis.arm, recipe, change).values())
-    return ", ".join(f"{sum(them)} of {counted(len(them), 'run')} of {recipe} collapsed" for recipe, them in ended.items() if any(them))
-
 # %% ../../nbs/78_study.analysis.ipynb #0d92e7c4
 def term_contrast(results, hypothesis):
     "The `Contrast` of the weighted sum of a hypothesis' terms."
     sums, share = weighted_sum(results, hypothesis.arm, hypothesis.terms, hypothesis.endpoint)
-    return crossed_contrast(sums, share, contrast_words(hypothesis))
+    ended = failures(results, hypothesis.arm, [(recipe, change) for _, recipe, change in hypothesis.terms])
+    return replace(crossed_contrast(sums, share, contrast_words(hypothesis)), untestable=failure_words(ended))
 
 # %% ../../nbs/78_study.analysis.ipynb #e2c7a90f
-CONTRASTS = {"epochs": epochs_contrast, "loss": loss_contrast, "collapses": collapse_contrast, **dict.fromkeys(HELD, family_contrast)}
+CONTRASTS = {"steps": steps_contrast, "loss": loss_contrast, "trains": trains_contrast, **dict.fromkeys(HELD, family_contrast)}
 
 def contrast(results, hypothesis):
-    "The `Contrast` of a hypothesis in a study's results. `InputError` for runs that are missing or do not fit together."
+    "The `Contrast` of a hypothesis' first endpoint in a study's results. `InputError` for runs that are missing or do not fit together."
     compute = CONTRASTS.get(hypothesis.endpoint, best_contrast if hypothesis.families else term_contrast)
     try:
         found = compute(results, hypothesis)
-        notes = found.note, distance_to_others(results, hypothesis), collapsed_runs(results, hypothesis)
+        notes = found.note, distance_to_others(results, hypothesis)
     except InputError as e: raise InputError(f"{hypothesis.name}: {e}") from None
-    return replace(found, note="; ".join(filter(None, notes)))
+    few = f"{counted(len(found.by_seed), 'seed')}, and a verdict needs {MIN_SEEDS}" if len(found.by_seed) < MIN_SEEDS else ""
+    return replace(found, note="; ".join(filter(None, notes)), untestable=found.untestable or few)
 
-# %% ../../nbs/78_study.analysis.ipynb #c60fd0bb
-def tested_p(hypothesis, interval, margin):
-    "The p-value of the test that the verdict on a hypothesis rests on."
-    return non_inferiority(interval, margin, hypothesis.sign) if hypothesis.kind == "no worse" else p_value(interval)
+# %% ../../nbs/78_study.analysis.ipynb #a20751f5
+@dataclass(frozen=True, eq=False)
+class Part:
+    "A part of a hypothesis, with its `Contrast` and its margin, both in the unit of its endpoint."
+    hypothesis: object
+    contrast: Contrast
+    margin: float
 
-# %% ../../nbs/78_study.analysis.ipynb #a9c50e38
-def flipped_p(hypothesis, by_seed, margin):
-    "The p-value of the sign-flip test over seeds that asks the same; NaN for a single seed."
-    if len(by_seed) < 2: return math.nan
-    return sign_flip(hypothesis.sign*by_seed + margin, "greater") if hypothesis.kind == "no worse" else sign_flip(by_seed)
+    @property
+    def null(self): return null_value(self.hypothesis.kind, self.margin, self.hypothesis.sign)
+    @property
+    def ahead(self):
+        "Whether the estimate lies on the predicted side of the null value; either side will do for a difference without direction."
+        return self.hypothesis.kind == "different" or self.hypothesis.sign*(self.contrast.interval.estimate - self.null) > 0
+    @property
+    def p(self): return cautious_p(self.contrast.interval, self.null)
+    @property
+    def p_flip(self): return sign_flip(self.contrast.by_seed - self.null) if len(self.contrast.by_seed) > 1 else math.nan
+    @property
+    def p_equivalent(self):
+        "Of the equivalence test; 1 for a part that cannot be negligible."
+        return 1.0 if self.hypothesis.kind == "no worse" else equivalence(self.contrast.interval, self.margin, cautious_p)
 
-# %% ../../nbs/78_study.analysis.ipynb #5e0f7a92
-def equivalence_words(hypothesis, interval, margin):
-    "For a hypothesis of a difference, the result of the equivalence test."
-    if hypothesis.kind != "different" or interval.descriptive: return ""
-    return f"less than the margin either way: {p_words(equivalence(interval, margin))} (equivalence test)"
+# %% ../../nbs/78_study.analysis.ipynb #b359b1f3
+def tested_p(parts):
+    "The p-value of a claim of several parts, on whichever side it lies."
+    behind = [part.p for part in parts if not part.ahead]
+    return min(1.0, len(parts)*min(behind)) if behind else max(part.p for part in parts)
 
-# %% ../../nbs/78_study.analysis.ipynb #1b72ce50
-def decide(hypothesis, interval, p_adjusted, margin):
-    "The verdict on a hypothesis; for better and no worse that of `statistics.verdict`."
-    if interval.descriptive: return "undecided"
-    if hypothesis.kind != "different": return verdict(interval, p_adjusted, hypothesis.sign, margin=margin, kind=hypothesis.kind)
-    return "supported" if p_adjusted <= 0.05 else "refuted" if -margin < interval.low and interval.high < margin else "undecided"
+def equivalent_p(parts):
+    "The p-value that a part of a claim is negligible."
+    return min(1.0, len(parts)*min(part.p_equivalent for part in parts))
 
-# %% ../../nbs/78_study.analysis.ipynb #d4a71b09
-def answer(hypothesis, found, margin, p, p_holm):
-    "A row of `answers`, a dictionary: of a hypothesis, its `Contrast`, margin, and p-values before and after Holm (NaN: not tested)."
-    i = found.interval
-    asked = {name: getattr(hypothesis, name) for name in ("name", "question", "text", "kind", "sign", "endpoint")}
-    note = "; ".join(filter(None, (found.note, equivalence_words(hypothesis, i, margin))))
-    detectable = minimum_detectable(i) if i.df > 0 and hypothesis.kind != "no worse" else math.nan
-    return asked | dict(contrast=found.words, note=note, seeds=len(found.by_seed), identities=found.identities, estimate=i.estimate,
-                        low=i.low, high=i.high, p=p, p_holm=p_holm, p_flip=flipped_p(hypothesis, found.by_seed, margin), margin=margin,
-                        detectable=detectable, descriptive=i.descriptive, verdict=decide(hypothesis, i, p_holm, margin))
+# %% ../../nbs/78_study.analysis.ipynb #bd4de618
+def decide(parts, p_holm, p_equivalent):
+    "The verdict on a claim: that of its worst part, with the p-values of the whole claim after Holm. Not testable if a part is not."
+    if any(part.contrast.untestable for part in parts): return "not testable"
+    found = [verdict(part.contrast.interval, p_holm, part.hypothesis.sign, margin=part.margin, p_equivalent=p_equivalent,
+                     flips=flips_allow(part.p_flip, len(part.contrast.by_seed)), kind=part.hypothesis.kind) for part in parts]
+    return min(found, key=DECIDED.index)
 
-# %% ../../nbs/78_study.analysis.ipynb #2f8c71b4
+# %% ../../nbs/78_study.analysis.ipynb #ae96a112
+def part_row(part):
+    "What `answers` says of a part: a dictionary."
+    h, found = part.hypothesis, part.contrast
+    i, several = found.interval, len(found.by_seed) > 1
+    detectable = minimum_detectable(i) if i.df > 0 and h.kind != "no worse" else math.nan
+    return dict(endpoint=h.endpoint, kind=h.kind, sign=h.sign, contrast=found.words, seeds=len(found.by_seed), identities=found.identities,
+                estimate=i.estimate, low=i.low, high=i.high, p=part.p, p_flip=part.p_flip, margin=part.margin, detectable=detectable,
+                seed_mean=float(found.by_seed.mean()), seed_sd=float(found.by_seed.std(ddof=1)) if several else math.nan)
+
+# %% ../../nbs/78_study.analysis.ipynb #df4b71a5
+def answer(hypothesis, parts, p, p_holm, p_equivalent):
+    "A row of `answers`, a dictionary: of a hypothesis, its `Part`s, and p-values before and after Holm (NaN: not tested)."
+    rows, contrasts = [part_row(part) for part in parts], [part.contrast for part in parts]
+    unique = lambda words: "; ".join(dict.fromkeys(filter(None, words)))
+    reason, note = unique(c.untestable for c in contrasts), unique(c.note for c in contrasts)
+    asked = {name: getattr(hypothesis, name) for name in ("name", "question", "text")}
+    tested = dict(p=p, p_holm=p_holm, p_equivalent=p_equivalent, p_flip=max(row["p_flip"] for row in rows))
+    return asked | rows[0] | tested | dict(note=note, reason=reason, testable=not reason, parts=tuple(rows),
+                                           verdict=decide(parts, p_holm, p_equivalent))
+
+# %% ../../nbs/78_study.analysis.ipynb #1d7124f3
 def answers(results):
-    """A table with a row for each hypothesis of the study's questions: name, question, text, kind, sign, endpoint, contrast and note
-    (in words), seeds, identities, estimate, low, high (95 %), p, p_holm, p_flip (sign-flip test over seeds), margin,
-    detectable (the smallest difference that 80 % power would have found, before Holm; NaN for "no worse"), descriptive, verdict.
+    """A table with a row for each hypothesis of the study's questions: name, question, text, verdict (one of `DECIDED`), testable and the
+    reason why not, note (in words); p, p_holm and p_flip (sign-flip test over seeds; the worst of the parts) of the claim,
+    p_equivalent (of the equivalence test, after Holm); parts, a tuple of dictionaries, and the values of the first of these:
+    endpoint, kind, sign, contrast (in words), seeds, identities, estimate, low, high (95 %), margin, detectable (the smallest
+    difference that 80 % power would have found, before Holm; NaN for "no worse"), seed_mean and seed_sd (over seeds).
 
-    Differences are as the contrast says, in the endpoint's unit; p and p_holm are NaN where nothing is tested.
+    Differences are as the contrast says, in the endpoint's unit; p-values are NaN where nothing is tested.
     Raises `InputError` for runs that are missing or do not fit together.
     """
-    rows = [(h, contrast(results, h), h.margin(results.dataset)) for h in results.hypotheses]
-    tested = {h.name: tested_p(h, found.interval, margin) for h, found, margin in rows if not found.interval.descriptive}
-    adjusted = holm(tested) if tested else {}
-    return pd.DataFrame([answer(*row, *(p.get(row[0].name, math.nan) for p in (tested, adjusted))) for row in rows])
+    rows = [(h, [Part(one, contrast(results, one), one.margin(results.dataset)) for one in h.parts]) for h in results.hypotheses]
+    able = {h.name: parts for h, parts in rows if not any(part.contrast.untestable for part in parts)}
+    tested, equal = ({name: p(parts) for name, parts in able.items()} for p in (tested_p, equivalent_p))
+    adjusted, even = (holm(family) if family else {} for family in (tested, equal))
+    return pd.DataFrame([answer(h, parts, *(p.get(h.name, math.nan) for p in (tested, adjusted, even))) for h, parts in rows])
+
+# %% ../../nbs/78_study.analysis.ipynb #6ea4fa60
+def each_part(found):
+    "`answers` with a row a part, in the same order, and the verdict of its claim."
+    return pd.DataFrame([row | part for row in found.to_dict("records") for part in row["parts"]], columns=found.columns)
 
 # %% ../../nbs/78_study.analysis.ipynb #9b4e60fd
 def about(found, question):

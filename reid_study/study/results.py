@@ -71,7 +71,7 @@ class Results:
     @property
     def dataset(self): return self.study["dataset"]
     @property
-    def hypotheses(self): return [h for h in hypotheses(self.dataset) if h.question in self.study["questions"]]
+    def hypotheses(self): return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.study["questions"]]
     @property
     def arms(self): return list(dict.fromkeys(self.table.arm))
     def recipes(self, arm):

@@ -96,7 +96,7 @@ class Study(BaseModel, extra="forbid", strict=True, frozen=True):
         contrasted = any(h.arm == arm and recipe in h.recipes for h in self.hypotheses)
         return self.arms[arm].seeds_contrasted*contrasted or self.arms[arm].seeds
     @property
-    def hypotheses(self): return [h for h in hypotheses(self.dataset) if h.question in self.questions]
+    def hypotheses(self): return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.questions]
 
 # %% ../../nbs/70_study.spec.ipynb #bab52b49
 def arm_parameters(study, arm, recipe, seeds=None):
@@ -217,6 +217,7 @@ def _lacking(study, hypothesis):
     h, arm = hypothesis, study.arms[hypothesis.arm]
     if "validation" in h.needs and arm.is_test: return "scores on validation identities, epoch by epoch,"
     if "steps" in h.needs and not (study.protocol | arm.changes).get("steps"): return "a fixed number of steps"
+    if "constant" in h.needs and (study.protocol | arm.changes).get("schedule") != "constant": return "schedule: constant"
     for family, members in _families(h, arm):
         if len(members) < 1 + ("families" in h.needs):
             return f"{'two recipes' if 'families' in h.needs else 'a recipe that can be the best'} of the family {family}"
