@@ -102,7 +102,10 @@ def _kind(mode): return next((words for test, words in _KINDS.items() if test(mo
 
 def _reason(error): return getattr(error, "strerror", None) or error        # ValueError: a null character
 
-def _shown(path): return str(path).replace("\0", "\\0")
+def _shown(path):
+    "A path on one line, whatever characters its name has; the middle of a very long one is left out."
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path).replace("\0", "\\0"))
+    return text if len(text) <= 1000 else f"{text[:600]}…{text[-300:]}"
 
 # %% ../nbs/00_core.ipynb #bf7fa237
 @contextlib.contextmanager
