@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fastcore.script import Param, anno_parser
 
-from .core import InputError, import_all, lookup, shown
+from .core import InputError, import_all, lookup, printable, shown
 
 # %% ../nbs/95_cli.ipynb #4d514398
 def parse_changes(text):
@@ -248,15 +248,14 @@ def told(error):
 def _on_one_line(error):
     "A message on one line, without the heading that fastai adds, and with signs for what cannot be printed."
     text = re.sub(r"^\s*Exception occurr?ed in `[^`]*`[^\n]*:\s*\n", "", str(error))
-    line = " ".join(filter(None, map(str.strip, text.splitlines())))
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return printable(" ".join(filter(None, map(str.strip, text.splitlines()))))
 
 def _is_own(error):
     "Was it raised by this library, and not within one that it calls?"
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals["__name__"].startswith("reid_study.")
 
-# %% ../nbs/95_cli.ipynb #b034713d
+# %% ../nbs/95_cli.ipynb #dcf5cef1
 def _open_streams():
     "Open what was closed of the standard streams, as by `>&-`, to the null device, before another file gets its number."
     while (number := os.open(os.devnull, os.O_RDWR)) < 3: os.set_inheritable(number, True)
@@ -274,6 +273,7 @@ def _flush():
 
 def _drop_output(): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+# %% ../nbs/95_cli.ipynb #b034713d
 def main(argv=None):
     "Entry point of `reid-study`: run a command and return its exit code."
     argv = sys.argv[1:] if argv is None else argv

@@ -45,15 +45,19 @@ class _Once(torch.autograd.Function):
 # %% ../nbs/01_distances.ipynb #ac53a60e
 def _scaled(x):
     "(rows of x [N, D] with their largest coordinates in [1, 2), the powers of two [N, 1] that they were divided by); rows of zeros stay."
-    info = torch.finfo(x.dtype)
-    largest = torch.linalg.vector_norm(x.detach(), torch.inf, dim=1, keepdim=True).clamp_(min=info.tiny*info.eps)
-    size = largest/torch.frexp(largest).mantissa.mul_(2)
+    size = _power_of_two(torch.linalg.vector_norm(x.detach(), torch.inf, dim=1, keepdim=True))
     return x/size, size
+
+def _power_of_two(largest):
+    "The powers of two that bring numbers, or zero as the smallest of them, into [1, 2)."
+    info = torch.finfo(largest.dtype)
+    largest = largest.clamp(min=info.tiny*info.eps)
+    return largest/torch.frexp(largest).mantissa.mul_(2)
 
 def _size(x):
     "The power of two that brings the largest number of x [N, D] into [1, 2); 1 where there is none or it is not finite."
     if not x.numel(): return x.new_ones(())
-    size = _scaled(x.detach().reshape(1, -1))[1].view(())
+    size = _power_of_two(torch.linalg.vector_norm(x.detach(), torch.inf))
     return torch.where(size.isfinite(), size, 1)
 
 # %% ../nbs/01_distances.ipynb #a4fe830d

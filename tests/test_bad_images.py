@@ -152,7 +152,7 @@ FILES = [
     *(Case(f"a size of {words}", lambda f, size=size: read_image(save(f, "x.png"), size), refused=("size=", why))
       for words, size, why in (("one number", 8, "(height, width)"), ("one number in brackets", (8,), "(height, width)"),
                                ("three numbers", (8, 4, 3), "(height, width)"),
-                                   ("a billion by a billion pixels", (10**9, 10**9), "smaller"))),
+                               ("a billion by a billion pixels", (10**9, 10**9), "smaller"))),
     Case("a store of decoded images of a size of one number", lambda f: image_store([save(f, "x.png")], 8, f),
          refused=("size=8", "(height, width)")),
     Case("a size in floating-point numbers", lambda f: read_image(save(f, "x.png"), (8, 4.5)), refused=("width=4.5", "whole number")),

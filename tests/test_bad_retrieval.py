@@ -149,6 +149,8 @@ CASES = [
          refused=("queries", "0 or less")),
     Case("NaN for an interval", lambda _: stat.crossed_interval(Y.where(Y > .2)), refused=("y", "not finite")),
     Case("complex numbers for an interval", lambda _: stat.crossed_interval(Y.to_numpy() + 1j), refused=("y", "real")),
+    Case("one value of 10⁷⁸ for an interval", lambda _: stat.crossed_interval([[0, 0, 0], [0, 0, 0], [0, 0, 1e78]]),
+         gives=lambda i: i.low < i.estimate < i.high < math.inf, means="bounds are finite"),
     Case("values of 10²⁰⁰ for an interval", lambda _: stat.crossed_interval(Y*1e200), refused=("1e+100", "overflow")),
     Case("weights of other identities", lambda _: stat.crossed_interval(Y, pd.Series(1., range(1, 6))), refused=("weights", "same pid")),
     Case("weights in another order of the identities",

@@ -1,5 +1,5 @@
 """The fault drill: a small study is killed at random moments, in every kind of process, and must end with the numbers of one that
-was left alone. DRILL_KILLS says how often (default 2). Then a full disk, a damaged file, and the same pages from the same tables."""
+was left alone. DRILL_KILLS says how often (default 5). Then a full disk, a damaged file, and the same pages from the same tables."""
 import json
 import os
 import random
@@ -24,7 +24,7 @@ from reid_study.study.tuning import read_tuning
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 REID = Path(sys.executable).with_name("reid-study")
-KILLS = int(os.environ.get("DRILL_KILLS", 2))
+KILLS = int(os.environ.get("DRILL_KILLS", 5))
 TIMES = ("seconds", "images_per_second", "train_seconds", "embedding_seconds", "evaluation_seconds")
 
 STUDY = """

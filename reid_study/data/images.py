@@ -142,8 +142,8 @@ def fingerprint(paths):
 # %% ../../nbs/13_data.images.ipynb #5b28d713
 def _load_store(store, shape):
     remedy = "remove it, and it is made again"
-    try: images = np.load(regular_file(store, remedy), mmap_mode="r", allow_pickle=False)
-    except InputError: raise
+    regular_file(store, remedy)
+    try: images = np.load(store, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as e: raise InputError(f"{store} is damaged ({e}); {remedy}") from None
     if images.dtype == np.uint8 and images.shape == shape: return images
     raise InputError(f"{store} is damaged: it holds {images.dtype} {list(images.shape)}, not uint8 {list(shape)}; {remedy}")

@@ -190,10 +190,12 @@ def _combine(identity, w, of_seeds, of_both, seeds):
     of_identities = (identity - (identity @ w)[..., None])**2 @ c
     more = of_identities > sum(of_both)
     variance = sum(of_seeds) + np.where(more, of_identities - sum(of_both), 0)
-    spread = sum(t**2/(s - 1) for t, s in zip(of_seeds, seeds)) + np.where(
-        more, of_identities**2/nu + sum(t**2/((s - 1)*nu) for t, s in zip(of_both, seeds)), 0)
+    exponent = np.frexp(variance)[1]
+    square = lambda t: np.ldexp(t, -exponent)**2      # of the unit of the variance: a square of the variance itself would overflow
+    spread = sum(square(t)/(s - 1) for t, s in zip(of_seeds, seeds)) + np.where(
+        more, square(of_identities)/nu + sum(square(t)/((s - 1)*nu) for t, s in zip(of_both, seeds)), 0)
     least = min([nu] + [s - 1 for s in seeds])
-    return variance, np.maximum(variance**2/np.where(spread > 0, spread, 1), least)
+    return variance, np.maximum(square(variance)/np.where(spread > 0, spread, 1), least)
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #dd097c69
 def _paired(y, w):

@@ -77,6 +77,13 @@ def class_weights(counts, largest=10.0):
     return torch.where(n > 0, n/(_CLASSES*counts), 1).clamp(max=largest)
 
 # %% ../../nbs/31_losses.attributes.ipynb #ef0a40d4
+def _targets_of(logits, attributes):
+    "The classes [B, 12] of logits [B, 39] and attribute columns [B, 27], once the two fit each other."
+    check_logits(logits)
+    targets = attribute_targets(attributes)
+    if len(logits) == len(targets): return targets
+    raise InputError(f"{len(logits)} rows of logits and {len(targets)} of attributes; give one of each an image")
+
 def _mean_of_tasks(values, known):
     "The mean of [12, B] over the known images of each task, then over the tasks that have any."
     images = known.sum(1)
@@ -103,10 +110,7 @@ class AttributeLoss(nn.Module):
         nothing is known. `accuracy`: averaged in the same way. Raises `InputError` for shapes that do not fit, and for a class that a
         task does not have (on a CPU; elsewhere asking would wait, and the loss is infinite, or the device's own error is raised).
         """
-        check_logits(logits)
-        targets = attribute_targets(attributes)
-        if len(logits) != len(targets):
-            raise InputError(f"{len(logits)} rows of logits and {len(targets)} of attributes; give one of each an image")
+        targets = _targets_of(logits, attributes)
         if targets.device.type == "cpu": _check_targets(targets)
         scores = _table(logits if logits.dtype == torch.float64 else logits.float(), -torch.inf)
         known, wanted = targets.T >= 0, targets.T.clamp(min=0)[None]
@@ -139,11 +143,8 @@ def attribute_accuracy(logits, attributes):
     always naming the commonest class of these images. A task of which nothing is known is left out.
     Raises `InputError` as the loss does, and for logits that are NaN.
     """
-    check_logits(logits)
-    targets, result = attribute_targets(attributes), {}
+    targets, result = _targets_of(logits, attributes), {}
     _check_targets(targets)
-    if len(logits) != len(targets):
-        raise InputError(f"{len(logits)} rows of logits and {len(targets)} of attributes; give one of each an image")
     if lost := int(logits.isnan().any(1).sum()): raise InputError(f"the logits of {lost} of {len(logits)} images are NaN; train again")
     for task, t, answer in zip(TASKS, targets.T, _table(logits, -torch.inf).argmax(0)):
         t, answer = t[t >= 0], answer[t >= 0]

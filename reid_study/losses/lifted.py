@@ -19,7 +19,8 @@ class LiftedStructureLoss(MetricLoss):
     negatives of i, and l those of j (Oh Song et al., CVPR 2016, eq. 4), with each d `scale` times the distance.
 
     `margin`: in units of the scaled distance, at least 0. `scale`: above 0; else `InputError`. With references, j and k are
-    references and l are images of the batch. Positive pairs without any negative are dropped. `miner`: None takes all pairs; tuples of indices choose pairs.
+    references and l are images of the batch. Positive pairs without any negative are dropped. `miner`: None takes
+        all pairs; tuples of indices choose pairs.
     Statistics: `active` (share of positive pairs whose hinge is open), `d_ap`, `d_an` (mean distances of the pairs).
     """
     def __init__(self, margin=1.0, distance="euclidean", miner=None, scale=1.0):

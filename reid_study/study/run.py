@@ -83,7 +83,8 @@ def prepare(config, data="data", device=None, folder=None, opened=None):
     torch.manual_seed(config["seed"])     # for losses that draw at random
     device = check_device(device or default_device())
     table, images = open_data(config, data, opened)
-    names = ("backbone", "pretrained", "freeze", "backbone_lr", "dim", "p", "k", "sampler", "flip", "shift", "erase", "weight_decay", "clip",
+    names = ("backbone", "pretrained", "freeze", "backbone_lr", "dim", "p", "k", "sampler", "flip", "shift", "erase",
+                 "weight_decay", "clip",
              "precision", "validate_every", "seed")
     return make_learner(config["recipe"], table, images, config["settings"], **{n: config[n] for n in names if n in config},
                         steps=config["steps"] or None, device=device, folder=folder, save_every=15 if device.type == "cuda" else 0,
@@ -396,6 +397,7 @@ def check_columns(table, columns, numbers):
     if lacking := [c for c in (*columns, *numbers) if c not in table]: raise InputError(f"the column {lacking[0]} is missing")
     if other := set(numbers) - {*table.select_dtypes("number")}: raise InputError(f"the column {min(other)} does not hold numbers")
 
+# %% ../../nbs/72_study.run.ipynb #1f2ea264
 def possible_scores(table):
     "Whether each row of a table of queries or identities has a person, an AP from 0 to 1, and distances that are not negative."
     return np.isfinite(table.pid) & (table.AP >= 0) & (table.AP <= 1) & ~(table[["d_ap", "d_an"]] < 0).any(axis=1)
@@ -408,6 +410,7 @@ def possible_epochs(table):
 
 def possible_pairs(pairs): return bool((np.isfinite(pairs) & (pairs >= 0)).all(axis=None))
 
+# %% ../../nbs/72_study.run.ipynb #d13ab7af
 def _check_queries(table, metrics):
     "Raise `InputError` for impossible scores of queries, or those whose number or mean is not what the metrics say."
     valid = table[table.valid.astype(bool)]
@@ -424,11 +427,13 @@ def _check_epochs(table, epochs):
     if not (good := possible_epochs(table)).all():
         raise InputError(f"epoch {good.argmin() + 1} lacks one of {', '.join(HISTORY)}, or its mAP or rank1 is not from 0 to 1")
 
+# %% ../../nbs/72_study.run.ipynb #cad99b19
 def identity_table(per_query):
     "Means of AP, d_ap and d_an over each identity's valid queries, and their number: a row an identity."
     valid = per_query[per_query.valid.astype(bool)].groupby("pid")
     return valid[MEANS].mean().assign(queries=valid.size()).reset_index()[["pid", "queries", *MEANS]]
 
+# %% ../../nbs/72_study.run.ipynb #37b0b4a6
 class _Files(dict):
     "The tables of a run's folder, read when they are asked for. `InputError` for one that is missing, damaged or impossible."
     def __init__(self, folder, config, metrics): self.folder, self.config, self.metrics = folder, config, metrics

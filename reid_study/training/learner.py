@@ -69,7 +69,8 @@ def _check_whole(name, column):
 # %% ../../nbs/51_training.learner.ipynb #294bcd78
 def make_learner(recipe, table, images, settings=None, *, backbone="small", pretrained=False, weights="", freeze=0, backbone_lr=1.0,
                  dim=256, p=16, k=4, sampler="pk", steps=None, flip=0.5, shift=1/16, erase=0.5, weight_decay=0.05, clip=5.0,
-                 precision="float32", validate_every=1, protocol=Protocol(), allow_overlap=False, seed=0, device="cpu", folder=None, save_every=0.0):
+                 precision="float32", validate_every=1, protocol=Protocol(), allow_overlap=False, seed=0, device="cpu",
+                    folder=None, save_every=0.0):
     """A fastai `Learner` for a recipe (a name or a `Recipe`), on a table with the splits train, query and gallery. Train it with `fit`.
 
     `table`: see `check_table`. `images`: its decoded store, uint8 [M, H, W, 3], row for row or as the table's column `image` says.
