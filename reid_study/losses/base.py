@@ -204,7 +204,8 @@ class Loss:
     `head`: the network's head that it reads, a function of (dim) or (dim, classes); None: it reads a feature itself.
     `classifies`: it needs no head but holds a classifier of its own. `target`: what of the batch it is compared with.
     `version`: to be raised when a change of the loss alters numbers.
-    `search`: setting -> (low, high), on a logarithmic scale, or distance -> (low, high). `fixed`: numbers that are not tuned.
+    `search`: setting -> (low, high), on a logarithmic scale, or distance -> (low, high), or words. `fixed`: numbers that are not tuned.
+    `published`: setting -> (value, source), what papers set of the settings that are searched.
     `refuses`: setting -> values that it must refuse, beside `COMMON_REFUSALS`. `variants`: name -> settings to be tested.
     `needs_pairs`: the value is zero where a batch has no positive or no negative pair.
     Raises `InputError` where one of them names a setting that the class does not have.
@@ -215,6 +216,7 @@ class Loss:
     target: str = "pid"
     version: int = 1
     search: dict = field(default_factory=dict)
+    published: dict = field(default_factory=dict)
     fixed: tuple = ()
     refuses: dict = field(default_factory=dict)
     variants: dict = field(default_factory=dict)
@@ -222,7 +224,7 @@ class Loss:
 
     def __post_init__(self):
         known = self.settings | dict.fromkeys(inspect.signature(self.make).parameters)
-        for named in (self.search, self.fixed, self.refuses, *self.variants.values()):
+        for named in (self.search, self.published, self.fixed, self.refuses, *self.variants.values()):
             for setting in named: lookup(setting, known, f"setting of {self.make.__name__}")
 
     @property
@@ -236,13 +238,13 @@ class Loss:
         return {"weight": 1.0, "lr_factor": 1.0} | {name: p.default for name, p in parameters if name not in FILLED}
 
     def search_space(self, settings=None):
-        """What is tuned: setting -> (low, high). `settings`: those that differ from the defaults.
+        """What is tuned: setting -> (low, high), or a list of words. `settings`: those that differ from the defaults.
 
-        A range by distance is that of the distance set; what is set to something other than a number is not tuned.
+        A range by distance is that of the distance set; what is set to something other than a number, or one of the words, is not tuned.
         """
         settings = self.settings | (settings or {})
         return {name: lookup(settings["distance"], bounds, f"distance for a range of {name}") if isinstance(bounds, dict) else bounds
-                for name, bounds in self.search.items() if isinstance(settings[name], (int, float))}
+                for name, bounds in self.search.items() if isinstance(settings[name], (int, float)) or settings[name] in bounds}
 
 # %% ../../nbs/39_losses.base.ipynb #8ad365a7
 LOSSES = {}

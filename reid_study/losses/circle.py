@@ -15,7 +15,8 @@ from .base import (NOT_A_MARGIN, NOT_POSITIVE, MetricLoss, anchor_mean, log_sum_
                                     register_loss)
 
 # %% ../../nbs/48_losses.circle.ipynb #f096c06c
-@register_loss("circle", search={"margin": (0.1, 0.4), "scale": (16, 128)}, refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE})
+@register_loss("circle", search={"margin": (0.1, 0.4), "scale": (16, 256)}, refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE},
+               published={"margin": (0.25, "Sun et al., CVPR 2020"), "scale": (128, "fast-reid's default")})
 class CircleLoss(MetricLoss):
     """log(1 + Σ_n e^(scale w_n (s_an - margin)) Σ_p e^(-scale w_p (s_ap - 1 + margin))), the mean over anchors that have a
     positive and a negative; the weights w_p = (1 + margin - s_ap)₊ and w_n = (s_an + margin)₊ carry no gradient, and s is the

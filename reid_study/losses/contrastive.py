@@ -12,8 +12,8 @@ from ..core import check_number
 from .base import NOT_A_MARGIN, MetricLoss, check_reduction, pair_masks, register_loss
 
 # %% ../../nbs/40_losses.contrastive.ipynb #70b5cdbc
-@register_loss("contrastive", search={"margin": (0.4, 2)}, refuses={"margin": NOT_A_MARGIN}, needs_pairs=False,
-               variants={"active": {"reduction": "active"}})
+@register_loss("contrastive", search={"margin": (0.4, 2), "reduction": ["mean", "active"]}, refuses={"margin": NOT_A_MARGIN},
+               published={"margin": (1.0, "pytorch-metric-learning's default")}, needs_pairs=False, variants={"active": {"reduction": "active"}})
 class ContrastiveLoss(MetricLoss):
     """Mean of d² over positive pairs plus mean of (margin - d)₊² over negative pairs (Hadsell et al., CVPR 2006, eq. 4, without its ½).
 

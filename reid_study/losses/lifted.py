@@ -13,7 +13,8 @@ from .base import (NOT_A_MARGIN, NOT_POSITIVE, MetricLoss, log_sum_exp, mean_dis
                                     register_loss)
 
 # %% ../../nbs/45_losses.lifted.ipynb #b2c10cbf
-@register_loss("lifted", search={"margin": (0.4, 1.4), "scale": (1, 20)}, refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE})
+@register_loss("lifted", search={"margin": (0.4, 1.4), "scale": (1, 20)}, refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE},
+               published={"margin": (1.0, "Oh Song et al., CVPR 2016")})
 class LiftedStructureLoss(MetricLoss):
     """½ (log(Σ_k e^(margin - d_ik) + Σ_l e^(margin - d_jl)) + d_ij)₊², the mean over positive pairs (i, j); k are the
     negatives of i, and l those of j (Oh Song et al., CVPR 2016, eq. 4), with each d `scale` times the distance.

@@ -68,6 +68,7 @@ class MarginSoftmax(nn.Module):
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #152fed82
 @register_loss("cosface", classifies=True, search={"margin": (0.05, 0.5), "scale": (8, 64)},
+               published={"margin": (0.35, "Wang et al., CVPR 2018"), "scale": (64, "Wang et al., CVPR 2018")},
                refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE}, needs_pairs=False)
 class CosFaceLoss(MarginSoftmax):
     "Margin on the cosine: the own logit is scale·(cos θ - margin) (Wang et al., CVPR 2018, eq. 4). See `MarginSoftmax`."
@@ -78,6 +79,7 @@ class CosFaceLoss(MarginSoftmax):
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #05888e65
 @register_loss("arcface", classifies=True, search={"margin": (0.05, 0.5), "scale": (8, 64)},
+               published={"margin": (0.5, "Deng et al., CVPR 2019"), "scale": (64, "Deng et al., CVPR 2019")},
                refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE}, needs_pairs=False)
 class ArcFaceLoss(MarginSoftmax):
     """Margin on the angle: the own logit is scale·cos(θ + margin), margin in radians (Deng et al., CVPR 2019, eq. 3).
@@ -99,7 +101,8 @@ class ArcFaceLoss(MarginSoftmax):
         return torch.where(cosine > -cos_m, cosine*cos_m - sine*sin_m, cosine + (cos_m - 1))
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #fc769ba8
-@register_loss("circle_class", classifies=True, search={"margin": (0.1, 0.4), "scale": (16, 128)},
+@register_loss("circle_class", classifies=True, search={"margin": (0.1, 0.4), "scale": (16, 256)},
+               published={"margin": (0.25, "Sun et al., CVPR 2020"), "scale": (256, "Sun et al., CVPR 2020")},
                refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE}, needs_pairs=False)
 class CircleClassLoss(MarginSoftmax):
     """Circle loss with a weight vector for each identity (Sun et al., CVPR 2020, eq. 4 to 10, one positive an image).

@@ -14,7 +14,8 @@ from .base import (NOT_A_MARGIN, NOT_POSITIVE, MetricLoss, anchor_mean, log_sum_
                                     register_loss)
 
 # %% ../../nbs/46_losses.multi_similarity.ipynb #4faa16e8
-@register_loss("multi_similarity", search={"alpha": (1, 10), "beta": (20, 80), "base": (0.2, 0.8)}, fixed=("epsilon",),
+@register_loss("multi_similarity", search={"alpha": (1, 10), "beta": (20, 80), "base": (0.2, 1)}, fixed=("epsilon",),
+               published={name: (value, "Wang et al., CVPR 2019") for name, value in {"alpha": 2, "beta": 50, "base": 1}.items()},
                refuses={"alpha": NOT_POSITIVE, "beta": NOT_POSITIVE, "base": (-1.1, 1.1, *NOT_A_MARGIN[1:]), "epsilon": NOT_A_MARGIN[:-1]},
                variants={"all": {"epsilon": None}})
 class MultiSimilarityLoss(MetricLoss):

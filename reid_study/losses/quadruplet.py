@@ -41,7 +41,8 @@ def all_hinges(distances, pids, ref_pids, alpha, beta, variant):
     return strong, quadruplet_sum(distances, pids, beta), statistics | {"d_nn": d_nn}
 
 # %% ../../nbs/42_losses.quadruplet.ipynb #3a80138c
-@register_loss("quadruplet", search={"alpha": (0.16, 0.8), "weak": (0.25, 4)}, fixed=("beta",),
+@register_loss("quadruplet", search={"alpha": (0.16, 1.2), "weak": (0.25, 4)}, fixed=("beta",),
+               published={"alpha": (1.0, "Chen et al., CVPR 2017"), "weak": (1.0, "Chen et al., CVPR 2017")},
                refuses={"alpha": NOT_A_MARGIN, "beta": NOT_A_MARGIN, "weak": NOT_A_MARGIN, "variant": ("sideways",)},
                variants={"anchor": {"variant": "anchor"}, "all": {"miner": None}})
 class QuadrupletLoss(MetricLoss):

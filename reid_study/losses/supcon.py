@@ -12,7 +12,8 @@ from ..core import check_number
 from .base import NOT_POSITIVE, MetricLoss, anchor_mean, log_sum_exp, mean_distances, pair_masks, register_loss
 
 # %% ../../nbs/47_losses.supcon.ipynb #66332a78
-@register_loss("supcon", search={"temperature": (0.03, 0.5)}, refuses={"temperature": NOT_POSITIVE})
+@register_loss("supcon", search={"temperature": (0.03, 0.5)}, refuses={"temperature": NOT_POSITIVE},
+               published={"temperature": (0.1, "Khosla et al., NeurIPS 2020")})
 class SupConLoss(MetricLoss):
     """-1/|P(i)| Σ_p log(e^(s_ip/temperature) / Σ_a e^(s_ia/temperature)), the mean over anchors i that have a positive p and
     a negative; a is every other image, s the cosine similarity (Khosla et al., NeurIPS 2020, eq. 2).

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'LEVEL_WORDS', 'ENDPOINTS', 'CONDITIONS', 'GEOMETRY', 'MEASURES', 'criterion', 'criteria',
-           'hypothesis_table', 'verdict_table', 'evaluated_on', 'condition_words', 'protocol_table', 'mAP_points',
-           'recipe_scores', 'comparable_arms', 'paired_scores', 'best_trials', 'shared_scores', 'controls',
-           'geometry_markdown', 'step_costs', 'step_cost_growth', 'step_cost_table']
+           'hypothesis_table', 'verdict_table', 'replication_table', 'evaluated_on', 'condition_words',
+           'protocol_table', 'mAP_points', 'recipe_scores', 'comparable_arms', 'paired_scores', 'best_trials',
+           'shared_scores', 'controls', 'geometry_markdown', 'step_costs', 'step_cost_growth', 'step_cost_table']
 
 # %% ../../nbs/80a_report.study_tables.ipynb #3b0e7ef6
 import html
@@ -24,6 +24,7 @@ from ..study.analysis import seed_interval
 from ..study.config import is_test, scored_on
 from ..study.endpoints import COLLAPSED, FAILS, UNITS, amount, counted, geometry_table, identity_matrix, identity_rows, p_words
 from ..study.hypotheses import LEVELS
+from ..study.replication import other_terms, replication
 from ..study.run import PROJECT
 from ..study.workflow import arm_pages
 from ..training.recipes import get_recipe
@@ -86,6 +87,24 @@ def verdict_table(found, pages=False):
                      f'<b style="color:{VERDICTS[a.verdict]}">{a.verdict}</b>'])
     header = ["", "hypothesis", "predicted", "difference", "95 % interval", "p (Holm)", "p of equivalence (Holm)", "seeds", "verdict"]
     return html_table(header, rows, numbers=(3, 4, 5, 6, 7))
+
+# %% ../../nbs/80a_report.study_tables.ipynb #e47d912f
+def replication_table(published, results):
+    """HTML: a row for each part of a hypothesis: the estimate of the study `published`, the 95 % interval in which that of a study made
+    again should lie, that of `results`, and both verdicts. `Results` both; with the same runs, what a reader should expect; nothing for
+    another experiment."""
+    if other_terms(published, results): return ""
+    table, new, rows = replication(published, results), {*published.table.run.map(_name)} != {*results.table.run.map(_name)}, []
+    for t in table.itertuples():
+        was, now, low, high = (amount(x, t.endpoint, "+") if x == x else "–" for x in (t.was, t.now, t.low, t.high))
+        name = f"{t.name}, {UNITS[t.endpoint][2].removeprefix('points of ').removeprefix('of ')}"
+        outside = ' style="color:#b3261e"' if t.inside == 0 else ""
+        again = [f"<b{outside}>{now}</b>", t.verdict_now if t.agree else f"<b>{t.verdict_now}</b>"] if new else []
+        rows.append([name, html.escape(t.contrast), was, f"{low} to {high}", *again[:1], t.verdict_was, *again[1:]])
+    made = ["made again"] if new else []
+    return html_table(["", "contrast", "published", "prediction interval", *made, "verdict", *made], rows, numbers=(2, 3, *[4]*new))
+
+def _name(run): return run.id, run.metrics["mAP"]
 
 # %% ../../nbs/80a_report.study_tables.ipynb #a6c20120
 def evaluated_on(run):
