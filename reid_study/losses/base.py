@@ -204,7 +204,8 @@ class Loss:
     `head`: the network's head that it reads, a function of (dim) or (dim, classes); None: it reads a feature itself.
     `classifies`: it needs no head but holds a classifier of its own. `target`: what of the batch it is compared with.
     `version`: to be raised when a change of the loss alters numbers.
-    `search`: setting -> (low, high), on a logarithmic scale, or distance -> (low, high), or words. `fixed`: numbers that are not tuned.
+    `search`: setting -> (low, high), on a logarithmic scale, or words, or distance -> one of these, None where it is not tuned.
+    `fixed`: numbers that are not tuned.
     `published`: setting -> (value, source), what papers set of the settings that are searched.
     `refuses`: setting -> values that it must refuse, beside `COMMON_REFUSALS`. `variants`: name -> settings to be tested.
     `needs_pairs`: the value is zero where a batch has no positive or no negative pair.
@@ -243,8 +244,9 @@ class Loss:
         A range by distance is that of the distance set; what is set to something other than a number, or one of the words, is not tuned.
         """
         settings = self.settings | (settings or {})
-        return {name: lookup(settings["distance"], bounds, f"distance for a range of {name}") if isinstance(bounds, dict) else bounds
-                for name, bounds in self.search.items() if isinstance(settings[name], (int, float)) or settings[name] in bounds}
+        space = {name: lookup(settings["distance"], bounds, f"distance for a range of {name}") if isinstance(bounds, dict) else bounds
+                 for name, bounds in self.search.items() if isinstance(settings[name], (int, float)) or settings[name] in bounds}
+        return {name: bounds for name, bounds in space.items() if bounds is not None}
 
 # %% ../../nbs/39_losses.base.ipynb #8ad365a7
 LOSSES = {}

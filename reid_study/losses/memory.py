@@ -48,24 +48,24 @@ class Queue(nn.Module):
     def extra_repr(self): return f"size={self.size}, dim={self.embeddings.shape[1]}, filled={self.filled}"
 
 # %% ../../nbs/43a_losses.memory.ipynb #b0749cbe
-@register_loss("memory", search={"memory_weight": (0.25, 4)}, fixed=("margin", "size", "start"), needs_pairs=False,
+@register_loss("memory", search={"margin": (0.4, 2), "memory_weight": (0.25, 4)}, fixed=("size", "start"), needs_pairs=False,
                refuses={"loss": ("quadruple",), "margin": NOT_A_MARGIN[:-1], "size": NOT_A_COUNT, "memory_weight": NOT_A_MARGIN,
                         "start": (-1, 1.5, None)},
-               variants={"triplet": {"loss": "triplet"}})
+               variants={"triplet": {"loss": "triplet"}, "active": {"reduction": "active"}})
 class CrossBatchMemory(nn.Module):
     """loss(batch) + memory_weight · loss(batch against the embeddings of earlier batches). Cross-Batch Memory, CVPR 2020, algorithm 1.
 
-    `dim`: width of the embeddings. `loss`: "contrastive" or "triplet", made with `margin` and `distance` (None: its own defaults),
-    or any loss of the shape of `MetricLoss` that accepts references. `size`: how many embeddings are kept, the latest ones.
+    `dim`: width of the embeddings. `loss`: "contrastive" or "triplet", made with `margin`, `distance` and `reduction` (None: its
+    own defaults), or any loss of the shape of `MetricLoss` that accepts references. `size`: how many embeddings are kept, the latest ones.
     `start`: batches that only fill the memory before it counts. A batch enters after it has been compared, so no image meets itself.
     In evaluation mode the memory is read but not filled. A distance's `penalty` enters with both parts.
     Statistics: the loss's; the same against the memory, prefixed `memory_`; and `memory`, the memory's loss.
     Raises `InputError` for bad settings.
     """
-    def __init__(self, dim, loss="contrastive", margin=None, distance=None, size=1024, memory_weight=1.0, start=0):
+    def __init__(self, dim, loss="contrastive", margin=None, distance=None, size=1024, memory_weight=1.0, start=0, reduction=None):
         super().__init__()
         _check(dim, size, memory_weight, start)
-        self.loss, self.queue = _make(loss, dim, margin, distance), Queue(size, dim)
+        self.loss, self.queue = _make(loss, dim, margin, distance, reduction), Queue(size, dim)
         self.memory_weight, self.start = memory_weight, start
 
     def compute(self, embeddings, pids, indices_tuple=None, ref_emb=None, ref_labels=None):
@@ -97,9 +97,9 @@ def _check(dim, size, memory_weight, start):
     check_number("memory_weight", memory_weight, least=0)
 
 # %% ../../nbs/43a_losses.memory.ipynb #6cd1dc32
-def _make(loss, dim, margin, distance):
+def _make(loss, dim, margin, distance, reduction):
     "A loss from its name and the settings that are not None; a loss is returned as it is."
-    settings = {} if margin is None else {"margin": margin}
+    settings = {name: value for name, value in {"margin": margin, "reduction": reduction}.items() if value is not None}
     if distance is not None: settings["distance"] = get_distance(distance, dim)
     named = {"contrastive": ContrastiveLoss, "triplet": TripletLoss}
     if isinstance(loss, str): return lookup(loss, named, "loss for a memory")(**settings)

@@ -21,7 +21,7 @@ def log1p_sum_exp(z, groups, n):
     return top + (-top).exp().index_add(0, groups, (z - top[groups]).exp()).log()
 
 # %% ../../nbs/49_losses.proxy_anchor.ipynb #0efdcd3b
-@register_loss("proxy_anchor", search={"margin": (0.05, 0.4), "lr_factor": (1, 100)}, fixed=("scale",),
+@register_loss("proxy_anchor", search={"margin": (0.05, 0.4), "lr_factor": (0.3, 100)}, fixed=("scale",),
                published={"margin": (0.1, "Kim et al., CVPR 2020"), "lr_factor": (100, "Kim et al., CVPR 2020")},
                refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE}, needs_pairs=False)
 class ProxyAnchorLoss(nn.Module):

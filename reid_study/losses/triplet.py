@@ -45,7 +45,8 @@ def pair_statistics(distances, pids, ref_pids=None):
 
 # %% ../../nbs/41_losses.triplet.ipynb #58439d36
 @register_loss("triplet", search={"margin": {"euclidean": (0.1, 0.8), "mahalanobis": (0.1, 0.8), "manhattan": (0.08, 0.6),
-                                             "cosine": (0.05, 0.5), "hamming": (0.03, 0.3)}}, refuses={"margin": NOT_A_MARGIN},
+                                             "cosine": (0.05, 0.5), "hamming": (0.03, 0.3)},
+                                  "lr_factor": dict.fromkeys(DISTANCES) | {"mahalanobis": (0.001, 1)}}, refuses={"margin": NOT_A_MARGIN},
                published={"margin": (0.3, "Luo et al., CVPRW 2019")},
                variants={miner: {"miner": miner} for miner in (*MINERS, "batch_all")} | {name: {"distance": name} for name in DISTANCES}
                         | {"soft": {"margin": "soft"}, "active": {"reduction": "active"}})

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_EPOCHS', 'MOST_TRIALS', 'PROTOCOLS', 'PLAIN', 'checked_by', 'Config', 'validated', 'protocol', 'versions',
-           'absolute', 'make_config', 'run_id', 'training_config', 'is_test', 'scored_on', 'recipe_configs',
-           'training_table', 'check_data']
+           'absolute', 'make_config', 'run_id', 'without_path', 'training_config', 'is_test', 'scored_on',
+           'recipe_configs', 'training_table', 'check_data']
 
 # %% ../../nbs/71_study.config.ipynb #e9847b86
 import hashlib
@@ -237,6 +237,11 @@ def run_id(config):
     return digest({name: value if name != "first" else _named(value) for name, value in _named(config).items()})
 
 def _named(config): return {name: value for name, value in config.items() if name != "weights" or not config.get("weights_sum")}
+
+def without_path(config):
+    "The configuration with the file name alone of weights to start from, for tables that others read; the name of the run is the same."
+    if "first" in config: return config | {"first": without_path(config["first"])}
+    return config | {"weights": os.path.basename(config["weights"])} if config.get("weights_sum") else config
 
 # %% ../../nbs/71_study.config.ipynb #93ea7405
 def training_config(config):

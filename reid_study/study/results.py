@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 
 from ..core import InputError, atomic, damage_named, lookup, read_json, regular_file, write_json
 from ..data.datasets import get_dataset
-from .config import checked_by, run_id, validated
+from .config import checked_by, run_id, validated, without_path
 from .hypotheses import QUESTIONS, hypotheses
 from .run import (ENCODINGS, EXAMPLES, HISTORY, MEANS, Run, RunConfig, RunEnvironment, RunMetrics, check_columns,
                                   one_at_a_time, possible_epochs, possible_pairs, possible_scores)
@@ -127,7 +127,7 @@ def runs_table(runs):
     "A row a run: its id, the main fields and scores as columns, and config, metrics and environment as JSON."
     rows = []
     for run in runs:
-        parts = {"config": run.config, "metrics": run.metrics, "environment": run.env}
+        parts = {"config": without_path(run.config), "metrics": run.metrics, "environment": run.env}
         row = _flat(run) | {name: json.dumps(value) for name, value in parts.items()}
         rows.append(row | {f"pairs_{name}": run.pairs[name].tolist() for name in ("distance", "positive", "negative")})
     return pd.DataFrame(rows)
@@ -157,7 +157,7 @@ def tuning_table(tuning):
         for trial in t.trials.to_dict("records"):
             values = {name: trial.pop(name) for name in t.config["search"]}
             rows.append({"recipe": recipe, "tuning": t.id} | trial
-                        | {"values": json.dumps(values), "config": json.dumps(t.config), "environment": json.dumps(t.env)})
+                        | {"values": json.dumps(values), "config": json.dumps(without_path(t.config)), "environment": json.dumps(t.env)})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/73_study.results.ipynb #ee8307d0

@@ -472,7 +472,7 @@ def read_run(folder, config=None):
     run = Run(config_, metrics, env, _Files(folder, config_, metrics), folder)
     try: check_run(run, folder)
     except InputError as e: raise InputError(f"{e}; {remedy}") from None
-    if run.id != folder.name or config not in (None, run.config):
+    if run.id != folder.name or config and run_id(config) != run.id:
         raise InputError(f"{folder} holds the run of another configuration ({run.id}); move it away and run again")
     for name in ("history", "identities", "pairs") if run.config["score"] else ("history",): run.tables[name]      # which are checked
     return run

@@ -24,7 +24,7 @@ from .run import (begin, check_sums, default_device, disk_full_named, environmen
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/74_study.tuning.ipynb #ec5dcb3e
-LR = (3e-4, 3e-2)
+LR = (5e-4, 5e-2)
 
 def search_space(recipe):
     "What is tuned of a recipe: name -> (low, high), the learning rate `lr` first, or a list of words."

@@ -151,10 +151,10 @@ _TRIPLETS = (
     Recipe("triplet_margin_sample", "metric", {"triplet": {"miner": "margin_sample"}}, lr=0.01),
     Recipe("triplet_cosine", "metric", {"triplet": {"distance": "cosine", "margin": 0.2}}),
     Recipe("triplet_manhattan", "metric", {"triplet": {"distance": "manhattan", "margin": 0.25}}, lr=0.01),
-    Recipe("triplet_mahalanobis", "metric", {"triplet": {"distance": "mahalanobis"}}),
+    Recipe("triplet_mahalanobis", "metric", {"triplet": {"distance": "mahalanobis", "lr_factor": 0.01}}),
     Recipe("triplet_hamming", "metric", {"triplet": {"distance": "hamming", "margin": 0.1}}, lr=0.01),
-    Recipe("improved_triplet", "metric", {"improved_triplet": {"variant": "inside"}}, native="triplets", lr=0.001),
-    Recipe("improved_triplet_outside", "metric", {"improved_triplet": {"variant": "outside", "bound": 1.0, "miner": "semi_hard"}},
+    Recipe("improved_triplet", "metric", {"improved_triplet": {"variant": "inside", "pull": 0.1}}, native="triplets"),
+    Recipe("improved_triplet_outside", "metric", {"improved_triplet": {"variant": "outside", "pull": 0.1, "bound": 1.0, "miner": "semi_hard"}},
            native="triplets"))
 
 # %% ../../nbs/50_training.recipes.ipynb #3f12b046
@@ -167,18 +167,18 @@ RECIPES = {r.name: r for r in (
     Recipe("arcface", "representation", {"arcface": {}}, native="uniform"),
     Recipe("circle_class", "representation", {"circle_class": {}}, native="uniform"),
     Recipe("identity+center", "representation", {"identity": {}, "center": {}}, native="uniform", lr=0.001),
-    Recipe("contrastive", "metric", {"contrastive": {}}, native="pairs"),
-    Recipe("contrastive_memory", "metric", {"memory": {}}, native="pairs"),
+    Recipe("contrastive", "metric", {"contrastive": {"margin": 1.3, "reduction": "active"}}, native="pairs"),
+    Recipe("contrastive_memory", "metric", {"memory": {"margin": 1.3, "reduction": "active"}}, native="pairs"),
     *_TRIPLETS,
     Recipe("quadruplet", "metric", {"quadruplet": {}}, native="quadruplets", lr=0.01),
     Recipe("quadruplet_anchor", "metric", {"quadruplet": {"variant": "anchor"}}, native="quadruplets", lr=0.01),
-    Recipe("lifted", "metric", {"lifted": {}}, native="pairs", lr=0.001),
+    Recipe("lifted", "metric", {"lifted": {"scale": 6.0}}, native="pairs"),
     Recipe("multi_similarity", "metric", {"multi_similarity": {}}, lr=0.01),
     Recipe("supcon", "metric", {"supcon": {}}),
     Recipe("circle", "metric", {"circle": {}}),
-    Recipe("proxy_anchor", "metric", {"proxy_anchor": {"lr_factor": 10.0}}, native="uniform", lr=0.001),
+    Recipe("proxy_anchor", "metric", {"proxy_anchor": {}}, native="uniform"),
     Recipe("identity+triplet", "both", {"identity": {}, "triplet": {}}),
-    Recipe("identity+improved_triplet", "both", {"identity": {}, "improved_triplet": {"variant": "inside"}}),
+    Recipe("identity+improved_triplet", "both", {"identity": {}, "improved_triplet": {"variant": "inside", "pull": 0.1}}),
     Recipe("identity+quadruplet", "both", {"identity": {}, "quadruplet": {}}, lr=0.01),
     Recipe("identity+verification+triplet", "both", {"identity": {}, "verification": {}, "triplet": {}}))}
 
