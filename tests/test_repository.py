@@ -195,7 +195,11 @@ def test_learning_rates_are_those_that_the_search_chose():
     assert best.to_dict() == {name: RECIPES[name].lr for name in best.index}
 
 
-@pytest.mark.parametrize("folder", [p.parent for p in sorted((ROOT/"results").glob("*/study.json"))], ids=lambda p: p.name)
+EARLIER = "market1501-cpu", "market1501-gpu"      # of an earlier search or earlier defaults, as their pages say
+
+
+@pytest.mark.parametrize("folder", [p.parent for p in sorted((ROOT/"results").glob("*/study.json")) if p.parent.name not in EARLIER],
+                         ids=lambda p: p.name)
 def test_published_runs_are_those_that_the_study_file_asks_for(folder):
     "Else they would be reported as the results of a study that would now make others. Recipes added since are not published yet."
     study, results = read_study(ROOT/"studies"/f"{folder.name}.yaml"), read_results(folder)

@@ -133,25 +133,28 @@ def number(mean, std=np.nan, digits=1):
 
 # %% ../../nbs/80_report.tables.ipynb #590d193c
 def _score_rows(runs, bold):
-    "The rows (recipe, family, [cells]) of a table of results; `bold` marks the best mean of each score."
+    "The rows (recipe, family, [cells]) of a table of results: scores, `bold` where a mean is the best, and seconds of training."
     summary = score_summary(runs)
+    seconds = {recipe: np.mean([run.metrics.get("train_seconds", np.nan) for run in group]) for recipe, group in by_recipe(runs).items()}
     means = summary.xs("mean", axis=1, level=1).round(1)
     best = (means == means.max()) & (len(means) > 1)
     for (family, recipe), row in summary.iterrows():
         cells = {name: number(*row[name]) for name in SCORES}
-        yield recipe, family, [bold(text) if best.loc[family, recipe][name] else text for name, text in cells.items()]
+        shown = [bold(text) if best.loc[family, recipe][name] else text for name, text in cells.items()]
+        yield recipe, family, [*shown, number(seconds[recipe], digits=0)]
 
 # %% ../../nbs/80_report.tables.ipynb #1f99e284
 def results_table(runs):
-    "HTML: a row a recipe, mean ± standard deviation over seeds in per cent, the best mean of each score bold."
+    """HTML: a row a recipe, mean ± standard deviation over seeds in per cent, the best mean of each score bold, and what a training
+    takes on average."""
     rows = [[named(recipe), family, *cells] for recipe, family, cells in _score_rows(runs, "<b>{}</b>".format)]
-    return html_table(["recipe", "family", *SCORES], rows, numbers=range(2, 2 + len(SCORES)))
+    return html_table(["recipe", "family", *SCORES, "training (s)"], rows, numbers=range(2, 3 + len(SCORES)))
 
 # %% ../../nbs/80_report.tables.ipynb #e3ae38cb
 def results_markdown(runs):
     "`results_table` as a Markdown table."
     rows = [[recipe, family, *cells] for recipe, family, cells in _score_rows(runs, "**{}**".format)]
-    return markdown_table(["recipe", "family", *SCORES], rows, numbers=range(2, 2 + len(SCORES)))
+    return markdown_table(["recipe", "family", *SCORES, "training (s)"], rows, numbers=range(2, 3 + len(SCORES)))
 
 # %% ../../nbs/80_report.tables.ipynb #cd7730ec
 def identity_ap(runs):
