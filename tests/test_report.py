@@ -116,13 +116,14 @@ def test_the_template_runs_with_its_parameters(executed):
 
 def test_the_table_is_what_one_computes_by_hand(root):
     rows = [[cell.strip().replace("**", "") for cell in line.split("|")[1:-1]] for line in results_markdown(find_runs(root)).splitlines()]
-    assert rows[0] == ["recipe", "family", "mAP", "rank-1", "rank-5", "rank-10", "mINP"]
+    assert rows[0] == ["recipe", "family", "mAP", "rank-1", "rank-5", "rank-10", "mINP", "training (s)"]
     assert [(r[0], r[1]) for r in rows[2:]] == [("identity", "representation"), ("triplet", "metric"), ("identity+triplet", "both")]
     read = lambda folder, name: json.loads((folder/f"{name}.json").read_text())
     for recipe, _, *cells in rows[2:]:
         found = [read(f, "metrics") for f in (root/"run").glob("[!.]*") if read(f, "config")["recipe"] == recipe]
         columns = [100*m["mAP"] for m in found], *([100*m["cmc"][k - 1] for m in found] for k in (1, 5, 10)), [100*m["mINP"] for m in found]
-        assert cells == [f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in columns]
+        assert cells == [*(f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in columns),
+                         f"{statistics.mean(m['train_seconds'] for m in found):.0f}"]
 
 
 def test_the_best_of_each_score_is_bold(tmp_path):

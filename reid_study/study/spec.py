@@ -85,6 +85,7 @@ class Study(BaseModel, extra="forbid", strict=True, frozen=True):
     tuning: TuningBudget | None = None
     arms: dict[str, Arm] = Field(min_length=1)
     questions: Annotated[list[str], listing("question", some=False)] = []
+    first_seed: int = Field(0, ge=0, le=MOST_SEEDS)
     _name: str = PrivateAttr("")
 
     @property
@@ -103,7 +104,7 @@ def arm_parameters(study, arm, recipe, seeds=None):
     "The arguments of `recipe_configs` for a recipe in an arm, as JSON values; `seeds`: how many, None: as many as the study says."
     a = study.arms[arm]
     changes = study.protocol | a.changes | ({"sampler": a.sampler} if a.sampler else {}) | ({"validation": 0} if a.is_test else {})
-    return {"dataset": study.dataset, "recipe": recipe, "seeds": list(range(seeds or study.seeds(arm, recipe))), "settings": {},
+    return {"dataset": study.dataset, "recipe": recipe, "settings": {}, "seeds": [study.first_seed + i for i in range(seeds or study.seeds(arm, recipe))],
             "changes": changes, "each": a.each, "score": a.score}
 
 # %% ../../nbs/70_study.spec.ipynb #9b160e7d
@@ -188,7 +189,7 @@ def _check_tuning(study):
 def _check_trials(study, recipes):
     "Do the trials of these recipes have seeds and validation identities of their own, and do they leave the settings free?"
     budget, most = study.tuning, max(max(arm.seeds, arm.seeds_contrasted) for arm in study.arms.values())
-    if budget.seed < most:
+    if study.first_seed <= budget.seed + bool(budget.finalists) and budget.seed < study.first_seed + most:
         raise InputError(f"tuning: seed {budget.seed} is also a seed of an arm; use one that no arm has, such as 100")
     for name in study.protocol:
         if name == "lr_times" or "." in name:
@@ -336,13 +337,15 @@ def _parts(content):
     return parts | {"arms": {name: validated(Arm, arm, f"arm {name}") for name, arm in arms.items()}}
 
 # %% ../../nbs/70_study.spec.ipynb #a32b2af4
-def read_study(path):
-    """The `Study` of a YAML file, checked as far as it can be without its data. `InputError`, naming file and key, for what is
-    wrong: unknown keys, names and settings, wrong types, contradictions, questions without the runs that they need."""
+def read_study(path, first_seed=None):
+    """The `Study` of a YAML file, checked as far as it can be without its data. `first_seed`: instead of the file's. `InputError`,
+    naming file and key, for what is wrong: unknown keys, names and settings, wrong types, contradictions, questions without the runs
+    that they need."""
     path = Path(path)
     if path.name.startswith(".") or not path.stem.isprintable():
         raise InputError(f"{shown(str(path))}: results are named after the study file; give it a name of plain characters")
     content = _content(path)
+    if first_seed is not None and isinstance(content, dict): content = content | {"first_seed": first_seed}
     try: return _study(path.stem, content)
     except InputError as e: raise InputError(f"{path}: {e}") from None
 

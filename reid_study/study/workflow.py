@@ -46,9 +46,10 @@ TEMPLATES, PROFILES, PUBLISHED = PROJECT/"nbs"/"study", PROJECT/"workflow"/"prof
 class Workflow:
     """A study, and where its parts are, as absolute paths. `data`: the datasets. `runs`: finished runs. `out`: the pages, in a folder
     of the study's name. `results`: published tables, whose runs count as finished; None: none, and the tables are under `runs`.
-    `device`: where runs train. `side_by_side`: how many jobs run at a time. `share`: how many may share a GPU."""
-    def __init__(self, study, data="data", runs="runs", out="reports", results=None, device="cpu", side_by_side=1, share=1):
-        self.path, self.study = Path(study).resolve(), read_study(study)
+    `device`: where runs train. `side_by_side`: how many jobs run at a time. `share`: how many may share a GPU. `first_seed`: of every
+    arm, instead of the file's."""
+    def __init__(self, study, data="data", runs="runs", out="reports", results=None, device="cpu", side_by_side=1, share=1, first_seed=None):
+        self.path, self.study = Path(study).resolve(), read_study(study, first_seed)
         self.data, self.runs, self.out = Path(data).resolve(), Path(runs).resolve(), Path(out).resolve()/self.study.name
         self.published = results and Path(results).resolve()
         self.device, self.side_by_side, self.share = device, side_by_side, share
@@ -116,7 +117,7 @@ def make_jobs(workflow, images):
     recipes = {f"recipe-{arm}-{recipe}": (arm, recipe) for arm, a in study.arms.items() for recipe in a.names}
     for name, (arm, recipe) in recipes.items():
         jobs[name] = _recipe_job(w, arm, recipe, where)
-    tables = {"study": str(w.path), "runs": str(w.runs), "published": w.published and str(w.published), "output": str(w.tables)}
+    tables = {"study": str(w.path), "first_seed": study.first_seed, "runs": str(w.runs), "published": w.published and str(w.published), "output": str(w.tables)}
     jobs["results"] = _job(w, "results", tables, [*recipes]) | {"study": study.model_dump(mode="json")}
     for page, (template, parameters) in pages(study, w.tables, w.data).items():
         jobs[f"page-{page}"] = _job(w, template, parameters, ["results"], page=w.out/f"{page}.html") | {"commit": commit()}
@@ -262,20 +263,21 @@ def _due(workflow, jobs, known):
     return due
 
 # %% ../../nbs/76_study.workflow.ipynb #3fbabe56
-def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=None, device=None, profile="default", share=1):
+def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=None, device=None, profile="default", share=1,
+              first_seed=None):
     """Make every run and page of a study file that is not there yet; returns the folder of its pages. It ends by comparing the study
     with the published one of its name.
 
     `results`: a folder of published tables: its runs count as finished, and what is made is added. `jobs`: how many at a time
     (default: the cores); those that need a GPU wait for one. `profile`: a folder under workflow/profiles, or a path.
-    `share`: how many jobs may have a GPU together.
+    `share`: how many jobs may have a GPU together. `first_seed`: where the seeds of every arm begin, instead of the file's.
     Raises `InputError` for what cannot be run, and `RuntimeError` at the end if jobs failed, naming each with its error.
     """
     device = device or default_device()
     settings, here = _check_options(jobs, device, profile, share)
     side = jobs or num_cpus()
     together = side if device == "cpu" else max(1, min(side, _gpus()*share))
-    workflow = Workflow(path, data, runs, out, results, device, together, share)
+    workflow = Workflow(path, data, runs, out, results, device, together, share, first_seed)
     for folder in (workflow.runs, workflow.out): _check_place(folder)
     table, images = checked(workflow)
     with _alone(workflow.runs):
