@@ -8,6 +8,7 @@ __all__ = ['MOST_SEEDS', 'MOST_LISTED', 'MOST_RUNS', 'ProtocolChanges', 'OWN', '
            'protocols', 'read_value', 'read_study', 'check_network', 'check_with_data']
 
 # %% ../../nbs/70_study.spec.ipynb #4d291863
+import os
 import re
 from contextlib import contextmanager
 from functools import lru_cache
@@ -297,13 +298,20 @@ def _checked_keys(node):
 def _content(path):
     "What a study file says."
     file = regular_file(path, "give a study file, such as studies/embedded.yaml", LARGEST)
-    try:
-        return _parsed(file.read_bytes().decode("utf-8-sig"))
+    try: return _located(_parsed(file.read_bytes().decode("utf-8-sig")), os.path.abspath(path.parent))
     except InputError as e: raise InputError(f"{path}: {e}") from None
     except OSError as e: raise InputError(f"{path} cannot be read ({e.strerror}); give a file such as studies/embedded.yaml") from None
     except UnicodeDecodeError as e: raise InputError(f"{path} is not UTF-8 text ({e}); save it as UTF-8") from None
     except RecursionError: raise InputError(f"{path}: too many lists and mappings stand inside each other; write it flatter") from None
     except (yaml.YAMLError, ValueError) as e: raise InputError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
+
+def _located(item, folder):
+    "A part of a study file in which paths of weights, which are relative to the file's folder, are absolute."
+    if isinstance(item, list): return [_located(part, folder) for part in item]
+    if not isinstance(item, dict): return item
+    is_path = lambda name, value: name == "weights" and value and isinstance(value, str)
+    return {name: os.path.join(folder, os.path.expanduser(value)) if is_path(name, value) else _located(value, folder)
+            for name, value in item.items()}
 
 # %% ../../nbs/70_study.spec.ipynb #b0d64d0e
 def _study(name, content):
