@@ -416,14 +416,17 @@ def _run_snakemake(workflow, options, environment, known):
                 process.wait()
 
 def _watch(workflow, process, known):
-    plan = planned(workflow)
-    with tqdm(total=len(_distinct(plan)), initial=progress(workflow, known, plan)["done"], unit="run", desc=workflow.study.name,
+    tuned = [place(config, workflow.runs) for config in tunings(workflow.study).values()]
+    plan, ended = planned(workflow), sum(folder.exists() for folder in tuned)
+    places = _places(workflow, plan)
+    with tqdm(total=len(_distinct(plan)), initial=progress(workflow, known, places)["done"], unit="run", desc=workflow.study.name,
               dynamic_ncols=True, smoothing=0.05) as bar:
         while True:
             code = process.poll()
-            if any(config is None for _, config in plan): plan = planned(workflow)      # until every tuning has ended
-            state = progress(workflow, known, plan)
-            bar.total = len(_distinct(plan))
+            if ended != (ended := sum(folder.exists() for folder in tuned)):      # a tuning that has ended decides more runs
+                plan = planned(workflow)
+                places, bar.total = _places(workflow, plan), len(_distinct(plan))
+            state = progress(workflow, known, places)
             bar.update(state["done"] - bar.n)
             bar.set_postfix_str(f"{state['running']} jobs running, {state['failed']} failed")
             if code is not None: return code
@@ -444,11 +447,13 @@ def _alive(event):
 # %% ../../nbs/76_study.workflow.ipynb #b19607fc
 def _distinct(plan): return {run_id(c) if c else i for i, (_, c) in enumerate(plan)}
 
-def progress(workflow, known=(), plan=None):
-    "How many tunings and runs are done, how many jobs are running, and how many have failed."
-    configs = {run_id(config): config for _, config in (plan or planned(workflow)) if config}
-    last = list(events(workflow).values())
-    return {"done": sum(name in known or place(config, workflow.runs).exists() for name, config in configs.items()),
+def _places(workflow, plan): return {run_id(config): place(config, workflow.runs) for _, config in plan if config}
+
+def progress(workflow, known=(), places=None):
+    """How many tunings and runs are done, how many jobs are running, and how many have failed. `places`: id -> folder of those that
+    are decided; None: all of the study's."""
+    places, last = _places(workflow, planned(workflow)) if places is None else places, list(events(workflow).values())
+    return {"done": sum(name in known or folder.exists() for name, folder in places.items()),
             "running": sum(e["event"] == "started" and _alive(e) for e in last), "failed": sum(e["event"] == "failed" for e in last)}
 
 # %% ../../nbs/76_study.workflow.ipynb #48a354df
