@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['POWER', 'RULE', 'FOREST', 'STEP_COST', 'BUDGETS', 'TUNING', 'OWN_BATCHES', 'consequence', 'sentence', 'findings',
            'lead', 'verdict_counts', 'left_out', 'study_headline', 'legend', 'rule', 'forest_caption', 'evidence',
-           'study_provenance', 'distance_sentence', 'failure_counts', 'step_cost_sentence', 'budget_table',
-           'budget_sentence', 'budget_contrasts', 'tuning_sentence', 'gains', 'rank_agreement', 'own_batches',
-           'arms_sentence', 'sampler_sentence', 'agreement_sentence', 'study_names', 'transfer_sentence',
+           'study_provenance', 'distance_sentence', 'failure_counts', 'low_recipes', 'step_cost_sentence',
+           'budget_table', 'budget_sentence', 'budget_contrasts', 'tuning_sentence', 'gains', 'rank_agreement',
+           'own_batches', 'arms_sentence', 'sampler_sentence', 'agreement_sentence', 'study_names', 'transfer_sentence',
            'control_sentence']
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4c92672b
@@ -214,6 +214,20 @@ def failure_counts(results, arm="rates"):
     if not counts: return f"None of the {counted(len(rows), 'run')} of the arm *{arm}* failed to train."
     return (f"Failed to train, with a mAP under {FAILS} times that of a random ranking or with queries less than {COLLAPSED} from other "
             f"people on average: {listed(counts)} (arm *{arm}*).")
+
+# %% ../../nbs/82a_report.study_prose.ipynb #b6469022
+def low_recipes(results, arm="main", than="triplet"):
+    """Markdown: the recipes of an arm with less than half of the mAP of the plain triplet loss, and how their training ended: the last
+    value of each statistic, a mean over seeds. Nothing in an arm without that loss."""
+    scores = recipe_scores(results, arm).set_index("recipe").mAP
+    if than not in scores: return ""
+    lines = []
+    for recipe in scores.index[scores < scores[than]/2]:
+        last = pd.DataFrame([run.history.iloc[-1] for run in results.runs(arm, recipe).values()]).mean(numeric_only=True).dropna()
+        shown = [f"{name.split('.', 1)[1]} {last[name]:.2f}" for name in last.index if "." in name]
+        lines.append(f"- **{recipe}** ({scores[recipe]:.1f} %): {', '.join(shown)}")
+    if not lines: return f"No recipe has less than half of the mAP of **{than}** ({scores[than]:.1f} %)."
+    return "\n".join([f"With less than half of the mAP of **{than}** ({scores[than]:.1f} %), and how their training ended:\n", *lines])
 
 # %% ../../nbs/82a_report.study_prose.ipynb #04495991
 STEP_COST = """The cost of a step, measured and not tested: with more identities, that of identity loss **{grows} more than twice as
