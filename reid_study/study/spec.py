@@ -306,12 +306,14 @@ def _content(path):
     except (yaml.YAMLError, ValueError) as e: raise InputError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
 
 def _located(item, folder):
-    "A part of a study file in which paths of weights, which are relative to the file's folder, are absolute."
+    "A part of a study file in which paths of weights are absolute: they are relative to the file's folder or else to the current one."
     if isinstance(item, list): return [_located(part, folder) for part in item]
     if not isinstance(item, dict): return item
-    is_path = lambda name, value: name == "weights" and value and isinstance(value, str)
-    return {name: os.path.join(folder, os.path.expanduser(value)) if is_path(name, value) else _located(value, folder)
-            for name, value in item.items()}
+    def found(name, value):
+        if name != "weights" or not value or not isinstance(value, str): return _located(value, folder)
+        beside = os.path.join(folder, os.path.expanduser(value))
+        return beside if os.path.lexists(beside) else os.path.abspath(os.path.expanduser(value))
+    return {name: found(name, value) for name, value in item.items()}
 
 # %% ../../nbs/70_study.spec.ipynb #b0d64d0e
 def _study(name, content):
