@@ -178,7 +178,7 @@ def _identified(path, given):
 def _checksum(path):
     "The first digits of the SHA-256 of a file of weights."
     try:
-        about = os.stat(regular_file(path, "give the path of a checkpoint"))
+        about = os.stat(regular_file(path, "give the path of a checkpoint; make weights gets that of MobileNetV2"))
         return _sum_of(path, about.st_mtime_ns, about.st_size)
     except InputError as e: raise InputError(f"weights={e}") from None
 

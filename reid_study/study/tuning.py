@@ -45,6 +45,7 @@ def suggest(space, done, seed=0, at_random=4):
     """
     import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = {name: _containing(bounds, [values[name] for values, _ in done]) for name, bounds in space.items()}
     known = optuna.distributions
     scale = {name: known.CategoricalDistribution(bounds) if is_words(bounds) else known.FloatDistribution(*bounds, log=True)
              for name, bounds in space.items()}
@@ -52,6 +53,10 @@ def suggest(space, done, seed=0, at_random=4):
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.add_trials([optuna.trial.create_trial(params=values, distributions=scale, value=score) for values, score in done])
     return {name: _rounded(value, space[name]) for name, value in study.ask(scale).params.items()}
+
+def _containing(bounds, values):
+    "A range that has the values as well, since one that was widened for a trial may be narrow again."
+    return bounds if is_words(bounds) else (min([bounds[0], *values]), max([bounds[1], *values]))
 
 def is_words(bounds):
     "Are these bounds of a search words to choose from, and not a range?"
