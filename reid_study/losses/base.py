@@ -243,10 +243,12 @@ class Loss:
 
         A range by distance is that of the distance set; what is set to something other than a number, or one of the words, is not tuned.
         """
-        settings = self.settings | (settings or {})
-        space = {name: lookup(settings["distance"], bounds, f"distance for a range of {name}") if isinstance(bounds, dict) else bounds
-                 for name, bounds in self.search.items() if isinstance(settings[name], (int, float)) or settings[name] in bounds}
-        return {name: bounds for name, bounds in space.items() if bounds is not None}
+        settings, space = self.settings | (settings or {}), {}
+        for name, bounds in self.search.items():
+            if isinstance(bounds, dict): bounds = lookup(settings["distance"], bounds, f"distance for a range of {name}")
+            tuned = settings[name] in bounds if isinstance(bounds, list) else isinstance(settings[name], (int, float))
+            if bounds is not None and tuned: space[name] = bounds
+        return space
 
 # %% ../../nbs/39_losses.base.ipynb #8ad365a7
 LOSSES = {}

@@ -15,7 +15,7 @@ from .base import mean, register_loss
 from .margin_softmax import checked_batch
 
 # %% ../../nbs/34_losses.center.ipynb #233d88e0
-@register_loss("center", needs_pairs=False)
+@register_loss("center", search={"weight": (0.0005, 4)}, published={"weight": (0.0005, "Luo et al., CVPRW 2019")}, needs_pairs=False)
 class CenterLoss(nn.Module):
     """Half the mean squared distance of embeddings [B, dim] to the centre of their identity (Wen et al., ECCV 2016, eq. 2).
 

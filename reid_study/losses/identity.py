@@ -15,8 +15,7 @@ from .base import NOT_A_MARGIN, check_classes, cross_entropy, mean, register_los
 from ..networks.heads import Classifier
 
 # %% ../../nbs/30_losses.identity.ipynb #984fd801
-@register_loss("identity", head=Classifier, search={"lr_factor": (0.3, 10)}, published={"lr_factor": (10, "open-reid")},
-               fixed=("label_smoothing",),
+@register_loss("identity", head=Classifier, search={"lr_factor": (0.3, 10)}, fixed=("label_smoothing",),
                refuses={"label_smoothing": (1, *NOT_A_MARGIN)}, needs_pairs=False)
 class IdentityLoss(nn.Module):
     """Cross-entropy over training identities, on logits [B, C] and class indices `pids` [B]; of logits [B, parts, C], the sum over parts.

@@ -48,7 +48,8 @@ class Queue(nn.Module):
     def extra_repr(self): return f"size={self.size}, dim={self.embeddings.shape[1]}, filled={self.filled}"
 
 # %% ../../nbs/43a_losses.memory.ipynb #b0749cbe
-@register_loss("memory", search={"margin": (0.4, 2), "memory_weight": (0.25, 4)}, fixed=("size", "start"), needs_pairs=False,
+@register_loss("memory", search={"margin": (0.4, 2), "reduction": ["mean", "active"], "memory_weight": (0.25, 4)}, fixed=("size", "start"),
+               needs_pairs=False,
                refuses={"loss": ("quadruple",), "margin": NOT_A_MARGIN[:-1], "size": NOT_A_COUNT, "memory_weight": NOT_A_MARGIN,
                         "start": (-1, 1.5, None)},
                variants={"triplet": {"loss": "triplet"}, "active": {"reduction": "active"}})

@@ -13,7 +13,9 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.stats import qmc
 
 from ..core import InputError, atomic, check_number, damage_named, digest, read_json, regular_file, write_json
 from ..losses.base import LOSSES
@@ -24,7 +26,7 @@ from .run import (begin, check_sums, default_device, disk_full_named, environmen
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/74_study.tuning.ipynb #ec5dcb3e
-LR = (5e-4, 5e-2)
+LR = (3e-4, 3e-2)
 
 def search_space(recipe):
     "What is tuned of a recipe: name -> (low, high), the learning rate `lr` first, or a list of words."
@@ -40,19 +42,26 @@ def search_space(recipe):
 def suggest(space, done, seed=0, at_random=4):
     """The next values to try: name -> number, four significant digits, or word.
 
-    `space`: name -> (low, high), or a list of words. `done`: the trials so far, as [(values, score)], higher is better. The first
-    `at_random` are random.
+    `space`: name -> (low, high), or a list of words. `done`: the trials so far, as [(values, score)], higher is better. The first is
+    given, and the next `at_random` are random.
     """
+    if len(done) <= at_random: return _drawn(space, max(len(done) - 1, 0), seed, at_random)
     import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = {name: _containing(bounds, [values[name] for values, _ in done]) for name, bounds in space.items()}
     known = optuna.distributions
     scale = {name: known.CategoricalDistribution(bounds) if is_words(bounds) else known.FloatDistribution(*bounds, log=True)
              for name, bounds in space.items()}
-    sampler = optuna.samplers.TPESampler(n_startup_trials=at_random, seed=(1000*seed + len(done)) % 2**32)
+    sampler = optuna.samplers.TPESampler(n_startup_trials=0, seed=(1000*seed + len(done)) % 2**32)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.add_trials([optuna.trial.create_trial(params=values, distributions=scale, value=score) for values, score in done])
     return {name: _rounded(value, space[name]) for name, value in study.ask(scale).params.items()}
+
+def _drawn(space, i, seed, n):
+    "The i-th of n random draws that are spread evenly over a space."
+    share = qmc.Sobol(len(space), rng=np.random.default_rng(seed)).random(n)[i]
+    draw = lambda bounds, u: bounds[int(u*len(bounds))] if is_words(bounds) else bounds[0]*(bounds[1]/bounds[0])**u
+    return {name: _rounded(draw(bounds, u), bounds) for (name, bounds), u in zip(space.items(), share)}
 
 def _containing(bounds, values):
     "A range that has the values as well, since one that was widened for a trial may be narrow again."
@@ -119,7 +128,7 @@ def next_trial(config, rows):
         best = sorted(rows[:config["trials"]], key=lambda row: -row["mAP"])[number - config["trials"]]
         return {name: best[name] for name in space} | {"seed": first["seed"] + 1}
     done, at_random = [({name: row[name] for name in space}, row["mAP"]) for row in rows], 4
-    if number >= at_random: space = widened(space, done, partial(_allows, first["recipe"]))
+    if number > at_random: space = widened(space, done, partial(_allows, first["recipe"]))
     own = int(digest([first["recipe"], first["seed"]]), 16)      # random draws that no other recipe has
     return suggest(space, done, own, at_random) | {"seed": first["seed"]}
 
