@@ -129,12 +129,12 @@ def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/em
           device: str = None,         # cuda, cpu, ... (default: a GPU where there is one)
           share: int = 1,             # Jobs that may have a GPU together; more is faster where one leaves it idle
           profile: str = "default",   # default (this machine), slurm, or a folder with a Snakemake profile
-          first_seed: int = None,     # Where the seeds of every arm begin (default: 0); others make a replicate
+          first_seed: int = None,     # Where the seeds of every arm begin; a replicate has its own --runs and --out
           check: bool = False,        # Only check the file against the data, and count what it asks for
           ):
     "Make the runs and the pages of a study file; finished runs are reused, and interrupted ones resume."
     from reid_study.study.workflow import check_study, run_study
-    if check: print(check_study(file, data))
+    if check: print(check_study(file, data, first_seed))
     else: print(f"open {run_study(file, data, runs, out, results, jobs, device, profile, share, first_seed)/'index.html'}")
 
 # %% ../nbs/95_cli.ipynb #68fa103f

@@ -27,7 +27,6 @@ class Embedder(nn.Module):
         self.embedding = nn.Linear(backbone.width_out, dim, bias=False)
         self.neck = BNNeck(dim)
         self.heads = nn.ModuleDict()
-        self.frozen = 0
         nn.init.kaiming_normal_(self.embedding.weight, mode="fan_out", nonlinearity="linear")
 
     def forward(self, images):
@@ -38,22 +37,6 @@ class Embedder(nn.Module):
     def embed(self, images):
         "Images [B, 3, H, W] -> the feature after the neck [B, D]."
         return self.neck(self._before(images))
-
-    def freeze(self, parts):
-        """Keep the first `parts` of the backbone as they are: no gradients, and BatchNorm with the statistics that it has.
-
-        Raises `InputError` unless the backbone is a sequence of at least so many parts.
-        """
-        most = len(self.backbone) if isinstance(self.backbone, nn.Sequential) else 0
-        self.frozen = check_number("freeze", parts, least=0, most=most, whole=True, note=", the parts of the backbone")
-        for part in list(self.backbone.children())[:self.frozen]: part.requires_grad_(False)
-        return self.train(self.training)
-
-    def train(self, mode=True):
-        "As usual, except that what is frozen stays in evaluation."
-        super().train(mode)
-        for part in list(self.backbone.children())[:self.frozen]: part.eval()
-        return self
 
     def attach(self, heads):
         "Build heads, name -> function of the width D that makes the module; each reads the feature after the neck."

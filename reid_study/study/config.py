@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_EPOCHS', 'MOST_TRIALS', 'PROTOCOLS', 'PLAIN', 'checked_by', 'Config', 'validated', 'protocol', 'versions',
-           'absolute', 'make_config', 'run_id', 'without_path', 'training_config', 'is_test', 'scored_on',
-           'recipe_configs', 'training_table', 'check_data']
+           'absolute', 'make_config', 'run_id', 'identifying', 'without_path', 'training_config', 'is_test',
+           'scored_on', 'recipe_configs', 'training_table', 'check_data']
 
 # %% ../../nbs/71_study.config.ipynb #e9847b86
 import hashlib
@@ -58,9 +58,7 @@ class Config(BaseModel):
     backbone: Annotated[str, checked_by(backbone_version)] = "small"
     pretrained: bool = False
     weights: str = ""                             # a checkpoint for the backbone
-    weights_sum: str = Field("", exclude_if=lambda digits: not digits)      # of its content, so that another file makes other runs
-    freeze: int = Field(0, ge=0, le=1000, exclude_if=lambda parts: not parts)      # parts of the backbone that stay as they are
-    backbone_lr: float = Field(1.0, gt=0, exclude_if=lambda factor: factor == 1)      # in units of lr
+    weights_sum: str = Field("", pattern="^([0-9a-f]{12})?$", exclude_if=lambda digits: not digits)      # of its content
     dim: int = Field(256, gt=0, le=WIDEST)
     sampler: Annotated[str, checked_by(lambda name: lookup(name, SAMPLERS, "sampler"))] = "pk"
     p: int = Field(16, gt=0, le=10**6)            # identities per batch
@@ -168,8 +166,10 @@ def absolute(changes):
     return changes | {"weights": os.path.abspath(os.path.expanduser(weights))}
 
 def _identified(path, given):
-    "The field `weights_sum` of a configuration that starts from the weights at `path`; `given`: the one that they must have, if any."
+    """The field `weights_sum` of a configuration that starts from the weights at `path`; `given`: the one that they must have, if any,
+    and have if they are not here: they are needed to train, and not to name the run."""
     if not path and not given: return {}
+    if given and path and not os.path.lexists(path): return {"weights_sum": given}
     if given not in ("", now := _checksum(path)):
         raise InputError(f"weights={shown(path)} has changed: its checksum is {now}, not {shown(given)}; leave weights_sum out for a "
                          "new run, or give the file of the old one")
@@ -231,17 +231,17 @@ def make_config(dataset, recipe, seed=0, settings=None, score=None, **changes):
 
 # %% ../../nbs/71_study.config.ipynb #67b1c853
 def run_id(config):
-    """The name of a run or a tuning: the first 12 hexadecimal digits of the hash of its configuration.
+    "The name of a run or a tuning: the first 12 hexadecimal digits of the hash of what identifies its configuration."
+    return digest({name: value if name != "first" else identifying(value) for name, value in identifying(config).items()})
 
-    Of weights to start from, the checksum counts and not the path, so that other machines have the same names."""
-    return digest({name: value if name != "first" else _named(value) for name, value in _named(config).items()})
-
-def _named(config): return {name: value for name, value in config.items() if name != "weights" or not config.get("weights_sum")}
+def identifying(config):
+    "The fields of a configuration that decide a run: of weights to start from, the checksum and not the path."
+    return {name: value for name, value in config.items() if name != "weights" or not config.get("weights_sum")}
 
 def without_path(config):
-    "The configuration with the file name alone of weights to start from, for tables that others read; the name of the run is the same."
+    "A configuration, or a change, with the file name alone of weights to start from, for tables that others read; no name changes."
     if "first" in config: return config | {"first": without_path(config["first"])}
-    return config | {"weights": os.path.basename(config["weights"])} if config.get("weights_sum") else config
+    return config | {"weights": os.path.basename(config["weights"])} if config.get("weights") else config
 
 # %% ../../nbs/71_study.config.ipynb #93ea7405
 def training_config(config):

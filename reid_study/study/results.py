@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 
 from ..core import InputError, atomic, damage_named, lookup, read_json, regular_file, write_json
 from ..data.datasets import get_dataset
-from .config import checked_by, run_id, validated, without_path
+from .config import Config, checked_by, identifying, run_id, validated, without_path
 from .hypotheses import QUESTIONS, hypotheses
 from .run import (ENCODINGS, EXAMPLES, HISTORY, MEANS, Run, RunConfig, RunEnvironment, RunMetrics, check_columns,
                                   one_at_a_time, possible_epochs, possible_pairs, possible_scores)
@@ -106,9 +106,10 @@ def check_comparable(runs):
     seed, versions of the same loss or backbone agree, and all were judged alike."""
     own = {}
     for run in runs:
-        c = run.config
+        c = identifying(run.config)
         for other, free in ((runs[0], FREE), (own.setdefault(c["recipe"], run), ("seed",))):
-            for name in sorted((c.keys() | other.config.keys()) - set(free)): _agree(other, run, name, other.config.get(name), c.get(name))
+            first = identifying(other.config)
+            for name in sorted((c.keys() | first.keys()) - set(free)): _agree(other, run, name, first.get(name), c.get(name))
         for name in c["versions"].keys() & runs[0].config["versions"].keys():
             _agree(runs[0], run, f"the version of {name}", runs[0].config["versions"][name], c["versions"][name])
         for name in JUDGED: _agree(runs[0], run, name, runs[0].metrics.get(name), run.metrics.get(name))
@@ -202,8 +203,8 @@ def write_results(results, folder):
     tables = {"runs": runs_table(runs), "identities": _stacked(runs, "identities"), "history": _stacked(runs, "history"),
               "examples": examples_table([run for run in lowest_seeds(results.table) if run.view is not None])}
     if results.tuning: tables["tuning"] = tuning_table(results.tuning)
-    cells = results.table.assign(run=[run.id for run in results.table.run]).to_dict("records")
-    study = results.study | {"runs": cells, "tuning": {r: t.id for r, t in results.tuning.items()}}
+    cells = results.table.assign(run=[run.id for run in results.table.run], change=results.table.change.map(without_path))
+    study = results.study | {"runs": cells.to_dict("records"), "tuning": {r: t.id for r, t in results.tuning.items()}}
     with one_at_a_time(place):
         fresh = place.with_name(f".{place.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -353,7 +354,8 @@ def _check_places(table, dataset):
         place, config = cell_name(row.arm, row.recipe, row.seed, row.change), row.run.config
         wanted = {"dataset": dataset, "recipe": row.recipe, "seed": row.seed} | row.change
         for name in wanted.keys() - {"lr_times"}:
-            value, made = wanted[name], config["settings"][name] if "." in name else config[name]
+            value, made = wanted[name], config["settings"][name] if "." in name else config.get(name, Config.model_fields[name].default)
+            if name == "weights": value, made = map(os.path.basename, (value, made))
             if made != (float(f"{value:.4g}") if name == "lr" else value):
                 raise InputError(f"{place} names the run {row.run.id}, whose {name} is {made}")
     change = table.change.map(lambda change: json.dumps(change, sort_keys=True))

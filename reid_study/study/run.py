@@ -83,10 +83,9 @@ def prepare(config, data="data", device=None, folder=None, opened=None):
     torch.manual_seed(config["seed"])     # for losses that draw at random
     device = check_device(device or default_device())
     table, images = open_data(config, data, opened)
-    names = ("backbone", "pretrained", "freeze", "backbone_lr", "dim", "p", "k", "sampler", "flip", "shift", "erase",
-                 "weight_decay", "clip",
-             "precision", "validate_every", "seed")
-    return make_learner(config["recipe"], table, images, config["settings"], **{n: config[n] for n in names if n in config},
+    names = ("backbone", "pretrained", "dim", "p", "k", "sampler", "flip", "shift", "erase", "weight_decay", "clip", "precision",
+             "validate_every", "seed")
+    return make_learner(config["recipe"], table, images, config["settings"], **{n: config[n] for n in names},
                         steps=config["steps"] or None, device=device, folder=folder, save_every=15 if device.type == "cuda" else 0,
                         **({"weights": config["weights"]} if config["weights"] else {}))
 

@@ -129,8 +129,7 @@ def protocols(study, arm):
     return [protocol(study.dataset) | study.protocol | a.changes | change for change in a.each]
 
 # %% ../../nbs/70_study.spec.ipynb #d27e8aec
-OWN = ("dataset", "recipe", "seed", "settings", "score", "sampler", "numerics", "versions", "ranks", "shard",
-       "weights_sum")     # no changes
+OWN = ("dataset", "recipe", "seed", "settings", "score", "sampler", "numerics", "versions", "ranks", "shard")     # no changes
 
 Changes = create_model("Changes", __config__=Config.model_config, lr_times=(Annotated[float, Field(gt=0)], 1),
                        **{name: (Annotated[f.annotation, Field(), *f.metadata], None)
@@ -145,6 +144,8 @@ def _check_changes(where, changes):
 def _check_arm(study, name):
     "Is an arm consistent, and can the configuration of each of its runs be made?"
     arm, where = study.arms[name], f"arm {name}"
+    if arm.settings == "tuned" and "lr" in arm.changes:
+        raise InputError(f"{where}: changes: lr and settings: tuned contradict each other; use lr_times, or leave one of them out")
     if arm.seeds_contrasted and arm.seeds_contrasted < arm.seeds:
         raise InputError(f"{where}: seeds_contrasted={arm.seeds_contrasted} must be at least seeds, {arm.seeds}")
     _check_score(study, arm, where)
@@ -191,9 +192,10 @@ def _check_trials(study, recipes):
     "Do the trials of these recipes have seeds and validation identities of their own, and do they leave the settings free?"
     budget, most = study.tuning, max(max(arm.seeds, arm.seeds_contrasted) for arm in study.arms.values())
     if study.first_seed <= budget.seed + bool(budget.finalists) and budget.seed < study.first_seed + most:
-        raise InputError(f"tuning: seed {budget.seed} is also a seed of an arm; use one that no arm has, such as 100")
+        raise InputError(f"tuning: seed {budget.seed}, or the next one of its finalists, is also a seed of an arm, which are {study.first_seed} to "
+                         f"{study.first_seed + most - 1}; use another, or another first_seed")
     for name in study.protocol:
-        if name == "lr_times" or "." in name:
+        if name in ("lr", "lr_times") or "." in name:
             raise InputError(f"protocol: {name} cannot be changed for a tuning, which starts with each recipe as it is; "
                              "move it to the changes of an arm")
     if not (protocol(study.dataset) | study.protocol)["validation"]:
@@ -295,24 +297,24 @@ def _checked_keys(node):
     return keys
 
 # %% ../../nbs/70_study.spec.ipynb #1f97247e
-def _content(path):
-    "What a study file says."
+def _content(path, data="data"):
+    "What a study file says, with paths of weights, which are beside it or in the folder of data, made absolute."
     file = regular_file(path, "give a study file, such as studies/embedded.yaml", LARGEST)
-    try: return _located(_parsed(file.read_bytes().decode("utf-8-sig")), os.path.abspath(path.parent))
+    try: return _located(_parsed(file.read_bytes().decode("utf-8-sig")), path.parent, data)
     except InputError as e: raise InputError(f"{path}: {e}") from None
     except OSError as e: raise InputError(f"{path} cannot be read ({e.strerror}); give a file such as studies/embedded.yaml") from None
     except UnicodeDecodeError as e: raise InputError(f"{path} is not UTF-8 text ({e}); save it as UTF-8") from None
     except RecursionError: raise InputError(f"{path}: too many lists and mappings stand inside each other; write it flatter") from None
     except (yaml.YAMLError, ValueError) as e: raise InputError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
 
-def _located(item, folder):
-    "A part of a study file in which paths of weights are absolute: they are relative to the file's folder or else to the current one."
-    if isinstance(item, list): return [_located(part, folder) for part in item]
+def _located(item, *folders):
+    "A part of a study file in which each path of weights is absolute: in the first of the folders that has it, or else in the last."
+    if isinstance(item, list): return [_located(part, *folders) for part in item]
     if not isinstance(item, dict): return item
     def found(name, value):
-        if name != "weights" or not value or not isinstance(value, str): return _located(value, folder)
-        beside = os.path.join(folder, os.path.expanduser(value))
-        return beside if os.path.lexists(beside) else os.path.abspath(os.path.expanduser(value))
+        if name != "weights" or not value or not isinstance(value, str): return _located(value, *folders)
+        places = [os.path.abspath(os.path.join(folder, os.path.expanduser(value))) for folder in folders]
+        return next((place for place in places if os.path.lexists(place)), places[-1])
     return {name: found(name, value) for name, value in item.items()}
 
 # %% ../../nbs/70_study.spec.ipynb #b0d64d0e
@@ -347,14 +349,14 @@ def _parts(content):
     return parts | {"arms": {name: validated(Arm, arm, f"arm {name}") for name, arm in arms.items()}}
 
 # %% ../../nbs/70_study.spec.ipynb #a32b2af4
-def read_study(path, first_seed=None):
-    """The `Study` of a YAML file, checked as far as it can be without its data. `first_seed`: instead of the file's. `InputError`,
-    naming file and key, for what is wrong: unknown keys, names and settings, wrong types, contradictions, questions without the runs
+def read_study(path, first_seed=None, data="data"):
+    """The `Study` of a YAML file, checked as far as it can be without its data. `first_seed`: instead of the file's.
+    `data`: the folder of data, in which weights to start from are looked for that are not beside the file. `InputError`, naming file and key, for what is wrong: unknown keys, names and settings, wrong types, contradictions, questions without the runs
     that they need."""
     path = Path(path)
     if path.name.startswith(".") or not path.stem.isprintable():
         raise InputError(f"{shown(str(path))}: results are named after the study file; give it a name of plain characters")
-    content = _content(path)
+    content = _content(path, data)
     if first_seed is not None and isinstance(content, dict): content = content | {"first_seed": first_seed}
     try: return _study(path.stem, content)
     except InputError as e: raise InputError(f"{path}: {e}") from None

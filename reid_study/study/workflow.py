@@ -49,7 +49,7 @@ class Workflow:
     `device`: where runs train. `side_by_side`: how many jobs run at a time. `share`: how many may share a GPU. `first_seed`: of every
     arm, instead of the file's."""
     def __init__(self, study, data="data", runs="runs", out="reports", results=None, device="cpu", side_by_side=1, share=1, first_seed=None):
-        self.path, self.study = Path(study).resolve(), read_study(study, first_seed)
+        self.path, self.study = Path(study).resolve(), read_study(study, first_seed, data)
         self.data, self.runs, self.out = Path(data).resolve(), Path(runs).resolve(), Path(out).resolve()/self.study.name
         self.published = results and Path(results).resolve()
         self.device, self.side_by_side, self.share = device, side_by_side, share
@@ -117,7 +117,7 @@ def make_jobs(workflow, images):
     recipes = {f"recipe-{arm}-{recipe}": (arm, recipe) for arm, a in study.arms.items() for recipe in a.names}
     for name, (arm, recipe) in recipes.items():
         jobs[name] = _recipe_job(w, arm, recipe, where)
-    tables = {"study": str(w.path), "first_seed": study.first_seed, "runs": str(w.runs), "published": w.published and str(w.published), "output": str(w.tables)}
+    tables = {"study": str(w.path), "first_seed": study.first_seed, "data": str(w.data), "runs": str(w.runs), "published": w.published and str(w.published), "output": str(w.tables)}
     jobs["results"] = _job(w, "results", tables, [*recipes]) | {"study": study.model_dump(mode="json")}
     for page, (template, parameters) in pages(study, w.tables, w.data).items():
         jobs[f"page-{page}"] = _job(w, template, parameters, ["results"], page=w.out/f"{page}.html") | {"commit": commit()}
@@ -474,8 +474,8 @@ def plan_sentence(study):
     return f"{study.name}: {', '.join(parts)}; {counts}"
 
 # %% ../../nbs/76_study.workflow.ipynb #316aa5a0
-def check_study(path, data="data"):
+def check_study(path, data="data", first_seed=None):
     "Check a study file against its data, and say what it will make."
-    workflow = Workflow(path, data)
+    workflow = Workflow(path, data, first_seed=first_seed)
     check_with_data(workflow.study, fingerprinted(workflow.study.dataset, data)[0])
     return plan_sentence(workflow.study)

@@ -67,17 +67,14 @@ def _check_whole(name, column):
     raise InputError(f"the table's column {name} has {what}; it must be whole numbers, as by .factorize()[0] or .astype(int)")
 
 # %% ../../nbs/51_training.learner.ipynb #294bcd78
-def make_learner(recipe, table, images, settings=None, *, backbone="small", pretrained=False, weights="", freeze=0, backbone_lr=1.0,
-                 dim=256, p=16, k=4, sampler="pk", steps=None, flip=0.5, shift=1/16, erase=0.5, weight_decay=0.05, clip=5.0,
-                 precision="float32", validate_every=1, protocol=Protocol(), allow_overlap=False, seed=0, device="cpu",
-                    folder=None, save_every=0.0):
+def make_learner(recipe, table, images, settings=None, *, backbone="small", pretrained=False, weights="", dim=256, p=16, k=4,
+                 sampler="pk", steps=None, flip=0.5, shift=1/16, erase=0.5, weight_decay=0.05, clip=5.0, precision="float32",
+                 validate_every=1, protocol=Protocol(), allow_overlap=False, seed=0, device="cpu", folder=None, save_every=0.0):
     """A fastai `Learner` for a recipe (a name or a `Recipe`), on a table with the splits train, query and gallery. Train it with `fit`.
 
     `table`: see `check_table`. `images`: its decoded store, uint8 [M, H, W, 3], row for row or as the table's column `image` says.
     `settings`: changes to the recipe's, as {"triplet.margin": 0.5}. `sampler`, `precision`: names from `SAMPLERS`, `PRECISIONS`.
-    `backbone`, `pretrained`, `weights`: see `get_backbone`. `freeze`: how many parts of the backbone stay as they are, from the first.
-    `backbone_lr`: the learning rate of the backbone in units of the others'. `dim`: width of the embedding.
-    `flip`, `shift`, `erase`: see `Augment`.
+    `backbone`, `pretrained`, `weights`: see `get_backbone`. `dim`: width of the embedding. `flip`, `shift`, `erase`: see `Augment`.
     `p`, `k`: identities per batch, and images of each. `steps`: batches per epoch (default: images // (p·k)).
     `clip`: largest norm of the gradient. `validate_every`: epochs from one validation to the next; the last epoch always validates.
     `protocol`: the rules of validation and of `score`. `allow_overlap`: identities may be in train and in query or gallery.
@@ -95,12 +92,11 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
     batches = make_sampler(sampler, table.pid[table.split == "train"].to_numpy(), p, k, steps, seed)
     dls = make_loaders(table, images, batches, Augment(flip, shift, erase, seed, device), device=device)
     heads, objective = _heads_and_objective(recipe, settings, dls, dim, seed)
-    network = make_embedder(backbone, dim, heads, seed, pretrained, weights or None).freeze(freeze)
-    check_number("backbone_lr", backbone_lr, above=0)
+    network = make_embedder(backbone, dim, heads, seed, pretrained, weights or None)
     named = {name: getattr(v, "__qualname__", repr(v)) if callable(v) else v for name, v in recipe.settings(settings).items()}
     stamp = {"recipe": recipe.name, "settings": named, "seed": seed, "sampler": sampler, "batch": [p, k],
-             "backbone": backbone, "start": [pretrained, weights, freeze, backbone_lr], "dim": dim, "precision": precision,
-             "device": device.type, "steps": len(batches), "augmentation": [flip, shift, erase], "decay and clip": [weight_decay, clip],
+             "backbone": backbone, "start": [pretrained, weights], "dim": dim, "precision": precision, "device": device.type,
+             "steps": len(batches), "augmentation": [flip, shift, erase], "decay and clip": [weight_decay, clip],
              "data": [len(dls.train.dataset), dls.c, *images.shape[1:3]], "protocol": protocol.as_dict()}
     retrieval = RetrievalMetrics(validate_every, protocol)
     callbacks = [TrainEvalCallback(), EpochTable(), CastToTensor(), ProgressCallback(), LossLog(), retrieval,
@@ -108,10 +104,8 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
                  *([Checkpoint(f"{folder}/checkpoint.pt", stamp, save_every)] if folder else []),
                  *([Recorded()] if device.type == "cuda" else [])]
     network, objective = network.to(device), objective.to(device)
-    factors = [factor for _, factor in objective.groups(network, backbone_lr)]
-    optimizer = partial(QuickOptimizer, opt=torch.optim.AdamW, fused=True, factors=factors)
-    splitter = partial(_parameters, objective=objective, backbone_lr=backbone_lr)
-    return QuickLearner(dls, network, objective, optimizer, splitter=splitter, wd=weight_decay,
+    optimizer = partial(QuickOptimizer, opt=torch.optim.AdamW, fused=True, factors=[factor for _, factor in objective.groups(network)])
+    return QuickLearner(dls, network, objective, optimizer, splitter=partial(_parameters, objective=objective), wd=weight_decay,
                         cbs=callbacks, metrics=retrieval.metrics(), default_cbs=False)
 
 def _check_arguments(settings, protocol, dim, seed, weight_decay, clip, save_every, folder):
@@ -134,7 +128,7 @@ def _heads_and_objective(recipe, settings, dls, dim, seed):
         torch.manual_seed(seed)
         return recipe.build(dls.c, settings, dim, None if attributes is None else attribute_counts(attributes))
 
-def _parameters(network, objective, backbone_lr): return L(L(parameters) for parameters, _ in objective.groups(network, backbone_lr))
+def _parameters(network, objective): return L(L(parameters) for parameters, _ in objective.groups(network))
 
 # %% ../../nbs/51_training.learner.ipynb #829dab5f
 def fit(learn, epochs, lr, schedule="one_cycle"):

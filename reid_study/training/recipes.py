@@ -62,19 +62,13 @@ class Objective(nn.Module):
             total = total + term.weight*value
         return total
 
-    def groups(self, network, backbone_lr=1.0):
-        """All that trains, as [(parameters, learning rate factor)]: first the network, then what each term owns, its head included.
-
-        `backbone_lr`: the factor of the backbone's learning rate; unless it is 1, the backbone is a group before the others.
-        """
+    def groups(self, network):
+        "All that trains, as [(parameters, learning rate factor)]: first the network, then what each term owns, its head included."
         heads = {name: list(network.heads[name].parameters()) if name in network.heads else [] for name in self.terms}
         owned = [(heads[name] + list(term.loss.parameters()), term.lr_factor) for name, term in self.terms.items()]
         inside = {id(p) for parameters, _ in owned for p in parameters}
-        body = [] if backbone_lr == 1 else list(network.backbone.parameters())
-        inside |= {id(p) for p in body}
         shared = [p for p in network.parameters() if id(p) not in inside]
-        every = [(body, backbone_lr), (shared, 1.0), *owned]
-        groups = [([p for p in parameters if p.requires_grad], factor) for parameters, factor in every]
+        groups = [([p for p in parameters if p.requires_grad], factor) for parameters, factor in [(shared, 1.0), *owned]]
         return [group for group in groups if group[0]]
 
 # %% ../../nbs/50_training.recipes.ipynb #abb6b594
