@@ -94,8 +94,10 @@ class Study(BaseModel, extra="forbid", strict=True, frozen=True):
         "That of its file."
         return self._name
     def seeds(self, arm, recipe):
-        "How many seeds a recipe has in an arm: more where a hypothesis contrasts it, if the arm says so."
-        contrasted = any(h.arm == arm and recipe in h.recipes for h in self.hypotheses)
+        """How many seeds a recipe has in an arm: more where a hypothesis contrasts it, if the arm says so. The combinations are
+        contrasted by a hypothesis about the best of them."""
+        family = RECIPES[recipe].family
+        contrasted = any(h.arm == arm and (recipe in h.recipes or family == "both" and family in h.families) for h in self.hypotheses)
         return self.arms[arm].seeds_contrasted*contrasted or self.arms[arm].seeds
     @property
     def hypotheses(self): return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.questions]
