@@ -99,7 +99,7 @@ def replication_table(published, results):
         was, now, low, high = (amount(x, t.endpoint, "+") if x == x else "–" for x in (t.was, t.now, t.low, t.high))
         name = f"{t.name}, {UNITS[t.endpoint][2].removeprefix('points of ').removeprefix('of ')}"
         outside = ' style="color:#b3261e"' if t.inside == 0 else ""
-        again = [f"<b{outside}>{now}</b>", t.verdict_now if t.agree else f"<b>{t.verdict_now}</b>"] if new else []
+        again = [f"<b{outside}>{now}</b>", f"<b>{t.verdict_now}</b>" if t.agree == 0 else t.verdict_now] if new else []
         rows.append([name, html.escape(t.contrast), was, f"{low} to {high}", *again[:1], t.verdict_was, *again[1:]])
     made = ["made again"] if new else []
     return html_table(["", "contrast", "published", "prediction interval", *made, "verdict", *made], rows, numbers=(2, 3, *[4]*new))

@@ -42,16 +42,18 @@ ENDS = {"supported": "holds", "reversed": "fails", "negligible": "fails", "undec
 def conclusion(rows):
     """What the `all_answers` of one question say together.
 
-    "holds in all", "fails in all", "undecided in all", "not testable"; "holds in part" and "fails in part", where the rest is undecided;
-    "depends on the regime", "depends on the part", "depends on the part and the regime", where some hold and some fail.
+    "holds in all", "fails in all", "undecided in all", "not testable"; "holds where tested" and the like, where a regime can test none;
+    "holds in part" and "fails in part", where the rest is undecided; "depends on the regime", "depends on the part", "depends on the part
+    and the regime", where some hold and some fail, and "mixed" where these are never the same hypothesis or the same regime.
     """
     ends = rows.assign(end=rows.verdict.map(ENDS)).dropna(subset="end")
     decided = ends[ends.end != "undecided"]
     if ends.empty: return "not testable"
-    if decided.empty: return "undecided in all"
-    if decided.end.nunique() == 1: return f"{decided.end.iloc[0]} in {'all' if len(decided) == len(ends) else 'part'}"
+    everywhere = "in all" if ends.regime.nunique() == rows.regime.nunique() else "where tested"
+    if decided.empty: return f"undecided {everywhere}"
+    if decided.end.nunique() == 1: return f"{decided.end.iloc[0]} {everywhere if len(decided) == len(ends) else 'in part'}"
     parts, regimes = (bool(decided.groupby(unit).end.nunique().max() > 1) for unit in ("regime", "name"))
-    return "depends on the " + " and the ".join(["part"]*parts + ["regime"]*(regimes or not parts))
+    return "depends on the " + " and the ".join(["part"]*parts + ["regime"]*regimes) if parts or regimes else "mixed"
 
 # %% ../../nbs/86_report.synthesis.ipynb #9c1e4e9c
 def _detail(rows):
@@ -64,8 +66,8 @@ def _detail(rows):
 def synthesis(found):
     "A table, a row a question of `all_answers`: question, title, conclusion, detail (how its hypotheses end in each regime)."
     rows = [dict(question=q, title=QUESTIONS[q], conclusion=conclusion(them), detail=_detail(them))
-            for q in QUESTIONS if len(them := found[found.question == q])]
-    return pd.DataFrame(rows)
+            for q in QUESTIONS if "question" in found and len(them := found[found.question == q])]
+    return pd.DataFrame(rows, columns=["question", "title", "conclusion", "detail"])
 
 # %% ../../nbs/86_report.synthesis.ipynb #9561c046
 def synthesis_table(found):

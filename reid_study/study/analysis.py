@@ -90,8 +90,9 @@ def steps_contrast(results, hypothesis):
     late = listed(f"{n} of {counted(len(seeds), 'run')} of {recipe}" for recipe, n in reached.items())
     note = "" if all(n == len(seeds) for n in reached.values()) else f"{late} reach {level:.0%}; the others count with all of their steps"
     none = "" if any(reached.values()) else f"no run reaches a validation mAP of {level:.0%}"
+    lost = failure_words(failures(results, hypothesis.arm, [(recipe, change) for _, recipe, change in hypothesis.terms]))
     by_seed = pd.Series(first - second, seeds)
-    return Contrast(seed_interval(by_seed), by_seed, contrast_words(hypothesis), note=note, untestable=none)
+    return Contrast(seed_interval(by_seed), by_seed, contrast_words(hypothesis), note=note, untestable=none or lost)
 
 # %% ../../nbs/78_study.analysis.ipynb #8d0e8d37
 def loss_contrast(results, hypothesis):
@@ -111,8 +112,9 @@ def trains_contrast(results, hypothesis):
     seeds = shared_seeds(hypothesis.arm, {recipe: table.index for recipe, table in ended.items()})
     first, second = (table.loc[seeds] for table in ended.values())
     by_seed, both = (first.astype(float) - second).mean(axis=1), np.stack([first, second])
+    width = lambda interval: interval.high - interval.low      # runs of a seed share their luck, or do not
     none = f"{'all' if both.all() else 'none'} of the {both.size} runs train" if both.all() or not both.any() else ""
-    interval = paired_shares(first, second) if len(seeds) > 1 else seed_interval(by_seed)
+    interval = max(seed_interval(by_seed), paired_shares(first, second), key=width) if len(seeds) > 1 else seed_interval(by_seed)
     return Contrast(interval, by_seed, contrast_words(hypothesis), untestable=none)
 
 # %% ../../nbs/78_study.analysis.ipynb #19d7e84b
@@ -210,9 +212,16 @@ def equivalent_p(parts):
 def decide(parts, p_holm, p_equivalent):
     "The verdict on a claim: that of its worst part, with the p-values of the whole claim after Holm. Not testable if a part is not."
     if any(part.contrast.untestable for part in parts): return "not testable"
-    found = [verdict(part.contrast.interval, p_holm, part.hypothesis.sign, margin=part.margin, p_equivalent=p_equivalent,
+    both = all(part.ahead for part in parts)
+    of = lambda part: p_holm if both else _share(part.p, tested_p(parts), p_holm, len(parts))
+    even = lambda part: _share(part.p_equivalent, equivalent_p(parts), p_equivalent, len(parts))
+    found = [verdict(part.contrast.interval, of(part), part.hypothesis.sign, margin=part.margin, p_equivalent=even(part),
                      flips=flips_allow(part.p_flip, len(part.contrast.by_seed)), kind=part.hypothesis.kind) for part in parts]
     return min(found, key=DECIDED.index)
+
+def _share(p, claim, adjusted, parts):
+    "The p-value of one part after the correction that took the claim from `claim` to `adjusted`; no part borrows that of another."
+    return min(1.0, max(adjusted, parts*p*(adjusted/claim if claim else 1.0)))
 
 # %% ../../nbs/78_study.analysis.ipynb #ae96a112
 def part_row(part):

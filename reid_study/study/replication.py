@@ -31,8 +31,9 @@ def replication(published, replicate):
     """Compare two `Results` of the same study, the second made again: a table with a row for each part of a hypothesis that both ask.
 
     Columns: name, endpoint, contrast; `was` and `now`, the means over seeds of the contrast in the endpoint's unit; low and high, the
-    95 % prediction interval of `now` from the published seeds; `inside` it (NaN where a single seed was published, or where the two
-    contrast other recipes, because another one was the best); `verdict_was`, `verdict_now`, and whether these `agree`.
+    95 % prediction interval of `now` from the published seeds; `inside` it (NaN where a single seed was published, where a recipe
+    failed, or where the two contrast other recipes, because another one was the best or the arm has others); `verdict_was`,
+    `verdict_now`, and whether these `agree` (NaN unless both studies could test the claim).
     """
     first, second = (each_part(answers(results)) for results in (published, replicate))
     both = first.merge(second, on=["name", "endpoint"], suffixes=("_was", "_now"), validate="one_to_one")
@@ -40,23 +41,33 @@ def replication(published, replicate):
     was, now = both.seed_mean_was, both.seed_mean_now
     near = 1e-9 + 1e-9*was.abs()
     inside = ((now >= low - near) & (now <= high + near)).astype(float)
-    known = low.notna() & (both.contrast_was == both.contrast_now)
+    known = low.notna() & now.notna() & (both.contrast_was == both.contrast_now) & ~both.name.isin(_other_runs(published, replicate))
+    tested = (both.verdict_was != "not testable") & (both.verdict_now != "not testable") & ~both.name.isin(_other_runs(published, replicate))
     return pd.DataFrame(dict(name=both.name, endpoint=both.endpoint, contrast=both.contrast_was, was=was, now=now, low=low, high=high,
                              inside=inside.where(known), verdict_was=both.verdict_was, verdict_now=both.verdict_now,
-                             agree=both.verdict_was == both.verdict_now))
+                             agree=(both.verdict_was == both.verdict_now).astype(float).where(tested)))
+
+def _other_runs(first, second):
+    "The hypotheses that read whole arms, about families, rates and the best, in arms that the two studies do not fill alike."
+    whole = [h for h in first.hypotheses if h.families or h.endpoint in ("loss", "trains")]
+    filled = [{h.arm: {(r.recipe, str(r.change)) for r in results.table.itertuples() if r.arm == h.arm} for h in whole}
+              for results in (first, second)]
+    return [h.name for h in whole if filled[0][h.arm] != filled[1][h.arm]]
 
 # %% ../../nbs/79a_study.replication.ipynb #22caaf8c
 def replication_sentence(table):
     "Markdown: how many estimates of a `replication` lie in the published prediction intervals, and how many verdicts agree."
     known, claims = table[table.inside.notna()], table.groupby("name", sort=False).first()
-    turned = [f"{name} ({a.verdict_was}, now {a.verdict_now})" for name, a in claims[~claims.agree].iterrows()]
+    tested = claims[claims.agree.notna()]
+    turned = [f"{name} ({a.verdict_was}, now {a.verdict_now})" for name, a in tested[tested.agree == 0].iterrows()]
     opposite = claims.apply(lambda a: {a.verdict_was, a.verdict_now} == {"supported", "reversed"}, axis=1).sum()
     other = len(table) - len(known)
     left = f"; {other} cannot be compared" if other else ""
     changed = f" Other verdicts: {', '.join(turned)}." if turned else ""
+    agreed = f"{int(tested.agree.sum())} of {len(tested)} verdicts agree, and {opposite} are opposite" if len(tested) else \
+        "there is no claim that both could test"
     return (f"Of {len(known)} estimates, {int(known.inside.sum())} lie in the published 95 % prediction interval, where about "
-            f"{.95*len(known):.0f} are expected{left}; {int(claims.agree.sum())} of {len(claims)} verdicts agree, and {opposite} are "
-            f"opposite.{changed}")
+            f"{.95*len(known):.0f} are expected{left}. Of the {len(claims)} claims, both studies could test {len(tested)}; {agreed}.{changed}")
 
 # %% ../../nbs/79a_study.replication.ipynb #76a86b48
 def other_terms(published, replicate):
@@ -65,9 +76,9 @@ def other_terms(published, replicate):
     decided = {"seed", "settings", "lr", "sampler", "versions", "threads"}
     terms = [{(r.arm, r.recipe, str(r.change)): r.run.config for r in results.table.itertuples()} for results in (published, replicate)]
     differ = {}
-    for cell in terms[0].keys() & terms[1].keys():
+    for cell in filter(terms[1].__contains__, terms[0]):
         was, now = (own[cell] for own in terms)
-        differ |= {name: (was.get(name), now.get(name)) for name in was.keys() | now.keys() if was.get(name) != now.get(name)}
+        differ = {name: (was.get(name), now.get(name)) for name in was.keys() | now.keys() if was.get(name) != now.get(name)} | differ
     return {name: values for name, values in sorted(differ.items()) if name not in decided}
 
 # %% ../../nbs/79a_study.replication.ipynb #22a24a83
@@ -78,7 +89,8 @@ def replication_report(published, replicate):
         return f"The published study is another experiment ({told}), so the two are not compared."
     table = replication(published, replicate)
     if not len(table): return "The published study asks none of these questions, so the two are not compared."
-    same = {run.id: run.metrics for run in published.table.run}
-    equal = sum(same.get(run.id) == run.metrics for run in replicate.table.run)
+    scores = lambda run: [run.metrics[name] for name in ("mAP", "mINP", "cmc")]
+    same = {run.id: scores(run) for run in published.table.run}
+    equal = sum(same.get(run.id) == scores(run) for run in replicate.table.run)
     return (f"Beside the published study: {replication_sentence(table)} {equal} of {len(replicate.table)} runs are the same "
             "to the last digit.")
