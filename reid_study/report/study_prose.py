@@ -6,9 +6,9 @@
 __all__ = ['POWER', 'RULE', 'FOREST', 'STEP_COST', 'BUDGETS', 'TUNING', 'OWN_BATCHES', 'consequence', 'sentence', 'findings',
            'lead', 'verdict_counts', 'left_out', 'study_headline', 'legend', 'rule', 'forest_caption', 'evidence',
            'study_provenance', 'distance_sentence', 'failure_counts', 'low_recipes', 'step_cost_sentence',
-           'budget_table', 'budget_sentence', 'budget_contrasts', 'tuning_sentence', 'gains', 'rank_agreement',
-           'own_batches', 'arms_sentence', 'sampler_sentence', 'agreement_sentence', 'study_names', 'transfer_sentence',
-           'control_sentence']
+           'budget_table', 'budget_sentence', 'budget_share', 'budget_contrasts', 'tuning_sentence', 'gains',
+           'rank_agreement', 'own_batches', 'arms_sentence', 'sampler_sentence', 'agreement_sentence', 'study_names',
+           'transfer_sentence', 'control_sentence']
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4c92672b
 import math
@@ -24,7 +24,6 @@ from .tables import markdown_table
 from .study_tables import ENDPOINTS, VERDICTS, best_trials, comparable_arms, controls, evaluated_on
 from .study_tables import paired_scores, recipe_scores, shared_scores, step_cost_growth
 from ..study.analysis import each_part
-from ..study.hypotheses import hypotheses
 from ..study.endpoints import (
     COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, counted, failed, identity_rows, listed, p_words, training_state)
 from ..training.recipes import RECIPES, get_recipe
@@ -39,6 +38,7 @@ def _undecided(answer):
     a, small = answer, answer.parts[-1]
     if a.p_holm <= 0.05:
         return f"The interval is on one side, but the seeds do not agree in sign often enough ({p_words(a.p_flip)} by sign flips)."
+    if any(_within(part) for part in a.parts): return "The interval lies within the margin, but after Holm's correction that is not shown."
     if a.p <= 0.05: return "Tested alone it would be significant; after Holm's correction for all it is not."
     if len(a.parts) > 1 or math.isnan(a.detectable): return "The runs neither show nor exclude it."
     return f"The runs neither show nor exclude it; {POWER.format(amount(small['detectable'], small['endpoint']))}."
@@ -58,7 +58,7 @@ def consequence(answer):
     if a.verdict == "undecided": return _undecided(a)
     if a.verdict == "supported":
         said = [f"a loss of {_margin(p)} or more is excluded" for p in parts if p["kind"] == "no worse"]
-        said += [f"it is certain, and smaller than the margin of {_margin(p)}" for p in parts if _within(p)]
+        said += [f"it is there, and smaller than the margin of {_margin(p)}" for p in parts if _within(p)]
     elif a.verdict == "reversed":
         said = ["the complete interval lies beyond a loss of " + _margin(p) if p["kind"] == "no worse" else
                 f"the difference in {UNITS[p['endpoint']][2].removeprefix('points of ').removeprefix('of ')} has the opposite sign"
@@ -138,7 +138,7 @@ freedom, because Satterthwaite's are too generous so far out in the tails), and 
 it is *negligible* when the interval lies within the margin on both sides and an equivalence test holds after Holm's correction over all
 of these; else it is *undecided*. A claim with two parts has the verdict of the worse one. *Not testable* are hypotheses with fewer than
 {seeds} seeds, those whose means would mix runs that trained with runs that failed (collapsed, or a mAP under {fails} times that of a
-random ranking; one such run is enough), and those about something that happened in no run."""
+random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), and those about something that happened in no run."""
 
 def rule(found):
     "Markdown: how verdicts are drawn."
@@ -172,11 +172,12 @@ def evidence(results, question):
     for arm in dict.fromkeys(h.arm for h in asking):
         read = _read_by(results, arm, [h for h in asking if h.arm == arm])
         names, changes = list(dict.fromkeys(recipe for recipe, _ in read)), [change for _, change in read]
+        if any(h.endpoint in ("loss", "trains") for h in asking if h.arm == arm): changes = results.changes(arm)      # all rates
         conditions = [change for i, change in enumerate(changes) if change not in changes[:i]]
         t = results.table[(results.table.arm == arm) & results.table.recipe.isin(names)]
         t = t[t.change.map(lambda change: change in conditions)]
         few, many = t.groupby("recipe").seed.nunique().agg(["min", "max"])
-        seeds = f"{few} seeds" if few == many else f"{few} to {many} seeds"
+        seeds = counted(few, "seed") if few == many else f"{few} to {many} seeds"
         recipes = listed(f"`{n}`" for n in names) if len(names) <= 6 else counted(len(names), "recipe")
         under = f", each under {len(conditions)} conditions" if len(conditions) > 1 else ""
         runs, scored = counted(len(t), "run"), evaluated_on(t.run.iloc[0])
@@ -257,30 +258,37 @@ def budget_sentence(results, arm="main"):
     states = [s for recipe in results.recipes(arm) if "gain" in (s := training_state(results, arm, recipe))]
     if not states: return ""
     short, gain = [s["recipe"] for s in states if s["under_trained"]], pd.Series({s["recipe"]: 100*s["gain"] for s in states})
-    limit = f"more than {100*UNDER_TRAINED:g} points"
+    limit, points = f"more than {100*UNDER_TRAINED:g} points", lambda value: f"{value:+.1f}".replace("-", "−")
     if short: more = f"Under-trained, with a gain of {limit}: {listed(short)}. What is said about them is about this budget."
     else: more = f"None gains {limit}: none is under-trained."
-    return (f"From half of the epochs (arm *{HALF}*, with a schedule of its own) to all of them, {counted(len(states), 'recipe')} gain "
-            f"{gain.median():.1f} points of mAP (median), at most {gain.max():.1f} ({gain.idxmax()}). {more}")
+    return (f"From half of the training (arm *{HALF}*, with a schedule of its own) to all of it, the mAP of {counted(len(states), 'recipe')} "
+            f"changes by {points(gain.median())} points (median), at most by {points(gain.max())} ({gain.idxmax()}). {more}")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #f10f0178
-BUDGETS = {"quarter": "a quarter", HALF: "half", "main": "all"}      # arm -> its share of the epochs
+BUDGETS = "quarter", HALF, "main"      # arms that differ in how long they train
+
+def budget_share(results, arm):
+    "How many steps the runs of an arm train, in units of those of the arm main."
+    steps = lambda of: (c := results.table.run[results.table.arm == of].iloc[0].config)["epochs"]*(c["steps"] or 1)
+    return steps(arm)/steps("main")
 
 def budget_contrasts(results):
     """Markdown: each contrast of two recipes on mAP at every budget that the study has both at, from the seeds that all of these share;
     empty for a study with one budget. The schedule of each run ends with its own budget."""
     arms, rows = [arm for arm in BUDGETS if arm in results.arms], []
     if len(arms) < 2: return ""
-    for h in hypotheses(results.dataset, results.arms):
+    share = {arm: budget_share(results, arm) for arm in arms}
+    for h in results.hypotheses:
         if h.arm != "main" or not h.terms or "AP" not in [part.endpoint for part in h.parts]: continue
         runs = {arm: [results.runs(arm, recipe) for recipe in h.recipes] for arm in arms if {*h.recipes} <= {*results.recipes(arm)}}
+        if len(runs) < 2: continue
         seeds = set.intersection(*({*of} for arm in runs.values() for of in arm))
-        if len(runs) < 2 or not seeds: continue
+        if not seeds: continue
         gap = {arm: 100*np.mean([sum(weight*of[seed].metrics["mAP"] for (weight, *_), of in zip(h.terms, each)) for seed in seeds])
                for arm, each in runs.items()}
         rows.append([h.name, " − ".join(h.recipes), *(f"{gap[arm]:+.1f}".replace("-", "−") if arm in gap else "–" for arm in arms),
                      str(len(seeds))])
-    return markdown_table(["", "contrast", *(f"mAP, {BUDGETS[arm]} of the epochs" for arm in arms), "seeds"], rows, numbers=range(2, 6))
+    return markdown_table(["", "contrast", *(f"mAP, {share[arm]:.0%} of the steps" for arm in arms), "seeds"], rows, numbers=range(2, 6))
 
 # %% ../../nbs/82a_report.study_prose.ipynb #227539d4
 TUNING = """{recipes}, {trials} trials each. On the validation identities, the best trial has a mAP {median:.1f} points (median) above
