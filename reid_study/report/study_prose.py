@@ -24,6 +24,7 @@ from .tables import markdown_table
 from .study_tables import ENDPOINTS, VERDICTS, best_trials, comparable_arms, controls, evaluated_on
 from .study_tables import paired_scores, recipe_scores, shared_scores, step_cost_growth
 from ..study.analysis import each_part
+from ..study.hypotheses import hypotheses
 from ..study.endpoints import (
     COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, counted, failed, identity_rows, listed, p_words, training_state)
 from ..training.recipes import RECIPES, get_recipe

@@ -155,7 +155,10 @@ NOTHING = "; no recipe that takes at least 5 % less time is shown to lose less t
 
 def recommendation(results, arm="main"):
     "Markdown, a sentence: the recipe of the highest mean mAP with its cost, and the cheapest of its `contenders`."
-    table, most = contenders(results, arm), f"{100*margin(results):g} points of mAP"
+    return _recommended(results, arm, contenders(results, arm))
+
+def _recommended(results, arm, table):
+    most = f"{100*margin(results):g} points of mAP"
     if table.empty: return f"No recipe of the arm *{arm}* trains in all of its runs."
     first, cheapest = table.iloc[0], table.loc[table.seconds.idxmin()]
     start = filled(ONE_LOSS, first=first, n=counted(len(results.recipes(arm)), "recipe"))
@@ -168,9 +171,10 @@ def recommendation(results, arm="main"):
 def recommendations(regimes, arms={}):
     "Markdown: the recommendation of each regime, name -> `Results`, and which recipes are contenders in every one. `arms`: by regime."
     asked = {name: (results, arms.get(name, "main")) for name, results in regimes.items()}
-    lines = [f"- {capital(name)}: {recommendation(*there)}" for name, there in asked.items()]
+    tables = {name: contenders(*there) for name, there in asked.items()}
+    lines = [f"- {capital(name)}: {_recommended(*there, tables[name])}" for name, there in asked.items()]
     shared = set.intersection(*({*results.recipes(arm)} for results, arm in asked.values()))
-    best = [contenders(*there).recipe.tolist() for there in asked.values()]
+    best = [table.recipe.tolist() for table in tables.values()]
     both = [recipe for recipe in best[0] if all(recipe in them for them in best)]
     if not shared or not all(best): ends = "The regimes have no recipe in common that trains, so they are not compared."
     elif both: ends = f"In every regime, {listed(f'**{r}**' for r in both)} is the best or is shown to be near it."
