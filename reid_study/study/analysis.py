@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CONTRASTS', 'Contrast', 'seed_interval', 'shared_seeds', 'weighted_sum', 'crossed_contrast', 'contrast_words',
            'steps_contrast', 'loss_contrast', 'trains_contrast', 'family_contrast', 'best_contrast',
-           'distance_to_others', 'term_contrast', 'contrast', 'Part', 'tested_p', 'equivalent_p', 'decide', 'part_row',
-           'answer', 'answers', 'each_part', 'about']
+           'distance_to_others', 'term_contrast', 'under_trained', 'contrast', 'Part', 'tested_p', 'equivalent_p',
+           'decide', 'part_row', 'answer', 'answers', 'each_part', 'about']
 
 # %% ../../nbs/78_study.analysis.ipynb #08b4d46e
 import math
@@ -20,9 +20,10 @@ from ..data.datasets import get_dataset
 from ..evaluation.statistics import (
     DECIDED, MIN_SEEDS, Interval, cautious_p, crossed_interval, equivalence, flips_allow, holm, minimum_detectable, null_value,
     paired_shares, sign_flip, verdict)
-from .endpoints import (
+from reid_study.study.endpoints import (
     FEWEST_RECIPES, HELD, amount, arm_rates, best_of, counted, failure_words, failures, family_coefficients, family_interval,
-    geometry_table, identity_matrix, listed, runner_up, steps_to, trained_table, without_recipes)
+    geometry_table, identity_matrix, listed, runner_up, steps_to, trained_table, training_state,
+    without_recipes)
 from .hypotheses import LEVELS, difference, rate_loss
 
 # %% ../../nbs/78_study.analysis.ipynb #4e4152dd
@@ -132,6 +133,10 @@ def family_contrast(results, hypothesis):
     if few:
         why = f"fewer than {FEWEST_RECIPES} recipes of the family {few[0]} train"
         return Contrast(seed_interval([math.nan]), pd.Series(dtype=float), words, note=left, untestable=why)
+    held = HELD[endpoint][1]
+    if not table.groupby("recipe")[held].mean().std() > 1e-9:
+        why = f"all recipes have the same {held.replace('_', ' ')}, at which they are to be compared"
+        return Contrast(seed_interval([math.nan]), pd.Series(dtype=float), words, note=left, untestable=why)
     by_seed = family_coefficients(table, endpoint, families[0])
     if by_seed.empty: raise InputError(f"no seed was run with every recipe of the arm {arm}; give them the same seeds")
     note = "; ".join(filter(None, (f"{table.recipe.nunique()} recipes", without_recipes(table, endpoint, families[0]), left)))
@@ -165,12 +170,18 @@ def term_contrast(results, hypothesis):
 # %% ../../nbs/78_study.analysis.ipynb #e2c7a90f
 CONTRASTS = {"steps": steps_contrast, "loss": loss_contrast, "trains": trains_contrast, **dict.fromkeys(HELD, family_contrast)}
 
+def under_trained(results, hypothesis):
+    "Which recipes of a hypothesis still gain from half of the training to all of it, in words; empty where none does, or that is unknown."
+    main = hypothesis.recipes if hypothesis.arm == "main" else ()
+    short = [recipe for recipe in main if training_state(results, "main", recipe).get("under_trained")]
+    return f"under-trained: {listed(short)}" if short else ""
+
 def contrast(results, hypothesis):
     "The `Contrast` of a hypothesis' first endpoint in a study's results. `InputError` for runs that are missing or do not fit together."
     compute = CONTRASTS.get(hypothesis.endpoint, best_contrast if hypothesis.families else term_contrast)
     try:
         found = compute(results, hypothesis)
-        notes = found.note, distance_to_others(results, hypothesis)
+        notes = found.note, distance_to_others(results, hypothesis), under_trained(results, hypothesis)
     except InputError as e: raise InputError(f"{hypothesis.name}: {e}") from None
     few = f"{counted(len(found.by_seed), 'seed')}, and a verdict needs {MIN_SEEDS}" if len(found.by_seed) < MIN_SEEDS else ""
     return replace(found, note="; ".join(filter(None, notes)), untestable=found.untestable or few)
