@@ -35,7 +35,8 @@ def triplet_sum(distances, pids, ref_pids=None, margin=0.3, pull=1.0):
     """Exact sum of (pull·d_ap - d_an + margin)₊ over all triplets (Hermans et al. 2017, eq. 6) -> (total, active, count).
 
     `distances` [M, N], float32 or float64; `pids` [M] of the rows, `ref_pids` [N] of the columns (None: the rows, and no image is its
-    own positive). `margin`: in units of the distance; `pull`: 1, or 2 for the improved triplet; both at least 0, else `InputError`.
+    own positive). `margin`: in units of the distance; `pull`: the weight of d_ap, 1, or more for the improved triplet;
+    both at least 0, else `InputError`.
     `total` is differentiable; `active` (open hinges) and `count` (all triplets) are int64, 0-d, and stay on the device.
     O(MN log K) time for K images of an identity, O(MN) memory, one host synchronisation.
     """

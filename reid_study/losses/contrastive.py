@@ -13,7 +13,8 @@ from .base import NOT_A_MARGIN, MetricLoss, check_reduction, pair_masks, registe
 
 # %% ../../nbs/40_losses.contrastive.ipynb #70b5cdbc
 @register_loss("contrastive", search={"margin": (0.4, 2), "reduction": ["mean", "active"]}, refuses={"margin": NOT_A_MARGIN},
-               published={"margin": (1.0, "pytorch-metric-learning's default")}, needs_pairs=False, variants={"active": {"reduction": "active"}})
+               published={"margin": (1.0, "pytorch-metric-learning's default")}, needs_pairs=False,
+               variants={"active": {"reduction": "active"}})
 class ContrastiveLoss(MetricLoss):
     """Mean of d² over positive pairs plus mean of (margin - d)₊² over negative pairs (Hadsell et al., CVPR 2006, eq. 4, without its ½).
 

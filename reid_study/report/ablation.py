@@ -110,7 +110,7 @@ def ablation_headline(scores):
         apart = rows[(rows["from"] > 0) | (rows["to"] < 0)]
         said.append(f"**{recipe}** is best with {best.condition} ({best.mAP:.1f} % mAP, {counted(best.seeds, 'seed')}); {worst.condition} "
                     f"has {best.mAP - worst.mAP:.1f} points less. "
-                    + (f"Different from {rows.condition.iloc[0]}, since the interval of the difference excludes zero: {listed(apart.condition)}."
+                    + (f"Different from {rows.condition.iloc[0]}, with intervals that exclude zero: {listed(apart.condition)}."
                        if len(apart) else f"No interval of a difference from {rows.condition.iloc[0]} excludes zero." if
                        rows["from"].notna().any() else "One seed gives no intervals."))
     return "\n\n".join(said)

@@ -139,7 +139,8 @@ freedom, because Satterthwaite's are too generous so far out in the tails), and 
 it is *negligible* when the interval lies within the margin on both sides and an equivalence test holds after Holm's correction over all
 of these; else it is *undecided*. A claim with two parts has the verdict of the worse one. *Not testable* are hypotheses with fewer than
 {seeds} seeds, those whose means would mix runs that trained with runs that failed (collapsed, or a mAP under {fails} times that of a
-random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), and those about something that happened in no run."""
+random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), and
+those about something that happened in no run."""
 
 def rule(found):
     "Markdown: how verdicts are drawn."
@@ -262,8 +263,9 @@ def budget_sentence(results, arm="main"):
     limit, points = f"more than {100*UNDER_TRAINED:g} points", lambda value: f"{value:+.1f}".replace("-", "−")
     if short: more = f"Under-trained, with a gain of {limit}: {listed(short)}. What is said about them is about this budget."
     else: more = f"None gains {limit}: none is under-trained."
-    return (f"From half of the training (arm *{HALF}*, with a schedule of its own) to all of it, the mAP of {counted(len(states), 'recipe')} "
-            f"changes by {points(gain.median())} points (median), at most by {points(gain.max())} ({gain.idxmax()}). {more}")
+    return (f"From half of the training (arm *{HALF}*, with a schedule of its own) to all of it, the mAP of "
+            f"{counted(len(states), 'recipe')} changes by {points(gain.median())} points (median), at most by "
+            f"{points(gain.max())} ({gain.idxmax()}). {more}")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #f10f0178
 BUDGETS = "quarter", HALF, "main"      # arms that differ in how long they train

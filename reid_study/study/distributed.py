@@ -46,7 +46,8 @@ def run_over_ranks(config, data="data", runs="runs", shard=False):
         if finished[0]: return reused(final, images, data)
         _rank0_first(lambda: begin(folder, images, data))
         learn = _rank0_first(lambda: prepare(config, data, device, folder, opened))
-        with over_ranks(learn), sharded_identity(learn) if shard else contextlib.nullcontext(): fit(learn, config["epochs"], config["lr"], config.get("schedule", "one_cycle"))
+        with over_ranks(learn), sharded_identity(learn) if shard else contextlib.nullcontext():
+            fit(learn, config["epochs"], config["lr"], config.get("schedule", "one_cycle"))
         if rank == 0: finish_run(config, learn, runs, env=images)
     return final
 

@@ -41,8 +41,9 @@ def replication(published, replicate):
     was, now = both.seed_mean_was, both.seed_mean_now
     near = 1e-9 + 1e-9*was.abs()
     inside = ((now >= low - near) & (now <= high + near)).astype(float)
-    known = low.notna() & now.notna() & (both.contrast_was == both.contrast_now) & ~both.name.isin(_other_runs(published, replicate))
-    tested = (both.verdict_was != "not testable") & (both.verdict_now != "not testable") & ~both.name.isin(_other_runs(published, replicate))
+    alike = ~both.name.isin(_other_runs(published, replicate))
+    known = low.notna() & now.notna() & (both.contrast_was == both.contrast_now) & alike
+    tested = (both.verdict_was != "not testable") & (both.verdict_now != "not testable") & alike
     return pd.DataFrame(dict(name=both.name, endpoint=both.endpoint, contrast=both.contrast_was, was=was, now=now, low=low, high=high,
                              inside=inside.where(known), verdict_was=both.verdict_was, verdict_now=both.verdict_now,
                              agree=(both.verdict_was == both.verdict_now).astype(float).where(tested)))
@@ -67,7 +68,8 @@ def replication_sentence(table):
     agreed = f"{int(tested.agree.sum())} of {len(tested)} verdicts agree, and {opposite} are opposite" if len(tested) else \
         "there is no claim that both could test"
     return (f"Of {len(known)} estimates, {int(known.inside.sum())} lie in the published 95 % prediction interval, where about "
-            f"{.95*len(known):.0f} are expected{left}. Of the {len(claims)} claims, both studies could test {len(tested)}; {agreed}.{changed}")
+            f"{.95*len(known):.0f} are expected{left}. Of the {len(claims)} claims, both studies could test {len(tested)}; "
+            f"{agreed}.{changed}")
 
 # %% ../../nbs/79a_study.replication.ipynb #76a86b48
 def other_terms(published, replicate):

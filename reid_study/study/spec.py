@@ -107,8 +107,9 @@ def arm_parameters(study, arm, recipe, seeds=None):
     "The arguments of `recipe_configs` for a recipe in an arm, as JSON values; `seeds`: how many, None: as many as the study says."
     a = study.arms[arm]
     changes = study.protocol | a.changes | ({"sampler": a.sampler} if a.sampler else {}) | ({"validation": 0} if a.is_test else {})
-    return {"dataset": study.dataset, "recipe": recipe, "settings": {}, "seeds": [study.first_seed + i for i in range(seeds or study.seeds(arm, recipe))],
-            "changes": changes, "each": a.each, "score": a.score}
+    numbers = [study.first_seed + i for i in range(seeds or study.seeds(arm, recipe))]
+    return {"dataset": study.dataset, "recipe": recipe, "seeds": numbers, "settings": {}, "changes": changes,
+            "each": a.each, "score": a.score}
 
 # %% ../../nbs/70_study.spec.ipynb #9b160e7d
 def with_best(parameters, best):
@@ -194,8 +195,8 @@ def _check_trials(study, recipes):
     "Do the trials of these recipes have seeds and validation identities of their own, and do they leave the settings free?"
     budget, most = study.tuning, max(max(arm.seeds, arm.seeds_contrasted) for arm in study.arms.values())
     if study.first_seed <= budget.seed + bool(budget.finalists) and budget.seed < study.first_seed + most:
-        raise InputError(f"tuning: seed {budget.seed}, or the next one of its finalists, is also a seed of an arm, which are {study.first_seed} to "
-                         f"{study.first_seed + most - 1}; use another, or another first_seed")
+        raise InputError(f"tuning: seed {budget.seed}, or the next one of its finalists, is also a seed of an arm, which are "
+                         f"{study.first_seed} to {study.first_seed + most - 1}; use another, or another first_seed")
     for name in study.protocol:
         if name in ("lr", "lr_times") or "." in name:
             raise InputError(f"protocol: {name} cannot be changed for a tuning, which starts with each recipe as it is; "
@@ -352,9 +353,11 @@ def _parts(content):
 
 # %% ../../nbs/70_study.spec.ipynb #a32b2af4
 def read_study(path, first_seed=None, data="data"):
-    """The `Study` of a YAML file, checked as far as it can be without its data. `first_seed`: instead of the file's.
-    `data`: the folder of data, in which weights to start from are looked for that are not beside the file. `InputError`, naming file and key, for what is wrong: unknown keys, names and settings, wrong types, contradictions, questions without the runs
-    that they need."""
+    """The `Study` of a YAML file, checked as far as it can be without its data.
+
+    `first_seed`: instead of the file's. `data`: the folder of data, where weights to start from are looked for that are not beside the
+    file. `InputError`, naming file and key, for what is wrong: unknown keys, names and settings, wrong types, contradictions,
+    questions without the runs that they need."""
     path = Path(path)
     if path.name.startswith(".") or not path.stem.isprintable():
         raise InputError(f"{shown(str(path))}: results are named after the study file; give it a name of plain characters")

@@ -48,7 +48,8 @@ class Workflow:
     of the study's name. `results`: published tables, whose runs count as finished; None: none, and the tables are under `runs`.
     `device`: where runs train. `side_by_side`: how many jobs run at a time. `share`: how many may share a GPU. `first_seed`: of every
     arm, instead of the file's."""
-    def __init__(self, study, data="data", runs="runs", out="reports", results=None, device="cpu", side_by_side=1, share=1, first_seed=None):
+    def __init__(self, study, data="data", runs="runs", out="reports", results=None, device="cpu", side_by_side=1, share=1,
+                 first_seed=None):
         self.path, self.study = Path(study).resolve(), read_study(study, first_seed, data)
         self.data, self.runs, self.out = Path(data).resolve(), Path(runs).resolve(), Path(out).resolve()/self.study.name
         self.published = results and Path(results).resolve()
@@ -117,7 +118,8 @@ def make_jobs(workflow, images):
     recipes = {f"recipe-{arm}-{recipe}": (arm, recipe) for arm, a in study.arms.items() for recipe in a.names}
     for name, (arm, recipe) in recipes.items():
         jobs[name] = _recipe_job(w, arm, recipe, where)
-    tables = {"study": str(w.path), "first_seed": study.first_seed, "data": str(w.data), "runs": str(w.runs), "published": w.published and str(w.published), "output": str(w.tables)}
+    tables = {"study": str(w.path), "first_seed": study.first_seed, "data": str(w.data), "runs": str(w.runs),
+              "published": w.published and str(w.published), "output": str(w.tables)}
     jobs["results"] = _job(w, "results", tables, [*recipes]) | {"study": study.model_dump(mode="json")}
     for page, (template, parameters) in pages(study, w.tables, w.data).items():
         jobs[f"page-{page}"] = _job(w, template, parameters, ["results"], page=w.out/f"{page}.html") | {"commit": commit()}

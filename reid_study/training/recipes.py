@@ -148,8 +148,8 @@ _TRIPLETS = (
     Recipe("triplet_mahalanobis", "metric", {"triplet": {"distance": "mahalanobis", "lr_factor": 0.01}}),
     Recipe("triplet_hamming", "metric", {"triplet": {"distance": "hamming", "margin": 0.1}}, lr=0.01),
     Recipe("improved_triplet", "metric", {"improved_triplet": {"variant": "inside", "pull": 0.1}}, native="triplets"),
-    Recipe("improved_triplet_outside", "metric", {"improved_triplet": {"variant": "outside", "pull": 0.1, "bound": 1.0, "miner": "semi_hard"}},
-           native="triplets"))
+    Recipe("improved_triplet_outside", "metric",
+           {"improved_triplet": {"variant": "outside", "pull": 0.1, "bound": 1.0, "miner": "semi_hard"}}, native="triplets"))
 
 # %% ../../nbs/50_training.recipes.ipynb #3f12b046
 RECIPES = {r.name: r for r in (
