@@ -13,7 +13,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 
-from reid_study.core import InputError, import_all
+from reid_study.core import InputError, digest, import_all
 from reid_study.data.market1501 import ATTRIBUTES
 from reid_study.distances import Euclidean
 from reid_study.evaluation.retrieval import evaluate_split
@@ -104,9 +104,10 @@ def changed(old, new): return sorted(key for key in old.keys() | new.keys() if n
 
 
 def versions_of(name):
-    "The versions that the numbers of a training or a backbone depend on."
+    "The versions that the numbers of a training or a backbone depend on, and a digest of the recipe's own settings and rate."
     if name.startswith("backbone "): return {name: backbone_version(name.removeprefix("backbone "))}
-    return {"numerics": NUMERICS} | versions(get_recipe(name.split(", ")[0]), "small")
+    recipe = get_recipe(name.split(", ")[0])
+    return {"numerics": NUMERICS, "recipe": digest([recipe.settings(), recipe.lr])} | versions(recipe, "small")
 
 
 def compare(name, found):
