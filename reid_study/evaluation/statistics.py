@@ -288,9 +288,9 @@ def _cautious(t, share, df_few, df_many):
     return 10**high
 
 def cautious_p(interval, null=0.0, alternative="two-sided"):
-    """As `p_value`, and never too small in the tails: seeds and the rest of the variance each have their own degrees of freedom.
+    """As `p_value`, and larger in the tails where seeds are few: they and the rest of the variance each have their own degrees of freedom.
 
-    The same as `p_value` for an interval that is not of crossed factors.
+    Satterthwaite's one number for both makes small p-values too small. The same as `p_value` for an interval without crossed factors.
     """
     plain = p_value(interval, null, alternative)
     if not interval.share or math.isnan(plain) or not interval.se: return plain

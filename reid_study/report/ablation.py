@@ -13,12 +13,11 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..evaluation.statistics import crossed_interval
 from .figures import WIDTH, name_rows, recipe_styles, styled
 from .study_tables import condition_words
 from .tables import html_table, named, number
-from ..study.analysis import crossed_contrast, seed_interval, weighted_sum
-from ..study.endpoints import counted, identity_matrix, listed
+from ..study.analysis import crossed_contrast, mean_interval, weighted_sum
+from ..study.endpoints import counted, identity_matrix, listed, points
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/84a_report.ablation.ipynb #77684324
@@ -33,7 +32,7 @@ def ablation_scores(results, arm):
         usual, *_ = changes = results.changes(arm)
         for change in changes:
             means, share = identity_matrix(results, arm, recipe, change)
-            i = crossed_interval(means, share) if len(means) > 1 else seed_interval(means @ share)
+            i = mean_interval(means, share)
             words = condition_words(change) or "as it is"
             rows.append(dict(recipe=recipe, family=get_recipe(recipe).family, change=change, condition=words, seeds=len(means),
                              mAP=100*i.estimate, low=100*i.low, high=100*i.high)
@@ -93,13 +92,13 @@ def ablation_table(scores):
     "HTML: a row a recipe and condition, with the interval of its mAP and of the difference to the first condition; the best mean is bold."
     best, rows = scores.groupby("recipe").mAP.transform("max") == scores.mAP, []
     for row, first in zip(scores.to_dict("records"), best):
-        difference = "–" if row["difference"] != row["difference"] else f"{row['difference']:+.1f}".replace("-", "−")
+        difference = "–" if row["difference"] != row["difference"] else points(row["difference"])
         rows.append([named(row["recipe"]), html.escape(row["condition"]), f"<b>{row['mAP']:.1f}</b>" if first else number(row["mAP"]),
                      _bounds(row["low"], row["high"]), difference, _bounds(row["from"], row["to"], "+"), str(row["seeds"])])
     header = ["recipe", "condition", "mAP (%)", "95 % interval", "difference to the first", "95 % interval", "seeds"]
     return html_table(header, rows, numbers=(2, 3, 4, 5, 6))
 
-def _bounds(low, high, sign=""): return "–" if low != low else f"{low:{sign}.1f} to {high:{sign}.1f}".replace("-", "−")
+def _bounds(low, high, sign=""): return "–" if low != low else f"{points(low, sign)} to {points(high, sign)}"
 
 # %% ../../nbs/84a_report.ablation.ipynb #8234c1bf
 def ablation_headline(scores):

@@ -196,12 +196,13 @@ question_figure("q5")(failure_counts)
 
 # %% ../../nbs/84_report.questions.ipynb #4110a291
 def _regression_lines(ax, table):
-    "The parallel regression lines of both families, each over the range of its own recipes."
-    single = table[table.family != "both"]
+    "The parallel regression lines of both families over recipes that train, each over the range of its own."
+    single = table[(table.family != "both") & ~table.failed]
+    if single.family.value_counts().reindex(["metric", "representation"]).fillna(0).min() < 2: return
     x = np.stack([np.ones(len(single)), single.distance_ratio, single.family == "representation"], 1).astype(float)
     start, slope, more = np.linalg.lstsq(x, single.separability, rcond=None)[0]
     for family, height in (("metric", start), ("representation", start + more)):
-        own = table.distance_ratio[table.family == family]
+        own = single.distance_ratio[single.family == family]
         ends = np.array([own.min(), own.max()])
         ax.plot(ends, height + slope*ends, color=FAMILY_COLOURS[family], lw=1, alpha=.7, zorder=1)
 
@@ -209,14 +210,16 @@ def _regression_lines(ax, table):
 @question_figure("q6")
 @styled
 def geometry_picture(results, arm="main"):
-    """Each dot is a recipe, mean over seeds; the left is compact, the top is separable by planes. The two parallel lines are a
-    regression on these dots, their vertical distance the effect of the family at equal compactness; the first hypothesis averages the
-    same regression of every single seed. Combinations of both families are drawn and take no part."""
-    table = geometry_table(results, arm).groupby(["family", "recipe"], sort=False)[["distance_ratio", "separability"]].mean().reset_index()
+    """Each dot is a recipe, mean over seeds; the left is compact, the top is separable by planes. The two parallel lines are the
+    regression of the first hypothesis, their vertical distance the effect of the family at equal compactness. Combinations of both
+    families, and recipes with a failed run, which are hollow, take no part in it."""
+    recipes = geometry_table(results, arm).groupby(["family", "recipe"], sort=False)
+    table = recipes[["distance_ratio", "separability"]].mean().assign(failed=recipes.failed.any()).reset_index()
     table["separability"], colours = 100*table.separability, table.family.map(FAMILY_COLOURS)
     figure = Figure((WIDTH, 4.8), layout="constrained")
     ax = figure.subplots()
-    ax.scatter(table.distance_ratio, table.separability, s=34, color=colours, lw=0, zorder=3)
+    inside = colours.mask(table.failed, "white")
+    ax.scatter(table.distance_ratio, table.separability, s=34, color=inside, edgecolors=colours, lw=1, zorder=3)
     _regression_lines(ax, table)
     ax.margins(.12)
     ax.set(xlabel="distance ratio, compact ← → spread", ylabel="linear separability (%)")

@@ -25,8 +25,9 @@ from .study_tables import ENDPOINTS, VERDICTS, best_trials, comparable_arms, con
 from .study_tables import paired_scores, recipe_scores, shared_scores, step_cost_growth
 from ..study.analysis import each_part
 from ..study.hypotheses import hypotheses
-from ..study.endpoints import (
-    COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, counted, failed, identity_rows, listed, p_words, training_state)
+from reid_study.study.endpoints import (
+    COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, counted, failed, identity_rows, listed, p_words,
+    points, training_state)
 from ..training.recipes import RECIPES, get_recipe
 
 # %% ../../nbs/82a_report.study_prose.ipynb #9bf156b9
@@ -250,7 +251,7 @@ def budget_table(results, arm="main"):
     "Markdown: the mAP of each recipe at half and at full budget, a row a recipe that the arm of half the epochs has; empty without it."
     states = [training_state(results, arm, recipe) for recipe in results.recipes(arm)]
     rows = [[s["recipe"], f"{100*s['trained']:.0f}", *(f"{100*s[name]:.1f}" for name in ("half", "full")),
-             f"{100*s['gain']:+.1f}".replace("-", "−"), "under-trained" if s["under_trained"] else ""] for s in states if "gain" in s]
+             points(100*s["gain"]), "under-trained" if s["under_trained"] else ""] for s in states if "gain" in s]
     header = ["recipe", "runs that train (%)", "mAP at half (%)", "mAP at full (%)", "gain (points)", ""]
     return markdown_table(header, rows, numbers=range(1, 5)) if rows else ""
 
@@ -260,7 +261,7 @@ def budget_sentence(results, arm="main"):
     states = [s for recipe in results.recipes(arm) if "gain" in (s := training_state(results, arm, recipe))]
     if not states: return ""
     short, gain = [s["recipe"] for s in states if s["under_trained"]], pd.Series({s["recipe"]: 100*s["gain"] for s in states})
-    limit, points = f"more than {100*UNDER_TRAINED:g} points", lambda value: f"{value:+.1f}".replace("-", "−")
+    limit = f"more than {100*UNDER_TRAINED:g} points"
     if short: more = f"Under-trained, with a gain of {limit}: {listed(short)}. What is said about them is about this budget."
     else: more = f"None gains {limit}: none is under-trained."
     return (f"From half of the training (arm *{HALF}*, with a schedule of its own) to all of it, the mAP of "
@@ -289,7 +290,7 @@ def budget_contrasts(results):
         if not seeds: continue
         gap = {arm: 100*np.mean([sum(weight*of[seed].metrics["mAP"] for (weight, *_), of in zip(h.terms, each)) for seed in seeds])
                for arm, each in runs.items()}
-        rows.append([h.name, " − ".join(h.recipes), *(f"{gap[arm]:+.1f}".replace("-", "−") if arm in gap else "–" for arm in arms),
+        rows.append([h.name, " − ".join(h.recipes), *(points(gap[arm]) if arm in gap else "–" for arm in arms),
                      str(len(seeds))])
     return markdown_table(["", "contrast", *(f"mAP, {share[arm]:.0%} of the steps" for arm in arms), "seeds"], rows, numbers=range(2, 6))
 
@@ -312,8 +313,8 @@ def tuning_sentence(results):
 # %% ../../nbs/82a_report.study_prose.ipynb #b150855d
 def gains(gap):
     "Mean, number, share above zero and range of gains in points of mAP, a Series [recipe], in words."
-    return (f"{gap.mean():+.1f} points on average over {counted(len(gap), 'recipe')}, from {gap.min():+.1f} ({gap.idxmin()}) "
-            f"to {gap.max():+.1f} ({gap.idxmax()}), higher for {(gap > 0).sum()}").replace("-", "−")
+    return (f"{points(gap.mean())} points on average over {counted(len(gap), 'recipe')}, from {points(gap.min())} ({gap.idxmin()}) "
+            f"to {points(gap.max())} ({gap.idxmax()}), higher for {(gap > 0).sum()}")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #399474d8
 def rank_agreement(x, y):

@@ -17,10 +17,10 @@ import pandas as pd
 
 from ..core import read_json
 from ..data.datasets import get_dataset
-from ..evaluation.statistics import aa_control, crossed_interval
+from ..evaluation.statistics import aa_control
 from .prose import capital
 from .tables import html_table, markdown_table, number
-from ..study.analysis import seed_interval
+from ..study.analysis import mean_interval
 from ..study.config import is_test, scored_on
 from ..study.endpoints import COLLAPSED, FAILS, UNITS, amount, counted, geometry_table, identity_matrix, identity_rows, p_words
 from ..study.hypotheses import LEVELS
@@ -36,8 +36,8 @@ LEVEL_WORDS = ", ".join(f"{level:.0%} on {kind}" for kind, level in LEVELS.items
 ENDPOINTS = {
     "AP": "mAP",
     "d_ap": "mean distance of a query to its matches, of at most 2",
-    "steps": f"steps until the validation mAP first reaches a level that was fixed beforehand ({LEVEL_WORDS}); "
-             "all of them where it never does",
+    "steps": f"steps until the validation mAP first reaches a level that was fixed beforehand ({LEVEL_WORDS}, "
+             "or what the study file says); all of them where it never does",
     "loss": "mAP lost at other learning rates than the best",
     "trains": f"share of runs that train: their mAP is at least {FAILS} times that of a random ranking, and their queries are on average "
               f"{COLLAPSED} or more from other people, where unrelated directions are 1.41 apart (half a pair added to each kind)",
@@ -149,7 +149,7 @@ def recipe_scores(results, arm="main"):
     rows = []
     for recipe in results.recipes(arm):
         means, share = identity_matrix(results, arm, recipe)
-        i = crossed_interval(means, share) if len(means) > 1 else seed_interval(means @ share)
+        i = mean_interval(means, share)
         rows.append(dict(recipe=recipe, family=get_recipe(recipe).family, mAP=100*i.estimate, low=100*i.low, high=100*i.high))
     return pd.DataFrame(rows).sort_values("mAP", ascending=False, kind="stable", ignore_index=True)
 

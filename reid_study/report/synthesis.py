@@ -22,7 +22,7 @@ from .prose import capital, filled
 from .study_tables import VERDICTS, recipe_scores
 from .tables import html_table
 from ..study.analysis import answers, weighted_sum
-from ..study.endpoints import counted, failed, listed, steps_per_epoch
+from ..study.endpoints import counted, failed, listed, points, steps_per_epoch
 from ..study.hypotheses import MARGINS, QUESTIONS, difference
 
 # %% ../../nbs/86_report.synthesis.ipynb #0ba10807
@@ -164,7 +164,7 @@ def _recommended(results, arm, table):
     start = filled(ONE_LOSS, first=first, n=counted(len(results.recipes(arm)), "recipe"))
     less = 100*(1 - cheapest.seconds/first.seconds)
     if less < 5: return start + filled(NOTHING, most=most)
-    gap, low, high = (f"{v:+.1f}".replace("-", "−") for v in (cheapest.gap, cheapest.low, cheapest.high))
+    gap, low, high = map(points, (cheapest.gap, cheapest.low, cheapest.high))
     return start + filled(CHEAPER, r=cheapest, most=most, gap=gap, low=low, high=high, less=less)
 
 # %% ../../nbs/86_report.synthesis.ipynb #28e201e8

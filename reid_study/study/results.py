@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 from ..core import InputError, atomic, damage_named, lookup, read_json, regular_file, write_json
 from ..data.datasets import get_dataset
 from .config import Config, checked_by, identifying, run_id, validated, without_path
-from .hypotheses import QUESTIONS, hypotheses
+from .hypotheses import LEVELS, QUESTIONS, hypotheses
 from .run import (ENCODINGS, EXAMPLES, HISTORY, MEANS, Run, RunConfig, RunEnvironment, RunMetrics, check_columns,
                                   one_at_a_time, possible_epochs, possible_pairs, possible_scores)
 from ..training.recipes import RECIPES
@@ -72,6 +72,10 @@ class Results:
     def dataset(self): return self.study["dataset"]
     @property
     def hypotheses(self): return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.study["questions"]]
+    @property
+    def level(self):
+        "The validation mAP that steps are counted to."
+        return self.study.get("level") or LEVELS[get_dataset(self.dataset).kind]
     @property
     def arms(self): return list(dict.fromkeys(self.table.arm))
     def recipes(self, arm):
@@ -240,6 +244,7 @@ class _Contents(BaseModel, extra="forbid", strict=True):
     title: str
     dataset: Annotated[str, checked_by(get_dataset)]
     questions: list[Annotated[str, checked_by(lambda name: lookup(name, QUESTIONS, "question"))]]
+    level: Annotated[float, Field(gt=0, lt=1)] | None = None
     runs: list[_Place] = Field(min_length=1)
     tuning: dict[str, str]
     files: dict[str, str]

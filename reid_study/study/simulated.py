@@ -41,7 +41,7 @@ GAIN = {"identity": .02, "triplet": .10}      # mAP gained from 20 to 160 identi
 PEOPLE, QUERIES, GALLERY = 80, 3, 400
 ARMS = {      # and what each changes in the protocol
     "main": dict(score="test"), "defaults": dict(score="test", epochs=11), "native": dict(score="test", sampler="native"),
-    "rates": dict(epochs=10), "constant": dict(epochs=8, validate_every=1), "growth": dict(epochs=9, steps=30)}
+    "rates": dict(epochs=10), "constant": dict(epochs=8, validate_every=1, schedule="constant"), "growth": dict(epochs=9, steps=30)}
 DEFAULTS_LOSE = .03
 for hypothesis in HYPOTHESES:      # recipes that are compared and have no value above
     values, usual = {"rates": (TENFOLD, .03), "constant": (TIME, .20), "growth": (GAIN, .05)}.get(hypothesis.arm, (LEVEL, .50))

@@ -79,7 +79,8 @@ class TuningBudget(BaseModel, extra="forbid", strict=True, frozen=True):
 
 # %% ../../nbs/70_study.spec.ipynb #742e53b2
 class Study(BaseModel, extra="forbid", strict=True, frozen=True):
-    "What a study file says; `questions` are the names of those that it answers."
+    """What a study file says. `questions`: the names of those that it answers. `level`: the validation mAP that steps are counted to;
+    None: that of `LEVELS`."""
     title: str = Field(min_length=1)
     dataset: str
     protocol: ProtocolChanges = {}
@@ -87,6 +88,7 @@ class Study(BaseModel, extra="forbid", strict=True, frozen=True):
     arms: dict[str, Arm] = Field(min_length=1)
     questions: Annotated[list[str], listing("question", some=False)] = []
     first_seed: int = Field(0, ge=0, le=MOST_SEEDS)
+    level: float | None = Field(None, gt=0, lt=1)
     _name: str = PrivateAttr("")
 
     @property

@@ -178,6 +178,7 @@ def collect(study, runs="runs", known=None, partial=False):
     table = pd.DataFrame(rows, columns=["arm", "recipe", "seed", "change", "run"]).sort_values("seed", kind="stable", ignore_index=True)
     if len(table): check_table(table)
     about = {"study": study.name, "title": study.title, "dataset": study.dataset, "questions": list(study.questions)}
+    if study.level: about["level"] = study.level
     return Results(about, table, {recipe: read_tuning(place(config, runs)) for recipe, config in tunings(study).items() if recipe in best})
 
 # %% ../../nbs/76_study.workflow.ipynb #692d6e1f
