@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ..data.datasets import get_dataset
 from ..evaluation.statistics import MIN_SEEDS, crossed_interval
+from ..networks.mobilenet import KEPT_SUM
 from .figures import WIDTH, styled
 from .prose import capital, filled
 from .study_tables import VERDICTS, recipe_scores
@@ -27,9 +28,10 @@ from ..study.hypotheses import MARGINS, QUESTIONS, difference
 
 # %% ../../nbs/86_report.synthesis.ipynb #0ba10807
 def regime(results):
-    "What a study trains on and from what, in words: drawn pedestrians from scratch, Market-1501 from ImageNet."
+    "What a study trains on and from what, in words: Market-1501 from scratch, from ImageNet, or from pretrained weights."
     config = results.table.run.iloc[0].config
-    start = "ImageNet" if config["pretrained"] or config["weights"] else "scratch"
+    imagenet = config["pretrained"] or config.get("weights_sum") == KEPT_SUM[:12]
+    start = "ImageNet" if imagenet else "pretrained weights" if config["weights"] else "scratch"
     return f"{get_dataset(results.dataset).title} from {start}"
 
 # %% ../../nbs/86_report.synthesis.ipynb #5bf4d4db
