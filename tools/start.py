@@ -1,6 +1,6 @@
 """The weights that the studies of drawn people start from: a network that has learned what other drawn people wear, not who they are.
 
-    python tools/start.py --out studies/weights/tiny.safetensors      # about 8 minutes on 2 cores
+    python tools/start.py --out studies/weights/tiny.safetensors      # about 12 minutes on 2 cores
 
 It stands for the ImageNet weights of real people: 720 people whom no study trains on or is scored on, their 12 attributes, no identities.
 """
@@ -15,7 +15,7 @@ from reid_study.study.config import make_config
 from reid_study.study.run import make_run
 
 PEOPLE = dict(seed=1001, n_train=720, n_test=24, n_distractors=0, n_junk=0)      # the studies' people have seed 0
-TRAINING = dict(backbone="tiny", height=32, width=16, epochs=20, steps=100, lr=.01, erase=0, validate_every=20, split_seed=1)
+TRAINING = dict(backbone="tiny", height=32, width=16, epochs=60, steps=100, lr=.01, erase=0, validate_every=60, split_seed=1)
 
 
 @call_parse
