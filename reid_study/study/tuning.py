@@ -26,7 +26,7 @@ from .run import (begin, check_sums, default_device, disk_full_named, environmen
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/74_study.tuning.ipynb #ec5dcb3e
-LR = (3e-4, 3e-2)
+LR = (1e-3, 3e-2)     # below, the few hundred steps of these studies leave a network short of trained
 
 def search_space(recipe):
     "What is tuned of a recipe: name -> (low, high), the learning rate `lr` first, or a list of words."
@@ -133,7 +133,8 @@ def next_trial(config, rows):
     return suggest(space, done, own, at_random) | {"seed": first["seed"]}
 
 def _allows(recipe, name, value):
-    "Does a recipe take a value of a setting?"
+    "Does a recipe take a value of a setting, and is a learning rate not below `LR`?"
+    if name == "lr": return value >= LR[0]
     try: get_recipe(recipe).build(2, {name: value} if "." in name else {})
     except InputError: return False
     return True
