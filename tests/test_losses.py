@@ -156,11 +156,12 @@ def test_every_number_is_tuned_or_fixed(name):
     for setting in numbers:
         assert (setting in loss.search) != (setting in loss.fixed), f"{setting}: give it a range in search, or name it in fixed"
     for setting, bounds in loss.search.items():
-        ranges = bounds if isinstance(bounds, dict) else {loss.settings.get("distance"): bounds}
-        assert all(0 < low < high for low, high in ranges.values())
         assert not isinstance(bounds, dict) or set(bounds) == set(DISTANCES), f"{setting}: a range for each distance"
-        low, high = loss.search_space()[setting]
-        assert low <= loss.settings[setting] <= high
+        for one in filter(None, bounds.values() if isinstance(bounds, dict) else [bounds]):
+            assert len(set(one)) > 1 if isinstance(one, list) else 0 < one[0] < one[1]
+    for setting, bounds in loss.search_space().items():
+        default = loss.settings[setting]
+        assert default in bounds if isinstance(bounds, list) else bounds[0] <= default <= bounds[1]
 
 
 def test_margins_of_quadruplets_are_ordered():

@@ -28,7 +28,8 @@ def load_mobilenet(backbone, path):
     weights = {name: w for name, w in read_weights(path).items() if not name.startswith("classifier.")}
     own, whole = backbone.state_dict(), list(mobilenet_v2().state_dict())
     if len(weights) != len(whole):
-        raise InputError(f"there are {len(weights)} tensors for the {len(whole)} of MobileNetV2; choose another file")
+        raise InputError(f"its {len(weights)} tensors, from {next(iter(weights), 'none')} on, are not the {len(whole)} of MobileNetV2; "
+                         "choose another file")
     names = {name: name.removeprefix("features.") for name in weights}
     if {*names.values()} != {*whole}: names = dict(zip(weights, whole))
     return load_renamed(backbone, weights, lambda name: names[name] if names[name] in own else None, "MobileNetV2")

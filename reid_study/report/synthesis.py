@@ -160,7 +160,8 @@ def recommendation(results, arm="main"):
     return _recommended(results, arm, contenders(results, arm))
 
 def _recommended(results, arm, table):
-    most = f"{100*margin(results):g} points of mAP"
+    size = f"{100*margin(results):g}"
+    most = f"{size} point{'s'*(size != '1')} of mAP"
     if table.empty: return f"No recipe of the arm *{arm}* trains in all of its runs."
     first, cheapest = table.iloc[0], table.loc[table.seconds.idxmin()]
     start = filled(ONE_LOSS, first=first, n=counted(len(results.recipes(arm)), "recipe"))

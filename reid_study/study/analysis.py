@@ -269,6 +269,10 @@ def answers(results):
     Differences are as the contrast says, in the endpoint's unit; p-values are NaN where nothing is tested.
     Raises `InputError` for runs that are missing or do not fit together.
     """
+    if "answers" not in results.cache: results.cache["answers"] = _answers(results)
+    return results.cache["answers"].copy()
+
+def _answers(results):
     rows = [(h, [Part(one, contrast(results, one), one.margin(results.dataset)) for one in h.parts]) for h in results.hypotheses]
     able = {h.name: parts for h, parts in rows if not any(part.contrast.untestable for part in parts)}
     tested, equal = ({name: p(parts) for name, parts in able.items()} for p in (tested_p, equivalent_p))

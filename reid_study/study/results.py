@@ -66,7 +66,7 @@ class Results:
     study: dict
     table: pd.DataFrame = field(repr=False)
     tuning: dict = field(repr=False)
-    cache: dict = field(default_factory=dict, init=False, repr=False)     # matrices of identities that were asked for before
+    cache: dict = field(default_factory=dict, init=False, repr=False)     # what was asked for before
 
     @property
     def dataset(self): return self.study["dataset"]
