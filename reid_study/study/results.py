@@ -80,7 +80,8 @@ class Results:
     def arms(self): return list(dict.fromkeys(self.table.arm))
     def recipes(self, arm):
         "The recipes of an arm, in the library's order."
-        return [name for name in RECIPES if name in set(self.table.recipe[self.table.arm == arm])]
+        there = set(self.table.recipe[self.table.arm == arm])
+        return [name for name in RECIPES if name in there]
     def changes(self, arm):
         "The different changes of an arm's runs, in their order."
         found = self.table.change[self.table.arm == arm].tolist()
