@@ -178,12 +178,6 @@ def test_no_photographs_are_committed():
     assert not [p for p in committed() if p.is_relative_to(ROOT/"data") and p.name != "README.md"]
 
 
-def test_pages_are_in_step():
-    "README.md and the pages under docs/ are what their notebooks make."
-    done = subprocess.run([sys.executable, ROOT/"tools"/"pages.py", "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 # ---- what is published
 
 def test_learning_rates_are_those_that_the_search_chose():
