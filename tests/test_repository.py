@@ -200,10 +200,10 @@ def test_published_runs_are_those_that_the_study_file_asks_for(folder):
     there = set(results.table.recipe)
     tuned = {recipe: run_id(config) for recipe, config in tunings(study).items() if recipe in there}
     assert tuned == {recipe: t.id for recipe, t in results.tuning.items()}
-    place = lambda change: str(sorted(change.items()))
     asked = set()
     for arm, a in study.arms.items():
         for recipe in there.intersection(a.names):
             best = best_settings(results.tuning[recipe]) if a.settings == "tuned" else None
-            asked |= {(arm, recipe, seed, place(change), run_id(config)) for seed, change, config in arm_configs(study, arm, recipe, best)}
-    assert asked == {(row.arm, row.recipe, row.seed, place(row.change), row.run.id) for row in results.table.itertuples()}
+            asked |= {(arm, recipe, seed, frozenset(change.items()), run_id(config))
+                      for seed, change, config in arm_configs(study, arm, recipe, best)}
+    assert asked == {(row.arm, row.recipe, row.seed, frozenset(row.change.items()), row.run.id) for row in results.table.itertuples()}
