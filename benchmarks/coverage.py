@@ -45,6 +45,9 @@ FAMILIES = {   # what the 30 hypotheses of a family are
     "half of them real": dict(real=15, gap=0.6),
     "3% of runs fail": dict(fails=0.03),
     "half of them real, 3% of runs fail": dict(real=15, gap=0.6, fails=0.03),
+    "twin recipes": dict(identity_sd=0.0),
+    "seeds with outliers (t, 3 df)": dict(seed_law=stats.t(3)),
+    "seeds with outliers, 3% of runs fail": dict(seed_law=stats.t(3), fails=0.03),
 }
 
 

@@ -98,6 +98,12 @@ def test_a_chapter_that_exports_code_asserts_something(path):
     if exported(path): assert any(re.search(r"\b(assert|test_\w+\(|refuses\(|check_\w+\()", s) for s in cells if s not in exported(path))
 
 
+def test_every_chapter_is_listed():
+    page = (ROOT/"docs"/"chapters.md").read_text("utf-8")
+    missing = [n.name for n in CHAPTERS if n.parent == ROOT/"nbs" and f"(../nbs/{n.name})" not in page]
+    assert missing == ["benchmarks.ipynb", "index.ipynb"]     # these are pages, not chapters
+
+
 # ---- the package
 
 ORDER = ("core", "testing", "distances", "data", "networks", "losses", "evaluation", "training", "study", "report", "inference",
