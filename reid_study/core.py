@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['LARGEST_JSON', 'InputError', 'shown', 'printable', 'lookup', 'plain', 'check_number', 'digest', 'irregular',
            'regular_file', 'damage_named', 'writable', 'scratch_name', 'remove_dead', 'atomic', 'write_json',
-           'read_json', 'private_folder', 'end_with', 'end_with_parent', 'import_all']
+           'read_json', 'private_folder', 'end_with', 'end_with_parent', 'import_all', 'lazy_names', 'MissingExtra',
+           'extra']
 
 # %% ../nbs/00_core.ipynb #8278cb14
+import ast
 import contextlib
 import errno
 import hashlib
@@ -28,6 +30,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
@@ -263,3 +266,49 @@ def import_all(package):
     "Import every module of a package, such as \"reid_study.losses\", so that everything in it is registered."
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")
+
+# %% ../nbs/00_core.ipynb #9a128bc5
+def lazy_names(package, path, modules_only=False):
+    """`__getattr__` and `__dir__` of a package (Python's PEP 562): its modules, and the public names of all of them, are imported when
+    they are first used. A name that two modules have, or a module is called, stands in its module alone. `path`: its `__path__`."""
+    @lru_cache
+    def homes(): return {} if modules_only else {name: f"{package}.{module}" for name, module in _public_names(path).items()}
+
+    def __getattr__(name):
+        if name == "__all__": return sorted(homes() or _modules(path))
+        if not name.startswith("_") and name in _modules(path): return importlib.import_module(f"{package}.{name}")
+        if name.startswith("_") or name not in homes():
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
+        value = getattr(importlib.import_module(homes()[name]), name)
+        setattr(sys.modules[package], name, value)      # the next time Python finds it by itself
+        return value
+
+    def __dir__(): return sorted({name for name in vars(sys.modules[package]) if name.startswith("__")} | {*_modules(path), *homes()})
+    return __getattr__, __dir__
+
+def _modules(path):
+    "Name -> whether it is a package, of what a package's `__path__` holds."
+    return {module.name: module.ispkg for module in pkgutil.iter_modules(path) if not module.name.startswith("_")}
+
+def _public_names(path):
+    "Name -> module, of all names that only one module of a package lists in `__all__`; of the modules in it, not of its packages."
+    lists = {module: _listed(Path(path[0])/f"{module}.py") for module, is_package in _modules(path).items() if not is_package}
+    found = [(name, module) for module, names in lists.items() for name in names]
+    times = Counter(name for name, _ in found)
+    return {name: module for name, module in found if times[name] == 1 and name not in lists}
+
+def _listed(file):
+    "The names in the `__all__` of a module that nbdev wrote."
+    found = re.search(r"^__all__ = (\[.*?\])", file.read_text("utf-8"), flags=re.M | re.S)
+    return ast.literal_eval(found[1]) if found else []
+
+# %% ../nbs/00_core.ipynb #1d055175
+class MissingExtra(ImportError, InputError):
+    "A package that an extra of this library installs is not there."
+
+@contextlib.contextmanager
+def extra(name):
+    "Within it, an import of a package that is not installed is a `MissingExtra`, which names the extra that has the package."
+    try: yield
+    except ModuleNotFoundError as e:
+        raise MissingExtra(f"{e.name} is not installed; install it with: pip install 'reid_study[{name}]'", name=e.name) from None

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import InputError, check_number
+from ..core import InputError, check_number, extra
 from ..distances import Euclidean, as_pids
 from .retrieval import as_matrix
 
@@ -98,7 +98,7 @@ def linear_discriminant(x, pids):
 
     Raises `InputError` for NaN, for labels that do not fit, and for a class without images.
     """
-    from sklearn.covariance import LedoitWolf
+    with extra("train"): from sklearn.covariance import LedoitWolf
     x = as_matrix(x, "the").cpu()
     pids, x = as_pids(pids, x).numpy(), x.double().numpy()
     if not len(x) or pids.min() < 0 or pids.max() >= len(x) or not np.bincount(pids).all():
@@ -134,7 +134,7 @@ def silhouette(embeddings, pids):
 
     Raises `InputError` as `pair_distances`.
     """
-    from sklearn.metrics import silhouette_score
+    with extra("train"): from sklearn.metrics import silhouette_score
     x, pids, _ = _prepared(embeddings, pids)
     return float(silhouette_score(x.numpy(), pids))
 

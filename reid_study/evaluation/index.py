@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..core import InputError, atomic, check_number, irregular, lookup, read_json, regular_file, write_json
+from ..core import InputError, atomic, check_number, extra, irregular, lookup, read_json, regular_file, write_json
 from ..distances import Distance, get_distance, pack_bits
 from .retrieval import as_matrix, as_tensor
 
@@ -82,10 +82,7 @@ def _settings(kind, given, known):
 # %% ../../nbs/64_evaluation.index.ipynb #83a5bd1d
 def _faiss():
     "FAISS, or an `InputError` that says how to install it."
-    try: import faiss
-    except ImportError:
-        raise InputError("an index needs FAISS, which is not installed; "
-                         'install it with: pip install -c constraints.txt -e ".[scale]"') from None
+    with extra("scale"): import faiss
     return faiss
 
 # %% ../../nbs/64_evaluation.index.ipynb #f7e2b28c

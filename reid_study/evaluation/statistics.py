@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
-from statsmodels.stats.multitest import multipletests
 
-from ..core import InputError, check_number, lookup
+from ..core import InputError, check_number, extra, lookup
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #30324e75
 PERSON_SD, IMAGE_SD, NOISE_SD = 1.0, 0.8, 0.4      # logits: ease of a person and of an image, for both recipes; noise of one AP
@@ -333,6 +332,7 @@ def holm(p_values):
 
     Raises `InputError` for an empty family, and for p that is NaN or outside [0, 1].
     """
+    with extra("study"): from statsmodels.stats.multitest import multipletests
     if not isinstance(p_values, (dict, pd.Series)): raise InputError("the family must be a dictionary, name -> p-value")
     p_values = dict(p_values)
     if not p_values: raise InputError("the family has no p-values; give at least one")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import InputError, check_number
+from ..core import InputError, check_number, extra
 from ..distances import differentiable_once
 from .base import cross_entropy, mean, with_nan
 from .margin_softmax import checked_batch
@@ -201,7 +201,7 @@ def cost_picture(table, floor=1.0):
     `table`: rows with `name`, `family` ("identity" or "metric"), `classes`, `cpu` and `megabytes`, as benchmarks/identities.py writes them.
     Memory below `floor` megabytes, which is measured poorly, is drawn there.
     """
-    from matplotlib.figure import Figure
+    with extra("train"): from matplotlib.figure import Figure
     names = list(dict.fromkeys(r["name"] for r in table))
     shades = {"identity": iter(("#12233d", "#1f5592", "#3f86c6", "#6aa6d8", "#7d6bb0", "#a08cc8")),
               "metric": iter(("#8c2d26", "#c8443c", "#d9962b", "#b3651d"))}
