@@ -133,7 +133,9 @@ def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/em
           check: bool = False,        # Only check the file against the data, and count what it asks for
           ):
     "Make the runs and the pages of a study file; finished runs are reused, and interrupted ones resume."
+    from reid_study.study.run import here_or_project
     from reid_study.study.workflow import check_study, run_study
+    file = here_or_project(file)
     if check: print(check_study(file, data, first_seed))
     else: print(f"open {run_study(file, data, runs, out, results, jobs, device, profile, share, first_seed)/'index.html'}")
 
@@ -148,6 +150,8 @@ def report(runs: Param("Folders of finished runs, or one folder that holds them;
     from reid_study.report.pages import write_page, write_pages
     from reid_study.report.tables import find_runs
     from reid_study.study.config import scored_on
+    from reid_study.study.run import here_or_project
+    runs = [str(here_or_project(folder)) for folder in runs]
     if len(runs) == 1 and (Path(runs[0])/"study.json").exists():
         if photographs:
             raise InputError(f"--photographs: the pages of a study, as in {runs[0]}, show no real people; "

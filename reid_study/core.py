@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['LARGEST_JSON', 'InputError', 'shown', 'printable', 'lookup', 'plain', 'check_number', 'digest', 'irregular',
            'regular_file', 'damage_named', 'writable', 'scratch_name', 'remove_dead', 'atomic', 'write_json',
-           'read_json', 'private_folder', 'end_with', 'end_with_parent', 'import_all']
+           'read_json', 'private_folder', 'end_with', 'end_with_parent', 'import_all', 'lazy_names', 'MissingExtra',
+           'extra']
 
 # %% ../nbs/00_core.ipynb #8278cb14
+import ast
 import contextlib
 import errno
 import hashlib
@@ -28,34 +30,39 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 # %% ../nbs/00_core.ipynb #bfd68ccc
 class InputError(ValueError):
     "Something the caller gave cannot be used; the message names it and says what to do."
 
 # %% ../nbs/00_core.ipynb #799a39b6
-def shown(value, most=100):
+def shown(value: Any, most: int = 100) -> str:
     "`repr(value)` on one line, cut to `most` characters."
     try: text = " ".join(repr(value).split())
     except ValueError: text = "a number of more than 4300 digits"      # Python writes no longer one
     return text if len(text) <= most else f"{text[:most]}…"
 
 # %% ../nbs/00_core.ipynb #7938cebc
-def printable(text):
+def printable(text: str) -> str:
     "A text on one line, with escapes in place of what cannot be printed."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 # %% ../nbs/00_core.ipynb #305efe7b
-def lookup(name, options, what):
+_Value = TypeVar("_Value")
+
+def lookup(name: Any, options: Mapping[Any, _Value], what: str) -> _Value:
     "`options[name]`, or an `InputError` that lists what there is. `what` names the kind of thing."
     try: return options[name]
     except (KeyError, TypeError):      # TypeError: a list, which no key can be
         raise InputError(f"unknown {what} {shown(name)}; choose from: {', '.join(sorted(options))}") from None
 
 # %% ../nbs/00_core.ipynb #2c97d86a
-def plain(value):
+def plain(value: Any) -> Any:
     "A scalar of NumPy's or torch's as Python's own, which reads the same: 0.3 in single precision is 0.3. Anything else as it is."
     if getattr(value, "ndim", None) != 0 or not hasattr(value, "item"): return value
     number = value.item()
@@ -64,7 +71,8 @@ def plain(value):
     return float(str(numpy.float32(number)))
 
 # %% ../nbs/00_core.ipynb #53ef1840
-def check_number(name, value, least=None, above=None, most=None, below=None, whole=False, note=""):
+def check_number(name: str, value: Any, least: float | None = None, above: float | None = None, most: float | None = None,
+                 below: float | None = None, whole: bool = False, note: str = "") -> Any:
     """Return `value`, as Python's own number, if it is finite and in the range; raise an `InputError` that names it otherwise.
 
     `least`, `most`: bounds that are allowed. `above`, `below`: bounds that are not. `whole`: integers only.
@@ -80,20 +88,20 @@ def check_number(name, value, least=None, above=None, most=None, below=None, who
 _COMPARISONS = {"of at least": operator.ge, "above": operator.gt, "of at most": operator.le, "below": operator.lt}
 
 # %% ../nbs/00_core.ipynb #c00649f6
-def digest(value, length=12):
+def digest(value: Any, length: int = 12) -> str:
     "Hexadecimal SHA-256 of a JSON value, the first `length` characters; the order of keys does not matter."
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()[:length]
 
 # %% ../nbs/00_core.ipynb #24b22f2a
-def irregular(path):
-    "What a path is that must not be opened, in words as \"a named pipe, not a file\"; None for a readable file, or a link to one."
+def irregular(path: str | Path) -> str | None:
+    """What a path is that must not be opened, in words as "a named pipe, not a file"; None for a readable file, or a link to one."""
     try: mode = os.stat(path).st_mode
     except FileNotFoundError: return "a broken link" if os.path.islink(path) else "missing"
     except (OSError, ValueError) as e: return f"unreadable ({_reason(e)})"
     if not stat.S_ISREG(mode): return f"{_kind(mode)}, not a file"
     return None if os.access(path, os.R_OK) else "unreadable (Permission denied)"
 
-def regular_file(path, remedy, most=None):
+def regular_file(path: str | Path, remedy: str, most: int | None = None) -> Path:
     "`path` as a `Path`; `InputError`, with the `remedy`, unless it is a readable file, or a link to one, of at most `most` bytes."
     if why := irregular(path): raise InputError(f"{_shown(path)} is {why}; {remedy}")
     if most is not None and (size := os.path.getsize(path)) > most:
@@ -114,7 +122,7 @@ def _shown(path):
 
 # %% ../nbs/00_core.ipynb #bf7fa237
 @contextlib.contextmanager
-def damage_named(where, remedy="make the study again"):
+def damage_named(where: str | Path, remedy: str = "make the study again") -> Iterator[None]:
     "Make one `InputError`, on one line, of whatever goes wrong with what is read: it says where, what, and the remedy."
     try: yield
     except InputError as e: raise InputError(f"{where}: {e}; {remedy}") from None
@@ -126,7 +134,7 @@ def _brief(error):
     return text if len(text) <= 300 else f"{text[:300]} …"
 
 # %% ../nbs/00_core.ipynb #0de2c41e
-def writable(path):
+def writable(path: str | Path) -> Path:
     """Where to write `path`: the `Path` itself, or what it links to, in a folder that is made.
 
     `InputError` for a folder, a named pipe or a device, a file that may not be changed, and a place where no file can be.
@@ -145,11 +153,11 @@ def writable(path):
     return target
 
 # %% ../nbs/00_core.ipynb #b7d3fedb
-def scratch_name(name):
+def scratch_name(name: str) -> str:
     "A hidden name for what will be `name`, or is used by this process alone: `remove_dead` removes it when the process has ended."
     return f".{name[:50]}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
 
-def remove_dead(folder):
+def remove_dead(folder: str | Path) -> None:
     "Remove from a folder what has a `scratch_name` of a process of this machine that has ended."
     for old in Path(folder).glob(f".*.{_machine()}-*.partial"):
         if (pid := re.search(r"-(\d+)-[0-9a-f]{8}\.partial$", old.name)) and not _alive(int(pid[1])): _remove(old)
@@ -173,7 +181,7 @@ def _remove(path):
 
 # %% ../nbs/00_core.ipynb #a0cd913d
 @contextlib.contextmanager
-def atomic(path):
+def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path for a file or a folder; rename it to `path`, or what `path` links to, when the block succeeds.
 
     If the block raises, the temporary is removed and `path` stays as it was. A file at `path` is replaced and keeps its permissions.
@@ -201,7 +209,7 @@ def _to_disk(path):
     with open(path, "rb+") as f: os.fsync(f.fileno())
 
 # %% ../nbs/00_core.ipynb #d5178407
-def write_json(path, value):
+def write_json(path: str | Path, value: Any) -> None:
     "Write `value` as JSON atomically; the same content gives the same bytes. `InputError` for NaN and infinity."
     try: text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
     except ValueError as e: raise InputError(f"{path} is not written: a value is not finite ({e}); mend what computes it") from None
@@ -209,7 +217,7 @@ def write_json(path, value):
 
 LARGEST_JSON = 50_000_000     # bytes
 
-def read_json(path, remedy):
+def read_json(path: str | Path, remedy: str) -> Any:
     "Read JSON. A file that is missing, no file, too large or not JSON is an `InputError` that names it and gives the `remedy`."
     file = regular_file(path, remedy, LARGEST_JSON)
     try: return json.loads(file.read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
@@ -220,7 +228,7 @@ def _finite(text):
     raise ValueError(f"{text} is not a finite number")
 
 # %% ../nbs/00_core.ipynb #a56cfd77
-def private_folder():
+def private_folder() -> Path:
     """A folder for locks and sockets that nobody but this user may enter: reid_study in `XDG_RUNTIME_DIR` if that is there, else in
     `XDG_CACHE_HOME`, else in ~/.cache. `InputError` if it belongs to somebody else, or is open to others."""
     runtime, cache = (Path(os.environ.get(name, "")) for name in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME"))
@@ -236,7 +244,7 @@ def private_folder():
     return folder
 
 # %% ../nbs/00_core.ipynb #e06c3950
-def end_with(pid):
+def end_with(pid: int) -> None:
     "From now on, kill this process as soon as the process `pid` of this machine has ended."
     def watch():
         _wait_for_end(pid)
@@ -252,14 +260,60 @@ def _wait_for_end(pid):
     (poll := select.poll()).register(file, select.POLLIN)
     poll.poll()
 
-def end_with_parent():
+def end_with_parent() -> None:
     "Have Linux kill this process when its parent has ended; nothing on other systems."
     if sys.platform == "linux":
         import ctypes
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
 
 # %% ../nbs/00_core.ipynb #79bda134
-def import_all(package):
-    "Import every module of a package, such as \"reid_study.losses\", so that everything in it is registered."
+def import_all(package: str) -> None:
+    """Import every module of a package, such as "reid_study.losses", so that everything in it is registered."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")
+
+# %% ../nbs/00_core.ipynb #9a128bc5
+def lazy_names(package: str, path: Sequence[str], modules_only: bool = False) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package (Python's PEP 562): its modules, and the public names of all of them, are imported when
+    they are first used. A name that two modules have, or a module is called, stands in its module alone. `path`: its `__path__`."""
+    @lru_cache
+    def homes(): return {} if modules_only else {name: f"{package}.{module}" for name, module in _public_names(path).items()}
+
+    def __getattr__(name):
+        if name == "__all__": return sorted(homes() or _modules(path))
+        if not name.startswith("_") and name in _modules(path): return importlib.import_module(f"{package}.{name}")
+        if name.startswith("_") or name not in homes():
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
+        value = getattr(importlib.import_module(homes()[name]), name)
+        setattr(sys.modules[package], name, value)      # the next time Python finds it by itself
+        return value
+
+    def __dir__(): return sorted({name for name in vars(sys.modules[package]) if name.startswith("__")} | {*_modules(path), *homes()})
+    return __getattr__, __dir__
+
+def _modules(path):
+    "Name -> whether it is a package, of what a package's `__path__` holds."
+    return {module.name: module.ispkg for module in pkgutil.iter_modules(path) if not module.name.startswith("_")}
+
+def _public_names(path):
+    "Name -> module, of all names that only one module of a package lists in `__all__`; of the modules in it, not of its packages."
+    lists = {module: _listed(Path(path[0])/f"{module}.py") for module, is_package in _modules(path).items() if not is_package}
+    found = [(name, module) for module, names in lists.items() for name in names]
+    times = Counter(name for name, _ in found)
+    return {name: module for name, module in found if times[name] == 1 and name not in lists}
+
+def _listed(file):
+    "The names in the `__all__` of a module that nbdev wrote."
+    found = re.search(r"^__all__ = (\[.*?\])", file.read_text("utf-8"), flags=re.M | re.S)
+    return ast.literal_eval(found[1]) if found else []
+
+# %% ../nbs/00_core.ipynb #1d055175
+class MissingExtra(ImportError, InputError):
+    "A package that an extra of this library installs is not there."
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    "Within it, an import of a package that is not installed is a `MissingExtra`, which names the extra that has the package."
+    try: yield
+    except ModuleNotFoundError as e:
+        raise MissingExtra(f"{e.name} is not installed; install it with: pip install 'reid_study[{name}]'", name=e.name) from None

@@ -21,7 +21,7 @@ from reid_study.training.recipes import RECIPES
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [n for n in sorted((ROOT/"nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in n.parts]
 CHAPTERS = [n for n in NOTEBOOKS if n.parent.name != "study"]
-MODULES = [m for m in sorted((ROOT/"reid_study").rglob("*.py")) if m.name not in ("__init__.py", "_modidx.py")]
+MODULES = [m for m in sorted((ROOT/"reid_study").rglob("*.py")) if m.name not in ("__init__.py", "__main__.py", "_modidx.py")]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def rebuilt(tmp_path_factory):
     for name in ("nbs", "reid_study"): shutil.copytree(ROOT/name, copy/name, ignore=caches)
     for name in ("settings.ini", "setup.py", "README.md"): shutil.copy(ROOT/name, copy)
     for module in (copy/"reid_study").rglob("*.py"):
-        if module.name != "__init__.py": module.unlink()      # so that a module without a notebook is found
+        if module.name not in ("__init__.py", "__main__.py"): module.unlink()      # so that a module without a notebook is found
     for tool in ("nbdev_clean", "nbdev_export"):
         subprocess.run([Path(sys.executable).parent/tool], cwd=copy, check=True, capture_output=True)
     return copy

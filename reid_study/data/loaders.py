@@ -9,12 +9,14 @@ __all__ = ['check_images', 'whole_column', 'ImageLoader', 'make_loaders']
 import numpy as np
 import pandas as pd
 import torch
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
 
-from ..core import InputError
+from ..core import InputError, extra
 from .augment import normalize
 from .market1501 import ATTRIBUTES, CLASSES
+
+with extra("train"):
+    from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader
 
 # %% ../../nbs/16_data.loaders.ipynb #2e6d8ba1
 def check_images(images):

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import InputError, check_number
-from ..distances import Euclidean, as_pids
-from .retrieval import as_matrix
+from ..core import InputError, check_number, extra
+from ..distances import Euclidean, Labels, as_pids
+from .retrieval import Embeddings, as_matrix
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #9a60363f
 def _prepared(embeddings, pids=None, camids=None):
@@ -79,7 +79,7 @@ def _negative_mean(x, pids):
     return float(np.mean(sums[i, j]/(counts[i]*counts[j])))
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #6a47d219
-def pair_distances(embeddings, pids, camids=None):
+def pair_distances(embeddings: Embeddings, pids: Labels, camids: Labels | None = None) -> dict[str, float]:
     """Mean normalised Euclidean distances, in [0, 2], as {"d_ap", "d_an", "distance_ratio"}; identities count equally.
 
     "d_ap": of two images of one identity (`camids` given: of different cameras), the mean over its pairs, then over the
@@ -98,7 +98,7 @@ def linear_discriminant(x, pids):
 
     Raises `InputError` for NaN, for labels that do not fit, and for a class without images.
     """
-    from sklearn.covariance import LedoitWolf
+    with extra("train"): from sklearn.covariance import LedoitWolf
     x = as_matrix(x, "the").cpu()
     pids, x = as_pids(pids, x).numpy(), x.double().numpy()
     if not len(x) or pids.min() < 0 or pids.max() >= len(x) or not np.bincount(pids).all():
@@ -111,7 +111,7 @@ def linear_discriminant(x, pids):
     return weights, -0.5*(means.T*weights).sum(0)
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #6f15030f
-def linear_separability(embeddings, pids):
+def linear_separability(embeddings: Embeddings, pids: Labels) -> tuple[float, int]:
     """(accuracy, identities left out) of a linear classifier fitted on half of each identity's images and tested on the other half.
 
     Linear discriminant analysis with the scatter within classes shrunk by Ledoit and Wolf (2004). The halves are the images
@@ -129,17 +129,17 @@ def linear_separability(embeddings, pids):
     return float((accuracy(odd, ~odd) + accuracy(~odd, odd))/2), int((~several).sum())
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #dd45fd16
-def silhouette(embeddings, pids):
+def silhouette(embeddings: Embeddings, pids: Labels) -> float:
     """Mean silhouette coefficient (Rousseeuw, 1987) of identities as clusters, on normalised Euclidean distances, in [-1, 1].
 
     Raises `InputError` as `pair_distances`.
     """
-    from sklearn.metrics import silhouette_score
+    with extra("train"): from sklearn.metrics import silhouette_score
     x, pids, _ = _prepared(embeddings, pids)
     return float(silhouette_score(x.numpy(), pids))
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #bb66846f
-def alignment(embeddings, pids, camids=None):
+def alignment(embeddings: Embeddings, pids: Labels, camids: Labels | None = None) -> float:
     """Mean squared normalised Euclidean distance of positive pairs, averaged as "d_ap" of `pair_distances`, in [0, 4].
 
     Wang & Isola, ICML 2020, section 4.1, with alpha = 2. Raises `InputError` as `pair_distances`.
@@ -147,7 +147,7 @@ def alignment(embeddings, pids, camids=None):
     return _positive_mean(*_prepared(embeddings, pids, camids), 2)
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #86317746
-def uniformity(embeddings):
+def uniformity(embeddings: Embeddings) -> float:
     """Log of the mean of exp(-2 d²) over all pairs of embeddings [N, D], in [-8, 0]: low where they fill the sphere.
 
     Wang & Isola, ICML 2020, section 4.1, with t = 2. Raises `InputError` as `pair_distances`, and for fewer than two embeddings.
@@ -158,7 +158,7 @@ def uniformity(embeddings):
     return math.log(potential/(len(x)*(len(x) - 1)/2))
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #9a5a813b
-def hubness(embeddings, k=10):
+def hubness(embeddings: Embeddings, k: int = 10) -> float:
     """Skewness of N_k, how often each embedding [N, D] is among the k nearest of another (Radovanović et al., JMLR 2010, section 2).
 
     0 where all are equally often. Equally near neighbours are taken as they come. Raises `InputError` unless 1 <= k < N, and
@@ -175,7 +175,7 @@ def hubness(embeddings, k=10):
     return float(skew(often)) if often.var() else 0.0
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #e4afa715
-def geometry(embeddings, pids, camids=None):
+def geometry(embeddings: Embeddings, pids: Labels, camids: Labels | None = None) -> dict[str, float]:
     """All measures of this chapter as a dictionary of finite floats.
 
     "d_ap", "d_an", "distance_ratio" (`pair_distances`), "separability" (`linear_separability`), "silhouette", "alignment",

@@ -8,16 +8,19 @@ __all__ = ['KINDS', 'STORES', 'SEARCHING', 'Rows', 'Index', 'make_index', 'load_
 # %% ../../nbs/64_evaluation.index.ipynb #e2f7af99
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from fastcore.basics import patch
+from torch import Tensor
 
-from ..core import InputError, atomic, check_number, irregular, lookup, read_json, regular_file, write_json
+from ..core import InputError, atomic, check_number, extra, irregular, lookup, read_json, regular_file, write_json
 from ..distances import Distance, get_distance, pack_bits
-from .retrieval import as_matrix, as_tensor
+from .retrieval import Embeddings, as_matrix, as_tensor
 
 # %% ../../nbs/64_evaluation.index.ipynb #1e62b3da
 class Rows:
@@ -27,7 +30,7 @@ class Rows:
     Iterating gives (first row, tensor [block, D] on the CPU). Raises `InputError` for a file that is missing or no .npy of
     numbers, for what is no matrix of floats, for no rows, and, when they are read, for rows that are NaN or infinite.
     """
-    def __init__(self, embeddings, block=65536, name="gallery"):
+    def __init__(self, embeddings: Embeddings | str | Path, block: int = 65536, name: str = "gallery") -> None:
         "`name` is what errors call it."
         check_number("block", block, least=1, whole=True)
         file = isinstance(embeddings, (str, Path))
@@ -82,10 +85,7 @@ def _settings(kind, given, known):
 # %% ../../nbs/64_evaluation.index.ipynb #83a5bd1d
 def _faiss():
     "FAISS, or an `InputError` that says how to install it."
-    try: import faiss
-    except ImportError:
-        raise InputError("an index needs FAISS, which is not installed; "
-                         'install it with: pip install -c constraints.txt -e ".[scale]"') from None
+    with extra("scale"): import faiss
     return faiss
 
 # %% ../../nbs/64_evaluation.index.ipynb #f7e2b28c
@@ -139,7 +139,7 @@ class Index:
         settings = self.settings if self.normalize else self.settings | {"normalize": False}
         return f"Index({self.kind}, {len(self):,} x {self.width}{''.join(f', {k}={v}' for k, v in settings.items())})"
 
-    def search(self, queries, k, **settings):
+    def search(self, queries: Embeddings, k: int, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest gallery images of queries [Q, D] -> (distances [Q, k] ascending, rows of the gallery [Q, k]).
 
         `settings`: other values for this search, of nprobe (ivf) or ef_search (hnsw).
@@ -163,7 +163,8 @@ class Index:
         return {"params": _faiss().SearchParametersHNSW(efSearch=settings["ef_search"])} if self.kind == "hnsw" else {}
 
 # %% ../../nbs/64_evaluation.index.ipynb #82639a3a
-def make_index(embeddings, kind="flat", normalize=True, block=65536, seed=0, **settings):
+def make_index(embeddings: Embeddings | str | Path, kind: str = "flat", normalize: bool = True, block: int = 65536, seed: int = 0,
+               **settings: Any) -> Index:
     """An `Index` over a gallery [G, D], as `Rows` takes it, added `block` rows at a time.
 
     kind and settings: see `KINDS`. normalize: rank by the Euclidean distance of L2-normalised embeddings; else of the
@@ -187,7 +188,7 @@ def make_index(embeddings, kind="flat", normalize=True, block=65536, seed=0, **s
 
 # %% ../../nbs/64_evaluation.index.ipynb #bbcdd340
 @patch
-def save(self:Index, path):
+def save(self: Index, path: str | Path) -> None:
     "Write the index as a folder, completely or not at all. A folder that is there, or an index on disk, is an `InputError`."
     if self.kind == "disk": raise InputError("an index on disk is its file of embeddings; there is nothing else to save")
     faiss = _faiss()
@@ -203,7 +204,7 @@ def _hash(path):
 # %% ../../nbs/64_evaluation.index.ipynb #514fd619
 _MADE_AGAIN = "make the index again and save it elsewhere"
 
-def load_index(path):
+def load_index(path: str | Path) -> Index:
     "Read an `Index` that was saved. `InputError` for a folder or file that is missing, damaged or of another kind."
     path = Path(path)
     about = read_json(path/"index.json", _MADE_AGAIN)
@@ -233,7 +234,8 @@ def _checked(about):
     return settings
 
 # %% ../../nbs/64_evaluation.index.ipynb #7d837530
-def streamed(query, gallery, distance="euclidean", block=65536):
+def streamed(query: Embeddings | str | Path, gallery: Embeddings | str | Path, distance: str | Distance = "euclidean",
+             block: int = 65536) -> Callable[[int, int], Tensor]:
     """A function (start, stop) -> distances [stop - start, G] for `evaluate_retrieval`, of a gallery that is read `block` rows at a time.
 
     query [Q, D] and gallery [G, D]: as `Rows` takes them. distance: a `Distance` or its name.

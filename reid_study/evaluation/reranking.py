@@ -11,10 +11,11 @@ import copy
 import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
+from torch import Tensor
 
 from ..core import InputError, check_number
-from ..distances import Euclidean, get_distance, unit
-from .retrieval import as_embeddings
+from ..distances import Distance, Euclidean, get_distance, unit
+from .retrieval import Embeddings, as_embeddings
 
 # %% ../../nbs/61_evaluation.reranking.ipynb #77a892d9
 def _squared(distance, x, y):
@@ -133,7 +134,9 @@ class Reranked:
     Call it with (start, stop) for distances [stop - start, G], float32 on the CPU, as `evaluate_retrieval` does.
     Raises `InputError` for settings out of range, for embeddings that do not fit each other, and for NaN and infinity.
     """
-    def __init__(self, query, gallery, k1=20, k2=6, weight=0.3, distance=Euclidean(), block=None):
+    def __init__(self, query: Embeddings, gallery: Embeddings | None, k1: int = 20, k2: int = 6, weight: float = 0.3,
+                 distance: str | Distance = Euclidean(), block: int | None = None) -> None:
+        "Embeddings [Q, D] and [G, D]; the settings are the paper's, see the class."
         for name, value in (("k1", k1), ("k2", k2), ("block", 1 if block is None else block)):
             check_number(name, value, least=1, whole=True)
         check_number("weight", weight, least=0, most=1, note=", from the Jaccard distance alone to the original ranking")
@@ -148,7 +151,8 @@ class Reranked:
         self.codes, self.postings = codes[:self.queries], codes[self.first:].T.tocsr()
         self.__qualname__ = f"Reranked(k1={k1}, k2={k2}, weight={weight}, {self.distance})"     # the name that a `Retrieval` records
 
-    def __call__(self, start, stop):
+    def __call__(self, start: int, stop: int) -> Tensor:
+        "Distances [stop - start, G] of these queries to the gallery, for `evaluate_retrieval`."
         check_number("stop", stop, least=1, most=self.queries, whole=True, note=", the number of queries")
         check_number("start", start, least=0, below=stop, whole=True)
         jaccard = torch.from_numpy(_jaccard(self.codes[start:stop], self.postings))
@@ -157,7 +161,8 @@ class Reranked:
         return d.cpu().add_(jaccard, alpha=1 - self.weight)
 
 # %% ../../nbs/61_evaluation.reranking.ipynb #261b0054
-def expand_queries(query, gallery=None, k=5, alpha=3.0, block=None):
+def expand_queries(query: Embeddings, gallery: Embeddings | None = None, k: int = 5, alpha: float = 3.0,
+                   block: int | None = None) -> Tensor:
     """Each query with its k nearest gallery images: their weighted mean, scaled to length one, [Q, D].
 
     A gallery image at cosine c weighs max(c, 0)**alpha, the query 1: average query expansion for alpha=0 (Chum et al., ICCV 2007),

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import InputError, check_number
+from ..core import InputError, check_number, extra
 from ..data.augment import normalize
 from ..distances import Euclidean, Hamming, Manhattan, fit_kissme, fit_whitening
 from .geometry import geometry
@@ -130,7 +130,7 @@ def ranking(embeddings, table, queries=8, ranks=10, protocol=Protocol()):
 # %% ../../nbs/65_evaluation.scoring.ipynb #683f2dc3
 def view(embeddings, table, identities=12, protocol=Protocol()):
     "Two coordinates for the images of some identities: t-SNE (van der Maaten & Hinton, JMLR 2008) of the normalised embeddings."
-    from sklearn.manifold import TSNE
+    with extra("train"): from sklearn.manifold import TSNE
     pids = np.unique(table.pid[_people(table.pid, protocol)])
     rows = np.flatnonzero(table.pid.isin(pids[_evenly(len(pids), identities)]))
     x = torch.nn.functional.normalize(embeddings[rows], dim=1).numpy()

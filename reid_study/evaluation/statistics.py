@@ -13,14 +13,14 @@ __all__ = ['PERSON_SD', 'IMAGE_SD', 'NOISE_SD', 'NORMAL', 'LARGEST', 'MIN_SEEDS'
 import itertools
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
-from statsmodels.stats.multitest import multipletests
 
-from ..core import InputError, check_number, lookup
+from ..core import InputError, check_number, extra, lookup
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #30324e75
 PERSON_SD, IMAGE_SD, NOISE_SD = 1.0, 0.8, 0.4      # logits: ease of a person and of an image, for both recipes; noise of one AP
@@ -105,7 +105,7 @@ def _rows(name, t, value):
     return t if "queries" in t else t.assign(queries=1)
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #52a9d360
-def identity_means(table, value="AP"):
+def identity_means(table: pd.DataFrame, value: str = "AP") -> tuple[pd.DataFrame, pd.Series]:
     """The mean of `value` for each seed and identity (DataFrame [seed × pid]), and each identity's share of the queries (Series [pid]).
 
     `table`: a row per seed and query, with columns seed, pid, `value`, and query where there is one; or a row per seed and identity,
@@ -117,7 +117,7 @@ def identity_means(table, value="AP"):
     return means.droplevel("table"), weights
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #4b8a4a6e
-def paired_means(a, b, value="AP"):
+def paired_means(a: pd.DataFrame, b: pd.DataFrame, value: str = "AP") -> tuple[pd.DataFrame, pd.Series]:
     """Differences a − b of the identities' means for the seeds that both tables have (DataFrame [seed × pid]), and the weights [pid].
 
     Raises `InputError` as `identity_means` does, when no seed is shared, and when the tables' queries differ.
@@ -228,7 +228,7 @@ def _matrix(y, weights):
     return y, w/w.sum()
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #85dbef75
-def crossed_interval(y, weights=None, level=0.95):
+def crossed_interval(y: np.ndarray | pd.DataFrame, weights: np.ndarray | pd.Series | None = None, level: float = 0.95) -> Interval:
     """Interval for the weighted mean of y [seeds, identities], with seeds and identities as crossed random factors.
 
     `y`: array or DataFrame; paired differences, or one recipe's values. `weights` [identities]: scaled to sum 1; None: equal.
@@ -242,7 +242,7 @@ def crossed_interval(y, weights=None, level=0.95):
     return replace(found, share=min(share, 1.0), df_seeds=len(y) - 1.0, df_rest=float(_factors(w)[1]))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #61536c34
-def paired_difference(a, b, value="AP", level=0.95):
+def paired_difference(a: pd.DataFrame, b: pd.DataFrame, value: str = "AP", level: float = 0.95) -> Interval:
     """Interval for the difference a − b of two recipes' mean `value`, from tables as `identity_means` takes them.
 
     Only seeds that both have are used. Raises `InputError` when there is none, and when the queries differ.
@@ -250,7 +250,7 @@ def paired_difference(a, b, value="AP", level=0.95):
     return crossed_interval(*paired_means(a, b, value), level)
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #0b245940
-def unpaired_difference(a, b, value="AP", level=0.95):
+def unpaired_difference(a: pd.DataFrame, b: pd.DataFrame, value: str = "AP", level: float = 0.95) -> Interval:
     """Interval for a − b when the two tables have no seed in common; the identities are the same.
 
     The seeds of each table add a term of their own; the leanings of the identities are those of the difference.
@@ -263,7 +263,7 @@ def unpaired_difference(a, b, value="AP", level=0.95):
     return _t_interval(*_unpaired(*groups, w.to_numpy()), level, min(map(len, groups)))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #fdbb36ab
-def p_value(interval, null=0.0, alternative="two-sided"):
+def p_value(interval: Interval, null: float = 0.0, alternative: str = "two-sided") -> float:
     """The t test's p-value for the hypothesis that the truth is `null`, which agrees with the interval; NaN for an interval without bounds.
 
     `alternative`: "two-sided", "greater" or "less", as in SciPy. Without any spread p is 0 or 1.
@@ -287,7 +287,7 @@ def _cautious(t, share, df_few, df_many):
         low, high = np.where(smaller, half, low), np.where(smaller, high, half)
     return 10**high
 
-def cautious_p(interval, null=0.0, alternative="two-sided"):
+def cautious_p(interval: Interval, null: float = 0.0, alternative: str = "two-sided") -> float:
     """As `p_value`, and larger in the tails where seeds are few: they and the rest of the variance each have their own degrees of freedom.
 
     Satterthwaite's one number for both makes small p-values too small. The same as `p_value` for an interval without crossed factors.
@@ -300,7 +300,7 @@ def cautious_p(interval, null=0.0, alternative="two-sided"):
     return {"two-sided": min(both, 1.0), "greater": upper, "less": 1 - upper}[alternative]
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #9ccf41f2
-def sign_flip(differences, alternative="two-sided"):
+def sign_flip(differences: Sequence[float] | np.ndarray | pd.Series, alternative: str = "two-sided") -> float:
     """p-value of the sign-flip test of seeds' mean differences [S], which are `paired_means(a, b)` times its weights.
 
     It is about seeds, with the identities fixed. `alternative`: "two-sided", "greater" or "less". Exact to 16 seeds; beyond, by
@@ -316,23 +316,24 @@ def sign_flip(differences, alternative="two-sided"):
     return float(test.pvalue)
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #e934edc7
-def least_p(seeds, alternative="two-sided"):
+def least_p(seeds: int, alternative: str = "two-sided") -> float:
     "The smallest p-value that `sign_flip` can reach with so many seeds."
     check_number("seeds", seeds, least=1, whole=True)
     return min(1.0, math.ldexp(lookup(alternative, {"two-sided": 2, "greater": 1, "less": 1}, "alternative"), -seeds))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #12e2702e
-def flips_allow(p, seeds, alpha=0.05):
+def flips_allow(p: float, seeds: int, alpha: float = 0.05) -> bool:
     "Whether a sign-flip test over `seeds` seeds lets a verdict stand: p is at most alpha, or the least that so few seeds can reach."
     check_number("p", p, least=0, most=1)
     return p <= max(alpha, least_p(seeds)*(1 + ROUNDING))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #7ab48741
-def holm(p_values):
+def holm(p_values: dict[str, float] | pd.Series) -> dict[str, float]:
     """Holm's adjusted p-values of one family: name -> p in, a dictionary or a Series, name -> adjusted p out.
 
     Raises `InputError` for an empty family, and for p that is NaN or outside [0, 1].
     """
+    with extra("study"): from statsmodels.stats.multitest import multipletests
     if not isinstance(p_values, (dict, pd.Series)): raise InputError("the family must be a dictionary, name -> p-value")
     p_values = dict(p_values)
     if not p_values: raise InputError("the family has no p-values; give at least one")
@@ -340,7 +341,7 @@ def holm(p_values):
     return dict(zip(p_values, map(float, multipletests(list(p_values.values()), method="holm")[1])))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #f4945017
-def paired_shares(a, b, level=0.95):
+def paired_shares(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Interval:
     """Interval for the difference a − b of two shares of paired yes/no outcomes, a and b [seeds, ...] bool; the pairs count as independent.
 
     Wald's interval with half a pair added to each cell (Agresti & Min, Statistics in Medicine 2005), which draws the estimate
@@ -364,14 +365,14 @@ def paired_shares(a, b, level=0.95):
 # %% ../../nbs/63_evaluation.statistics.ipynb #e6389bdb
 KINDS = "better", "no worse", "different"      # of hypotheses about a difference
 
-def equivalence(interval, margin, test=None):
+def equivalence(interval: Interval, margin: float, test: Callable[..., float] | None = None) -> float:
     "p-value of two one-sided tests (`test`, None: `p_value`): small when the truth lies between −margin and margin."
     check_number("margin", margin, above=0, note=", in the unit of the endpoint")
     test = test or p_value
     return max(test(interval, -margin, "greater"), test(interval, margin, "less"))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #6f98f56d
-def non_inferiority(interval, margin, direction=1):
+def non_inferiority(interval: Interval, margin: float, direction: int = 1) -> float:
     "p-value that is small when the truth is not worse than a loss of `margin`. `direction`: 1 when more is better, −1 when less is."
     check_number("margin", margin, above=0, note=", in the unit of the endpoint")
     _check_direction(direction)
@@ -381,15 +382,16 @@ def _check_direction(direction):
     if direction not in (1, -1): raise InputError(f"direction={direction!r} must be 1 (more is better) or -1 (less is)")
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #b996f364
-def null_value(kind, margin, direction=1):
-    "The difference at which a hypothesis of a `kind` turns true: 0, or for \"no worse\" a loss of the margin."
+def null_value(kind: str, margin: float, direction: int = 1) -> float:
+    """The difference at which a hypothesis of a `kind` turns true: 0, or for "no worse" a loss of the margin."""
     lookup(kind, dict.fromkeys(KINDS), "kind of hypothesis")
     return -direction*margin if kind == "no worse" else 0.0
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #2a3e055a
 DECIDED = "reversed", "negligible", "undecided", "supported", "not testable"
 
-def verdict(interval, p_adjusted, direction=1, *, margin, p_equivalent=1.0, flips=True, alpha=0.05, kind="better"):
+def verdict(interval: Interval, p_adjusted: float, direction: int = 1, *, margin: float, p_equivalent: float = 1.0, flips: bool = True,
+            alpha: float = 0.05, kind: str = "better") -> str:
     """Answer a hypothesis about a difference with one of `DECIDED`.
 
     `p_adjusted`: from `holm` of two-sided `p_value`s at the `null_value`. `p_equivalent`: from `holm` of `equivalence`s.
@@ -426,7 +428,7 @@ def _halves(n, most):
     return [(*range(offset), *half) for half in chosen]
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #070aa6f8
-def aa_control(table, value="AP", level=0.95, splits=200):
+def aa_control(table: pd.DataFrame, value: str = "AP", level: float = 0.95, splits: int = 200) -> tuple[float, pd.DataFrame]:
     """Compare one recipe with itself on disjoint seeds: (share of the splits whose interval excludes 0, DataFrame with a row per split).
 
     `table`: as for `identity_means`, with at least four seeds. The rows have `seeds` (those of the first half), estimate, low, high.
@@ -446,7 +448,7 @@ def aa_control(table, value="AP", level=0.95, splits=200):
     return float(((rows.low > 0) | (rows.high < 0)).mean()), rows
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #91ffb9bb
-def minimum_detectable(interval, power=0.8, alpha=0.05):
+def minimum_detectable(interval: Interval, power: float = 0.8, alpha: float = 0.05) -> float:
     """The smallest true difference, in the unit of the endpoint, that a two-sided test at `alpha` detects with this power,
     given the interval's standard error and degrees of freedom; NaN for an interval without bounds.
 
@@ -508,7 +510,7 @@ def _same_recipes(x, y):
     return x, y
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #202cb346
-def query_bootstrap(a, b, value="AP", level=0.95):
+def query_bootstrap(a: pd.DataFrame, b: pd.DataFrame, value: str = "AP", level: float = 0.95) -> Interval:
     """The percentile bootstrap over queries for a − b: what not to do, as an `Interval`.
 
     It takes queries of one identity for independent and the seeds for given, and so is far too narrow. Tables as for

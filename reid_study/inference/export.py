@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['FILTERS', 'WEIGHTS', 'ABOUT', 'LARGEST', 'FIXED', 'FIELDS', 'NAMES', 'OPSET', 'as_pixels', 'ImageEmbedder',
            'parse_weights', 'fill_network', 'exportable_run', 'describe_embedder', 'save_embedder', 'read_about',
-           'check_about', 'load_embedder', 'optional_packages', 'export_graph', 'open_session', 'onnx_difference',
-           'to_onnx']
+           'check_about', 'load_embedder', 'export_graph', 'open_session', 'onnx_difference', 'to_onnx']
 
 # %% ../../nbs/90_inference.export.ipynb #b2b08e54
 import copy
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Iterable
@@ -22,7 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..core import InputError, atomic, check_number, lookup, read_json, regular_file, shown, write_json
+from ..core import InputError, atomic, check_number, extra, lookup, read_json, regular_file, shown, write_json
 from ..data.augment import MEAN, STD
 from ..data.images import as_rgb, read_image
 from ..distances import DISTANCES, get_distance
@@ -236,13 +234,6 @@ def load_embedder(folder, device="cpu"):
 # %% ../../nbs/90_inference.export.ipynb #1b7ee52f
 OPSET = 18     # what torch exports without conversion
 
-def optional_packages(*names):
-    "Optional packages, or an `InputError` that says how to get them."
-    try: return [importlib.import_module(name) for name in names]
-    except ImportError as e:
-        raise InputError(f"ONNX needs the package {e.name}, which is not installed; "
-                         'get it with: pip install -c constraints.txt -e ".[export]"') from None
-
 # %% ../../nbs/90_inference.export.ipynb #2d4e8b17
 def export_graph(embedder, path, opset):
     "Write an embedder as ONNX with torch; returns the onnx model, which may be of another opset."
@@ -277,7 +268,7 @@ def to_onnx(embedder, path, opset=OPSET, tolerance=1e-4):
     Returns `path`. The file appears when onnx's checker accepts it and onnxruntime agrees with PyTorch to `tolerance`, a share of the
     largest coordinate. Needs onnx, onnxruntime and onnxscript: `InputError` if one is missing, and for an opset that one of them lacks.
     """
-    onnx, runtime, _ = optional_packages("onnx", "onnxruntime", "onnxscript")
+    with extra("export"): import onnx, onnxruntime as runtime, onnxscript as _
     note = ": torch exports no older ones, and the installed onnx knows no later ones"
     check_number("opset", opset, OPSET, most=onnx.defs.onnx_opset_version(), whole=True, note=note)
     embedder = copy.deepcopy(embedder).cpu()

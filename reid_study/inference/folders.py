@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import num_cpus
 from tqdm import tqdm
 
-from ..core import InputError, atomic, check_number, lookup, regular_file, writable
+from ..core import InputError, atomic, check_number, extra, lookup, regular_file, writable
 from ..data.images import list_images, read_image
 
 # %% ../../nbs/90a_inference.folders.ipynb #f5a92e08
@@ -84,8 +84,7 @@ def _check_unpacked(path, size):
     if size > max(2**30, 20*os.path.getsize(path)): raise ValueError(f"it unpacks to {size//2**20:,} MB, which no file of its size does")
 
 def _to_parquet(table, embeddings, path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    with extra("train"): import pyarrow as pa, pyarrow.parquet as pq
     column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
     content = pa.Table.from_pandas(table, preserve_index=False).append_column("embedding", column)
     pq.write_table(content.replace_schema_metadata({"reid_study": json.dumps(table.attrs)}), path, compression="zstd")
@@ -98,8 +97,7 @@ def _batches(path, file):
         yield batch
 
 def _from_parquet(path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    with extra("train"): import pyarrow as pa, pyarrow.parquet as pq
     with pq.ParquetFile(path) as file:
         about = file.metadata
         columns = [about.row_group(i).column(j) for i in range(about.num_row_groups) for j in range(about.num_columns)]

@@ -6,8 +6,11 @@
 __all__ = ['attribute_targets', 'class_weights', 'AttributeLoss', 'attribute_counts', 'attribute_accuracy']
 
 # %% ../../nbs/31_losses.attributes.ipynb #d1cc6a29
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import InputError, check_number
 from .base import NOT_A_MARGIN, register_loss, with_nan
@@ -17,7 +20,7 @@ from ..networks.heads import AttributeHead, TASKS
 # %% ../../nbs/31_losses.attributes.ipynb #c3980dfc
 _COLUMNS = len(TASKS) - 2, TASKS["upper_colour"], TASKS["lower_colour"]    # single attributes, upper colours, lower colours
 
-def attribute_targets(attributes):
+def attribute_targets(attributes: Tensor | Any) -> Tensor:
     """Attribute columns [B, 27] (`ATTRIBUTES` of `data.market1501`: class indices from 0, -1 unknown) -> classes [B, 12], -1 unknown.
 
     They may be a tensor or an array of any integer type. A colour is known where exactly one of its columns is 1.
@@ -61,7 +64,7 @@ def _table(values, fill):
     return empty.index_copy(0, _SLOTS.to(values.device), values.T).unflatten(0, (widest, tasks))
 
 # %% ../../nbs/31_losses.attributes.ipynb #b5a095ab
-def class_weights(counts, largest=10.0):
+def class_weights(counts: Sequence[int], largest: float = 10.0) -> Tensor:
     """Weights [9, 12] of the classes of each task, min(n/(C·n_c), `largest`), from the images of each class, a list of 39.
 
     n: images of the task, C: its classes, n_c: images of the class. A task without images has weights of one; a class without images, in a
@@ -98,12 +101,13 @@ class AttributeLoss(nn.Module):
     `counts`: images of each class of each task in the training set, as `attribute_counts` gives them; an image then weighs
     min(n/(C·n_c), 10) in a task. None: all weigh alike. `label_smoothing` in [0, 1): share of the target spread over a task's classes.
     """
-    def __init__(self, counts=None, label_smoothing=0.0):
+    def __init__(self, counts: Sequence[int] | None = None, label_smoothing: float = 0.0) -> None:
+        "`counts`: a list of 39, as `attribute_counts` gives it, or None. `label_smoothing`: in [0, 1)."
         super().__init__()
         self.label_smoothing = check_number("label_smoothing", label_smoothing, least=0, below=1)
         self.register_buffer("weights", None if counts is None else class_weights(counts), persistent=False)
 
-    def compute(self, logits, attributes):
+    def compute(self, logits: Tensor, attributes: Tensor | Any) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, statistics) of logits [B, 39] and attribute columns [B, 27].
 
         A task is averaged over the images where it is known, then over the tasks known in the batch; zero with a graph where
@@ -124,19 +128,21 @@ class AttributeLoss(nn.Module):
         right = (answer == targets.T).to(scores.dtype)
         return with_nan(_mean_of_tasks(each, known), {"accuracy": _mean_of_tasks(right, known)})
 
-    def forward(self, logits, attributes): return self.compute(logits, attributes)[0]
+    def forward(self, logits: Tensor, attributes: Tensor | Any) -> Tensor:
+        "The loss, a scalar: the first of what `compute` returns, for the same arguments."
+        return self.compute(logits, attributes)[0]
 
-    def extra_repr(self): return f"weighted={self.weights is not None}, label_smoothing={self.label_smoothing}"
+    def extra_repr(self) -> str: return f"weighted={self.weights is not None}, label_smoothing={self.label_smoothing}"
 
 # %% ../../nbs/31_losses.attributes.ipynb #e2d79b0a
-def attribute_counts(attributes):
+def attribute_counts(attributes: Tensor | Any) -> list[int]:
     "Attribute columns [N, 27] of a training table -> the number of images of each class of each task, a list of 39."
     targets = attribute_targets(attributes)
     _check_targets(targets)
     return [count for t, classes in zip(targets.T, TASKS.values()) for count in t[t >= 0].bincount(minlength=classes).tolist()]
 
 # %% ../../nbs/31_losses.attributes.ipynb #063af227
-def attribute_accuracy(logits, attributes):
+def attribute_accuracy(logits: Tensor, attributes: Tensor | Any) -> dict[str, dict[str, float]]:
     """How well each task is answered: logits [N, 39], attribute columns [N, 27] -> task -> {"accuracy", "balanced", "majority"}.
 
     `balanced`: the mean over the classes that occur of the share of their images that are named right. `majority`: the accuracy of

@@ -10,14 +10,16 @@ __all__ = ['REDUCTIONS', 'FILLED', 'NOT_A_MARGIN', 'NOT_POSITIVE', 'NOT_A_COUNT'
 
 # %% ../../nbs/39_losses.base.ipynb #eac37918
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InputError, lookup
-from ..distances import as_pids, check_embeddings, get_distance, gradient_with_graph
+from ..distances import Distance, Labels, as_pids, check_embeddings, get_distance, gradient_with_graph
 from .mining import get_miner, positive_negative
 
 # %% ../../nbs/39_losses.base.ipynb #64a4e143
@@ -27,11 +29,13 @@ class MetricLoss(nn.Module):
     `distance`: a name or a `Distance`. `miner`: a name from `MINERS`, or a function (distances [M, N], pids [M],
     ref_pids [N] or None) -> tuple of index tensors; None or "batch_all": every tuple of the batch.
     """
-    def __init__(self, distance="euclidean", miner=None):
+    def __init__(self, distance: str | Distance = "euclidean", miner: str | Callable | None = None) -> None:
+        "`distance`: a name or a `Distance`. `miner`: a name from `MINERS`, a function, or None."
         super().__init__()
         self.distance, self.miner = get_distance(distance), get_miner(miner)
 
-    def compute(self, embeddings, pids, indices_tuple=None, ref_emb=None, ref_labels=None):
+    def compute(self, embeddings: Tensor, pids: Labels, indices_tuple: Sequence[Labels] | None = None, ref_emb: Tensor | None = None,
+                ref_labels: Labels | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, statistics) of embeddings [B, D] and pids [B].
 
         `indices_tuple`: triplets (a, p, n) or pairs (a1, p, a2, n) in place of the miner's; rows of the batch, then of the
@@ -54,18 +58,21 @@ class MetricLoss(nn.Module):
         if penalty is not None: value, statistics = value + penalty, statistics | {"penalty": penalty.detach()}
         return with_nan(value, statistics)
 
-    def from_distances(self, distances, pids, ref_pids=None, indices=None):
+    def from_distances(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None,
+                       indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its statistics from distances [M, N], the identities of rows and columns, and tuples of indices or None.
 
         `ref_pids` None: columns are the rows themselves.
         """
         raise NotImplementedError
 
-    def forward(self, embeddings, pids, indices_tuple=None, ref_emb=None, ref_labels=None):
+    def forward(self, embeddings: Tensor, pids: Labels, indices_tuple: Sequence[Labels] | None = None, ref_emb: Tensor | None = None,
+                ref_labels: Labels | None = None) -> Tensor:
+        "The loss, a scalar: the first of what `compute` returns, for the same arguments."
         return self.compute(embeddings, pids, indices_tuple, ref_emb, ref_labels)[0]
 
 # %% ../../nbs/39_losses.base.ipynb #aed8d7f2
-def zero_or_nan(x):
+def zero_or_nan(x: Tensor) -> Tensor:
     """0, or NaN where x holds NaN or infinity: what a loss adds that reads only part of x.
 
     A comparison with NaN is false, so a mask hides it: the anchor counts as one without pairs, and the loss as zero.
@@ -73,13 +80,13 @@ def zero_or_nan(x):
     return x.detach().sum()*0
 
 # %% ../../nbs/39_losses.base.ipynb #0349bc5a
-def with_nan(value, statistics):
+def with_nan(value: Tensor, statistics: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     "(value, statistics), where a value that is NaN or infinite makes all statistics NaN: shares of comparisons with NaN would be 0."
     lost = zero_or_nan(value)
     return value, {name: share + lost for name, share in statistics.items()}
 
 # %% ../../nbs/39_losses.base.ipynb #3ee27e93
-def as_indices(indices, distances):
+def as_indices(indices: Sequence[Labels], distances: Tensor) -> tuple[Tensor, ...]:
     """Tuples (a, p, n) or (a1, p, a2, n), each a tensor, an array or a list [T], as tensors on the device of distances [M, N].
 
     Raises `InputError` for another number of them, for what is not whole numbers and, on a CPU, for an index out of range.
@@ -94,7 +101,7 @@ def as_indices(indices, distances):
     return indices
 
 # %% ../../nbs/39_losses.base.ipynb #8598389d
-def pair_masks(pids, ref_pids=None, indices=None):
+def pair_masks(pids: Tensor, ref_pids: Tensor | None = None, indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
     """Masks [M, N] of positive and of negative pairs: all of them, or those in tuples (a, p, n) or (a1, p, a2, n).
 
     `indices`: as `as_indices` gives them.
@@ -107,12 +114,12 @@ def pair_masks(pids, ref_pids=None, indices=None):
     return chosen
 
 # %% ../../nbs/39_losses.base.ipynb #955d7cf2
-def mean(values):
+def mean(values: Tensor) -> Tensor:
     "Mean of a vector, and a zero with a gradient graph where the vector is empty."
     return values.sum()/max(len(values), 1)
 
 # %% ../../nbs/39_losses.base.ipynb #241fb93f
-def hinge_sums(hinges, valid=None):
+def hinge_sums(hinges: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     "(sum, number above zero, number) of hinges; those where the mask `valid` is False do not count."
     if valid is None: count = torch.full((), hinges.numel(), device=hinges.device)
     else: hinges, count = hinges.masked_fill(~valid, 0), valid.sum()
@@ -121,18 +128,18 @@ def hinge_sums(hinges, valid=None):
 # %% ../../nbs/39_losses.base.ipynb #5fa82628
 REDUCTIONS = ("mean", "active")
 
-def reduce_hinges(sums, reduction="mean"):
+def reduce_hinges(sums: tuple[Tensor, Tensor, Tensor], reduction: str = "mean") -> tuple[Tensor, Tensor]:
     "(value, share of open hinges) from (sum, number of open hinges, number of tuples); zeros where there are none."
     total, active, count = sums
     return total/(active if reduction == "active" else count).clamp(min=1), active/count.clamp(min=1)
 
 # %% ../../nbs/39_losses.base.ipynb #e96a0fa3
-def check_reduction(name):
+def check_reduction(name: str) -> str:
     "The reduction, or an `InputError` if it isn't one of `REDUCTIONS`."
     return lookup(name, dict(zip(REDUCTIONS, REDUCTIONS)), "reduction")
 
 # %% ../../nbs/39_losses.base.ipynb #85c5c2bc
-def log_sum_exp(distances, mask, scale=1.0, dim=1):
+def log_sum_exp(distances: Tensor, mask: Tensor, scale: float = 1.0, dim: int = 1) -> Tensor:
     """log Σ e^(scale·d) over the distances [M, N] under a mask, along `dim`: [M] for 1, [N] for 0.
 
     An empty sum gives the lowest finite number; whatever reads it must send no gradient back there.
@@ -158,29 +165,29 @@ class _LogSumExp(torch.autograd.Function):
         return gradient_with_graph(by_rules, distances, slope), None, None, None
 
 # %% ../../nbs/39_losses.base.ipynb #80346fd5
-def not_empty(logarithm):
+def not_empty(logarithm: Tensor) -> Tensor:
     "Which results of `log_sum_exp` have at least one term, or are NaN."
     return ~(logarithm.detach() <= torch.finfo(logarithm.dtype).min/2)
 
 # %% ../../nbs/39_losses.base.ipynb #a57f7a7b
-def mean_distances(distances, positive, negative):
+def mean_distances(distances: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
     "Statistics of a loss on pairs: `d_ap` and `d_an`, the mean distances under two masks [M, N]; zero under an empty one."
     def average(mask): return torch.where(mask, distances.detach(), 0).sum()/mask.count_nonzero().clamp(min=1)
     return {"d_ap": average(positive), "d_an": average(negative)}
 
 # %% ../../nbs/39_losses.base.ipynb #11dc1f4c
-def anchor_mean(each, valid):
+def anchor_mean(each: Tensor, valid: Tensor) -> Tensor:
     "Mean of a loss [M] over the valid anchors, and a zero with a gradient graph where there are none."
     return torch.where(valid, each, 0).sum()/valid.sum().clamp(min=1)
 
 # %% ../../nbs/39_losses.base.ipynb #e4d8d432
-def cross_entropy(logits, pids, label_smoothing=0.0):
+def cross_entropy(logits: Tensor, pids: Tensor, label_smoothing: float = 0.0) -> Tensor:
     "Mean cross-entropy of logits [B, C] and classes [B]; no class is left out, and an empty batch gives a zero with a graph."
     total = F.cross_entropy(logits, pids, label_smoothing=label_smoothing, reduction="sum", ignore_index=torch.iinfo(torch.int64).min)
     return total/max(len(pids), 1)
 
 # %% ../../nbs/39_losses.base.ipynb #46fd4143
-def check_classes(pids, classes):
+def check_classes(pids: Tensor, classes: int) -> None:
     "Raise `InputError` unless pids lie in 0 ... classes - 1. Only on the CPU: a GPU would have to wait for the answer."
     if pids.device.type != "cpu" or not len(pids): return
     low, high = pids.aminmax()
@@ -229,16 +236,16 @@ class Loss:
             for setting in named: lookup(setting, known, f"setting of {self.make.__name__}")
 
     @property
-    def is_classifier(self): return self.classifies or self.head is not None
+    def is_classifier(self) -> bool: return self.classifies or self.head is not None
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """The settings and their defaults: the class's own, the weight in the sum, and `lr_factor`, the learning rate of the
         weights that belong to this term (of its head, proxies, distance ...) in units of the network's."""
         parameters = inspect.signature(self.make).parameters.items()
         return {"weight": 1.0, "lr_factor": 1.0} | {name: p.default for name, p in parameters if name not in FILLED}
 
-    def search_space(self, settings=None):
+    def search_space(self, settings: dict[str, Any] | None = None) -> dict[str, tuple[float, float] | list[str]]:
         """What is tuned: setting -> (low, high), or a list of words. `settings`: those that differ from the defaults.
 
         A range by distance is that of the distance set; what is set to something other than a number, or one of the words, is not tuned.
@@ -253,7 +260,7 @@ class Loss:
 # %% ../../nbs/39_losses.base.ipynb #8ad365a7
 LOSSES = {}
 
-def register_loss(name, **about):
+def register_loss(name: str, **about: Any) -> Callable[[type], type]:
     """A class decorator that enters a loss in `LOSSES`; `about`: the fields of `Loss` beside its class.
 
     Raises `InputError` for a name that another class has.

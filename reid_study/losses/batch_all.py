@@ -7,6 +7,7 @@ __all__ = ['triplet_sum', 'quadruplet_sum']
 
 # %% ../../nbs/44_losses.batch_all.ipynb #c26dea42
 import torch
+from torch import Tensor
 
 from ..core import InputError, check_number
 from .mining import checked_pids
@@ -31,7 +32,8 @@ def _checked(distances, pids, ref_pids, margin):
     return checked_pids(distances, pids, ref_pids)
 
 # %% ../../nbs/44_losses.batch_all.ipynb #19070e3b
-def triplet_sum(distances, pids, ref_pids=None, margin=0.3, pull=1.0):
+def triplet_sum(distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None, margin: float = 0.3,
+                pull: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Exact sum of (pull·d_ap - d_an + margin)₊ over all triplets (Hermans et al. 2017, eq. 6) -> (total, active, count).
 
     `distances` [M, N], float32 or float64; `pids` [M] of the rows, `ref_pids` [N] of the columns (None: the rows, and no image is its
@@ -90,7 +92,7 @@ def _shared(rank, owner, start, circle):
     return open_, torch.empty_like(below).scatter_(0, by, below)[:P]
 
 # %% ../../nbs/44_losses.batch_all.ipynb #bff01eb5
-def quadruplet_sum(distances, pids, margin):
+def quadruplet_sum(distances: Tensor, pids: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
     """Exact sum of (d_ap - d_n1n2 + margin)₊ over all quadruplets (second hinge of Chen et al. 2017) -> (total, active, count).
 
     a and p are two images of one identity, n1 and n2 of two further ones. Both pairs are ordered, as the sum is written, so

@@ -7,10 +7,10 @@ __all__ = ['CenterLoss']
 
 # %% ../../nbs/34_losses.center.ipynb #bf93ddbd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import check_number
-from ..distances import unit
+from ..distances import Labels, unit
 from .base import mean, register_loss
 from .margin_softmax import checked_batch
 
@@ -23,13 +23,14 @@ class CenterLoss(nn.Module):
     (centres are free: the best one is the mean of unit vectors, inside the sphere). Centres start at zero, so that those not
     yet learned pull nowhere on the sphere. Statistic: `d_ap`, the mean distance to the own centre (the root, not the square).
     """
-    def __init__(self, classes, dim, normalize=True):
+    def __init__(self, classes: int, dim: int, normalize: bool = True) -> None:
+        "`classes`: training identities. `dim`: width of the embeddings. `normalize`: put embeddings on the unit sphere first."
         super().__init__()
         check_number("classes", classes, least=1, whole=True); check_number("dim", dim, least=1, whole=True)
         self.normalize = normalize
         self.centres = nn.Parameter(torch.zeros(classes, dim))
 
-    def compute(self, embeddings, pids):
+    def compute(self, embeddings: Tensor, pids: Labels) -> tuple[Tensor, dict[str, Tensor]]:
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
         pids = checked_batch(embeddings, pids, *self.centres.shape)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -38,6 +39,8 @@ class CenterLoss(nn.Module):
             squared = (x - self.centres.index_select(0, pids)).square().sum(1)
         return mean(squared)/2, {"d_ap": mean(squared.detach().sqrt())}
 
-    def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
+    def forward(self, embeddings: Tensor, pids: Labels) -> Tensor:
+        "The loss, a scalar: the first of what `compute` returns, for the same arguments."
+        return self.compute(embeddings, pids)[0]
 
-    def extra_repr(self): return f"classes={len(self.centres)}, dim={self.centres.shape[1]}, normalize={self.normalize}"
+    def extra_repr(self) -> str: return f"classes={len(self.centres)}, dim={self.centres.shape[1]}, normalize={self.normalize}"

@@ -8,6 +8,8 @@ __all__ = ['CircleLoss']
 # %% ../../nbs/48_losses.circle.ipynb #32d11974
 from torch.nn import functional as F
 
+from torch import Tensor
+
 from ..core import check_number
 from ..distances import differentiable_once
 from .base import (NOT_A_MARGIN, NOT_POSITIVE, MetricLoss, anchor_mean, log_sum_exp,
@@ -25,12 +27,14 @@ class CircleLoss(MetricLoss):
     `margin`: in units of the cosine, at least 0. `scale`: above 0. Bad settings raise `InputError`, and so does a second derivative.
     Statistics: `d_ap`, `d_an` (mean cosine distances of the pairs).
     """
-    def __init__(self, margin=0.25, scale=64.0):
+    def __init__(self, margin: float = 0.25, scale: float = 64.0) -> None:
+        "`margin`: in units of the cosine, at least 0. `scale`: above 0."
         super().__init__("cosine")
         check_number("margin", margin, least=0, note=", in units of the cosine"); check_number("scale", scale, above=0)
         self.margin, self.scale = margin, scale
 
-    def from_distances(self, distances, pids, ref_pids=None, indices=None):
+    def from_distances(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None,
+                       indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         positive, negative = pair_masks(pids, ref_pids, indices)
         distances = differentiable_once(distances, "CircleLoss")
         m, d = self.margin, distances.detach()                       # s = 1 - d
@@ -38,4 +42,4 @@ class CircleLoss(MetricLoss):
         push = log_sum_exp((1 + m - d).relu()*(1 - m - distances), negative, self.scale)
         return anchor_mean(F.softplus(pull + push), not_empty(pull) & not_empty(push)), mean_distances(distances, positive, negative)
 
-    def extra_repr(self): return f"margin={self.margin}, scale={self.scale}"
+    def extra_repr(self) -> str: return f"margin={self.margin}, scale={self.scale}"

@@ -6,9 +6,13 @@
 __all__ = ['ContrastiveLoss']
 
 # %% ../../nbs/40_losses.contrastive.ipynb #ad7652ea
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from ..core import check_number
+from ..distances import Distance
 from .base import NOT_A_MARGIN, MetricLoss, check_reduction, pair_masks, register_loss
 
 # %% ../../nbs/40_losses.contrastive.ipynb #70b5cdbc
@@ -23,12 +27,15 @@ class ContrastiveLoss(MetricLoss):
     `reduction`: the mean over all negative pairs, or, "active", over those with an open hinge, d < margin.
     Statistics: `active` (share of negative pairs with d < margin), `d_ap`, `d_an`. Raises `InputError` for a margin below 0.
     """
-    def __init__(self, margin=1.0, distance="euclidean", miner=None, reduction="mean"):
+    def __init__(self, margin: float = 1.0, distance: str | Distance = "euclidean", miner: str | Callable | None = None,
+                 reduction: str = "mean") -> None:
+        "`margin`: in units of the distance. `distance`, `miner`: as in `MetricLoss`. `reduction`: a name from `REDUCTIONS`."
         super().__init__(distance, miner)
         self.reduction = check_reduction(reduction)
         self.margin = check_number("margin", margin, least=0, note=", in units of the distance")
 
-    def from_distances(self, distances, pids, ref_pids=None, indices=None):
+    def from_distances(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None,
+                       indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         positive, negative = (m.to(distances.dtype).flatten() for m in pair_masks(pids, ref_pids, indices))
         d = distances.flatten()
         residual = torch.sub(d, negative, alpha=self.margin)          # d for positives, d - margin for negatives
@@ -41,4 +48,4 @@ class ContrastiveLoss(MetricLoss):
             statistics = {"active": short.sum()/n_negative, "d_ap": d_ap, "d_an": d_an}
         return torch.dot(weight, residual.square()), statistics
 
-    def extra_repr(self): return f"margin={self.margin}, reduction={self.reduction}"
+    def extra_repr(self) -> str: return f"margin={self.margin}, reduction={self.reduction}"

@@ -7,10 +7,10 @@ __all__ = ['IdentityLoss', 'check_logits']
 
 # %% ../../nbs/30_losses.identity.ipynb #9486d53d
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import InputError, check_number
-from ..distances import as_pids
+from ..distances import Labels, as_pids
 from .base import NOT_A_MARGIN, check_classes, cross_entropy, mean, register_loss, with_nan
 from ..networks.heads import Classifier
 
@@ -22,11 +22,12 @@ class IdentityLoss(nn.Module):
 
     `label_smoothing` in [0, 1): share of the target that is spread over all classes. Raises `InputError` for one outside.
     """
-    def __init__(self, label_smoothing=0.0):
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        "`label_smoothing`: share of the target that is spread over all classes, in [0, 1)."
         super().__init__()
         self.label_smoothing = check_number("label_smoothing", label_smoothing, least=0, below=1)
 
-    def compute(self, logits, pids):
+    def compute(self, logits: Tensor, pids: Labels) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, statistics): `accuracy`, the share of images given to the right identity, averaged over parts where there are some.
 
         Raises `InputError` for shapes that do not fit, logits that are not floats, labels that are not whole numbers and, on a CPU,
@@ -42,12 +43,14 @@ class IdentityLoss(nn.Module):
         value = parts*cross_entropy(logits, pids, self.label_smoothing)
         return with_nan(value, {"accuracy": mean((logits.detach().argmax(1) == pids).float())})
 
-    def forward(self, logits, pids): return self.compute(logits, pids)[0]
+    def forward(self, logits: Tensor, pids: Labels) -> Tensor:
+        "The loss, a scalar: the first of what `compute` returns, for the same arguments."
+        return self.compute(logits, pids)[0]
 
-    def extra_repr(self): return f"label_smoothing={self.label_smoothing}"
+    def extra_repr(self) -> str: return f"label_smoothing={self.label_smoothing}"
 
 # %% ../../nbs/30_losses.identity.ipynb #2efb3727
-def check_logits(logits):
+def check_logits(logits: Tensor) -> None:
     "Raise `InputError` unless logits are a tensor of floats."
     if not torch.is_tensor(logits): raise InputError(f"logits are a {type(logits).__name__}; give a tensor, as by torch.as_tensor")
     if not logits.is_floating_point(): raise InputError(f"logits are {logits.dtype}; give the classifier's output as floats")

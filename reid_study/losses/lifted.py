@@ -6,9 +6,13 @@
 __all__ = ['LiftedStructureLoss']
 
 # %% ../../nbs/45_losses.lifted.ipynb #3763c40b
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from ..core import check_number
+from ..distances import Distance
 from .base import (NOT_A_MARGIN, NOT_POSITIVE, MetricLoss, log_sum_exp, mean_distances, not_empty, pair_masks,
                                     register_loss)
 
@@ -24,12 +28,15 @@ class LiftedStructureLoss(MetricLoss):
         all pairs; tuples of indices choose pairs.
     Statistics: `active` (share of positive pairs whose hinge is open), `d_ap`, `d_an` (mean distances of the pairs).
     """
-    def __init__(self, margin=1.0, distance="euclidean", miner=None, scale=1.0):
+    def __init__(self, margin: float = 1.0, distance: str | Distance = "euclidean", miner: str | Callable | None = None,
+                 scale: float = 1.0) -> None:
+        "`margin`: in units of the scaled distance. `distance`, `miner`: as in `MetricLoss`. `scale`: what distances are multiplied by."
         super().__init__(distance, miner)
         self.margin = check_number("margin", margin, least=0, note=", in units of the scaled distance")
         self.scale = check_number("scale", scale, above=0)
 
-    def from_distances(self, distances, pids, ref_pids=None, indices=None):
+    def from_distances(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None,
+                       indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         positive, negative = pair_masks(pids, ref_pids, indices)
         of_i = log_sum_exp(distances, negative, -self.scale)
         of_j = of_i if ref_pids is None else log_sum_exp(distances, negative, -self.scale, dim=0)
@@ -40,4 +47,4 @@ class LiftedStructureLoss(MetricLoss):
         active = hinges.detach().count_nonzero()/n
         return hinges.square().sum()/(2*n), {"active": active} | mean_distances(distances, positive, negative)
 
-    def extra_repr(self): return f"margin={self.margin}, scale={self.scale}"
+    def extra_repr(self) -> str: return f"margin={self.margin}, scale={self.scale}"

@@ -8,14 +8,15 @@ __all__ = ['sharded_cross_entropy', 'ShardedIdentityLoss', 'draw_others', 'Sampl
 # %% ../../nbs/35_losses.many_identities.ipynb #5db6c122
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import InputError, check_number
-from ..distances import differentiable_once
+from ..core import InputError, check_number, extra
+from ..distances import Labels, differentiable_once
 from .base import cross_entropy, mean, with_nan
 from .margin_softmax import checked_batch
 
@@ -70,7 +71,7 @@ def _sharded_softmax(x, weight_shards, labels):
     return differentiable_once(each, "a classifier in shards"), best
 
 # %% ../../nbs/35_losses.many_identities.ipynb #b80f0539
-def sharded_cross_entropy(x, weight_shards, labels):
+def sharded_cross_entropy(x: Tensor, weight_shards: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the logits x @ wᵀ, with the classes in shards: the value and gradient of the whole, the memory of one.
 
     `x` [B, D]. `weight_shards`: matrices [C_k, D]; the classes are numbered through them. `labels` [B] in 0 ... ΣC_k - 1.
@@ -90,20 +91,23 @@ class ShardedIdentityLoss(nn.Module):
     `classes`, `dim`: training identities and width of the embeddings. Called with embeddings [B, dim] and pids [B] in
     0 ... classes - 1. Statistic: `accuracy`, the share of images given to the right identity.
     """
-    def __init__(self, classes, dim, shard=8192):
+    def __init__(self, classes: int, dim: int, shard: int = 8192) -> None:
+        "`classes`: training identities. `dim`: width of the embeddings. `shard`: classes whose logits are in memory at a time."
         super().__init__()
         for name, value in (("classes", classes), ("dim", dim), ("shard", shard)): check_number(name, value, least=1, whole=True)
         self.shards = nn.ParameterList(_weights(min(shard, classes - first), dim) for first in range(0, classes, shard))
 
-    def compute(self, embeddings, pids):
+    def compute(self, embeddings: Tensor, pids: Labels) -> tuple[Tensor, dict[str, Tensor]]:
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
         each, best = _sharded_softmax(embeddings, self.shards, pids)
         return with_nan(mean(each), {"accuracy": mean((best == pids).float())})
 
-    def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
+    def forward(self, embeddings: Tensor, pids: Labels) -> Tensor:
+        "The loss, a scalar: the first of what `compute` returns, for the same arguments."
+        return self.compute(embeddings, pids)[0]
 
 # %% ../../nbs/35_losses.many_identities.ipynb #ce30cb7f
-def draw_others(own, classes, sample):
+def draw_others(own: Tensor, classes: int, sample: int) -> tuple[Tensor, Tensor]:
     """Draw `sample` of the classes 0 ... classes - 1 that are not in `own` (sorted, distinct): (classes drawn [m], expected count of each).
 
     One of each of m equal strata: time and memory of m, not of the classes. All others, once each, where `sample` reaches them.
@@ -126,13 +130,14 @@ class SampledSoftmaxLoss(nn.Module):
     momentum; else it is the ordinary cross-entropy with a dense gradient.
     Statistic: `accuracy`, the share of images whose own logit is the largest of those drawn: more than among all.
     """
-    def __init__(self, classes, dim, sample=2048, correction=True):
+    def __init__(self, classes: int, dim: int, sample: int = 2048, correction: bool = True) -> None:
+        "`classes`: training identities. `dim`: width of the embeddings. `sample`, `correction`: see the class."
         super().__init__()
         for name, value in (("classes", classes), ("dim", dim), ("sample", sample)): check_number(name, value, least=1, whole=True)
         self.sample, self.correction = sample, correction
         self.weight = _weights(classes, dim)
 
-    def compute(self, embeddings, pids):
+    def compute(self, embeddings: Tensor, pids: Labels) -> tuple[Tensor, dict[str, Tensor]]:
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
         pids = checked_batch(embeddings, pids, *self.weight.shape)
         weight, target, shift = (self.weight, pids, None) if self.sample >= len(self.weight) else self.drawn(pids)
@@ -149,9 +154,11 @@ class SampledSoftmaxLoss(nn.Module):
         shift = F.pad(weight.new_full(others.shape, -math.log(count) if self.correction else 0.), (len(own), 0))
         return weight, target, shift
 
-    def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
+    def forward(self, embeddings: Tensor, pids: Labels) -> Tensor:
+        "The loss, a scalar: the first of what `compute` returns, for the same arguments."
+        return self.compute(embeddings, pids)[0]
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"classes={len(self.weight)}, dim={self.weight.shape[1]}, sample={self.sample}, correction={self.correction}"
 
 # %% ../../nbs/35_losses.many_identities.ipynb #8dab60df
@@ -201,7 +208,7 @@ def cost_picture(table, floor=1.0):
     `table`: rows with `name`, `family` ("identity" or "metric"), `classes`, `cpu` and `megabytes`, as benchmarks/identities.py writes them.
     Memory below `floor` megabytes, which is measured poorly, is drawn there.
     """
-    from matplotlib.figure import Figure
+    with extra("train"): from matplotlib.figure import Figure
     names = list(dict.fromkeys(r["name"] for r in table))
     shades = {"identity": iter(("#12233d", "#1f5592", "#3f86c6", "#6aa6d8", "#7d6bb0", "#a08cc8")),
               "metric": iter(("#8c2d26", "#c8443c", "#d9962b", "#b3651d"))}

@@ -9,21 +9,21 @@ __all__ = ['cosine_logits', 'checked_batch', 'MarginSoftmax', 'CosFaceLoss', 'Ar
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import InputError, check_number
-from ..distances import as_pids, check_embeddings, differentiable_once, unit
+from ..distances import Labels, as_pids, check_embeddings, differentiable_once, unit
 from .base import NOT_A_MARGIN, NOT_POSITIVE, check_classes, cross_entropy, mean, register_loss, with_nan
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #e577c2a0
-def cosine_logits(embeddings, weight, scale=1.0):
+def cosine_logits(embeddings: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
     "`scale` times the cosine of each embedding [B, D] with each row of `weight` [C, D]: [B, C], in float32 or better."
     dtype = torch.promote_types(torch.promote_types(embeddings.dtype, weight.dtype), torch.float32)
     with torch.autocast(embeddings.device.type, enabled=False):
         return scale*unit(embeddings.to(dtype)) @ unit(weight.to(dtype)).T
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #06e41cdf
-def checked_batch(embeddings, pids, classes, dim):
+def checked_batch(embeddings: Tensor, pids: Labels, classes: int, dim: int) -> Tensor:
     """The pids as int64 [B] (see `as_pids`), which must lie in 0 ... classes - 1, of embeddings that must be floats [B, dim].
 
     Raises `InputError` otherwise. The range is checked on the CPU only: a GPU would have to wait for the answer.
@@ -44,27 +44,30 @@ class MarginSoftmax(nn.Module):
     Statistic: `accuracy`, the share of images whose nearest weight vector, without a margin, is their own.
     Raises `InputError` for numbers of classes, widths, margins and scales that make no sense.
     """
-    def __init__(self, classes, dim, margin, scale):
+    def __init__(self, classes: int, dim: int, margin: float, scale: float) -> None:
+        "`classes`: training identities. `dim`: width of the embeddings. `margin`: as the subclass says. `scale`: of the cosines."
         super().__init__()
         check_number("classes", classes, least=1, whole=True); check_number("dim", dim, least=1, whole=True)
         check_number("margin", margin, least=0); check_number("scale", scale, above=0)
         self.margin, self.scale = margin, scale
         self.weight = nn.Parameter(torch.randn(classes, dim)*dim**-0.5)      # about unit length
 
-    def with_margin(self, logits, own):
+    def with_margin(self, logits: Tensor, own: Tensor) -> Tensor:
         "Logits [B, C] = scale times cosine, and own [B, 1], the column of each image's identity -> logits with the margin."
         raise NotImplementedError
 
-    def compute(self, embeddings, pids):
+    def compute(self, embeddings: Tensor, pids: Labels) -> tuple[Tensor, dict[str, Tensor]]:
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
         pids = checked_batch(embeddings, pids, *self.weight.shape)
         logits = cosine_logits(embeddings, self.weight, self.scale)
         right = logits.detach().argmax(1) == pids
         return with_nan(cross_entropy(self.with_margin(logits, pids[:, None]), pids), {"accuracy": mean(right.float())})
 
-    def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
+    def forward(self, embeddings: Tensor, pids: Labels) -> Tensor:
+        "The loss, a scalar: the first of what `compute` returns, for the same arguments."
+        return self.compute(embeddings, pids)[0]
 
-    def extra_repr(self): return f"classes={len(self.weight)}, dim={self.weight.shape[1]}, margin={self.margin}, scale={self.scale}"
+    def extra_repr(self) -> str: return f"classes={len(self.weight)}, dim={self.weight.shape[1]}, margin={self.margin}, scale={self.scale}"
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #152fed82
 @register_loss("cosface", classifies=True, search={"margin": (0.05, 0.5), "scale": (8, 64)},
@@ -72,9 +75,11 @@ class MarginSoftmax(nn.Module):
                refuses={"margin": NOT_A_MARGIN, "scale": NOT_POSITIVE}, needs_pairs=False)
 class CosFaceLoss(MarginSoftmax):
     "Margin on the cosine: the own logit is scale·(cos θ - margin) (Wang et al., CVPR 2018, eq. 4). See `MarginSoftmax`."
-    def __init__(self, classes, dim, margin=0.25, scale=24.0): super().__init__(classes, dim, margin, scale)
+    def __init__(self, classes: int, dim: int, margin: float = 0.25, scale: float = 24.0) -> None:
+        "As `MarginSoftmax`, with the margin in units of the cosine."
+        super().__init__(classes, dim, margin, scale)
 
-    def with_margin(self, logits, own):
+    def with_margin(self, logits: Tensor, own: Tensor) -> Tensor:
         return logits.scatter_add_(1, own, logits.new_full(own.shape, -self.scale*self.margin))
 
 # %% ../../nbs/33_losses.margin_softmax.ipynb #05888e65
@@ -87,14 +92,15 @@ class ArcFaceLoss(MarginSoftmax):
     Beyond θ = π - margin, where cos(θ + margin) would rise again, it goes on as cos θ + cos(margin) - 1: continuous and
     falling. See `MarginSoftmax`; a margin of π/2 or more, probably degrees, is an `InputError` too.
     """
-    def __init__(self, classes, dim, margin=0.3, scale=24.0):
+    def __init__(self, classes: int, dim: int, margin: float = 0.3, scale: float = 24.0) -> None:
+        "As `MarginSoftmax`, with the margin in radians."
         super().__init__(classes, dim, margin, scale)
         if margin >= math.pi/2: raise InputError(f"margin={margin!r} must be below π/2: it is an angle in radians")
 
-    def with_margin(self, logits, own):
+    def with_margin(self, logits: Tensor, own: Tensor) -> Tensor:
         return logits.scatter(1, own, self.scale*self.turned(logits.gather(1, own)/self.scale))
 
-    def turned(self, cosine):
+    def turned(self, cosine: Tensor) -> Tensor:
         "cos(θ + margin) from cos θ, without an arccosine, with a finite slope everywhere."
         cos_m, sin_m = math.cos(self.margin), math.sin(self.margin)
         sine = ((1 - cosine)*(1 + cosine)).clamp(min=1e-6).sqrt()
@@ -110,9 +116,11 @@ class CircleClassLoss(MarginSoftmax):
     Own logit: scale·a·(s - 1 + margin) with a = (1 + margin - s)₊; other logits: scale·a·(s - margin) with a = (s + margin)₊.
     The factors a are constants for the gradient, as in the paper, so a second derivative is an `InputError`. See `MarginSoftmax`.
     """
-    def __init__(self, classes, dim, margin=0.25, scale=64.0): super().__init__(classes, dim, margin, scale)
+    def __init__(self, classes: int, dim: int, margin: float = 0.25, scale: float = 64.0) -> None:
+        "As `MarginSoftmax`, with the margin in units of the cosine."
+        super().__init__(classes, dim, margin, scale)
 
-    def with_margin(self, logits, own):
+    def with_margin(self, logits: Tensor, own: Tensor) -> Tensor:
         logits = differentiable_once(logits, "CircleClassLoss")
         m, s = self.margin, logits.gather(1, own)/self.scale
         factor = (logits.detach()/self.scale).add_(m).clamp_(min=0)

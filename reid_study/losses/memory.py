@@ -6,11 +6,13 @@
 __all__ = ['Queue', 'CrossBatchMemory']
 
 # %% ../../nbs/43a_losses.memory.ipynb #1fe2cd72
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import InputError, check_number, lookup
-from ..distances import as_pids, check_embeddings, get_distance
+from ..distances import Distance, Labels, as_pids, check_embeddings, get_distance
 from .base import NOT_A_COUNT, NOT_A_MARGIN, register_loss
 from .contrastive import ContrastiveLoss
 from .triplet import TripletLoss
@@ -21,22 +23,23 @@ class Queue(nn.Module):
 
     Buffers and counters are part of the state dict, so a training that resumes from a checkpoint has the same memory.
     """
-    def __init__(self, size, dim):
+    def __init__(self, size: int, dim: int) -> None:
+        "`size`: how many embeddings are kept. `dim`: their width."
         super().__init__()
         self.size, self.batches, self.seen = size, 0, 0            # counted by the host: a GPU need not be asked
         self.register_buffer("embeddings", torch.zeros(size, dim))
         self.register_buffer("pids", torch.zeros(size, dtype=torch.long))
 
     @property
-    def filled(self): return min(self.seen, self.size)
+    def filled(self) -> int: return min(self.seen, self.size)
 
-    def latest(self):
+    def latest(self) -> tuple[Tensor, Tensor]:
         "(embeddings [filled, dim], pids [filled])."
         start = self.size - self.filled
         return self.embeddings[start:], self.pids[start:]
 
     @torch.no_grad()
-    def enqueue(self, embeddings, pids):
+    def enqueue(self, embeddings: Tensor, pids: Tensor) -> None:
         "Append embeddings [B, dim] and pids [B] and drop as many of the oldest; in new tensors, since a graph may still read the old."
         self.embeddings = torch.cat([self.embeddings[len(pids):], embeddings[-self.size:].to(self.embeddings)])
         self.pids = torch.cat([self.pids[len(pids):], pids[-self.size:].to(self.pids)])
@@ -45,7 +48,7 @@ class Queue(nn.Module):
     def get_extra_state(self): return {"batches": self.batches, "seen": self.seen}
     def set_extra_state(self, state): self.batches, self.seen = state["batches"], state["seen"]
 
-    def extra_repr(self): return f"size={self.size}, dim={self.embeddings.shape[1]}, filled={self.filled}"
+    def extra_repr(self) -> str: return f"size={self.size}, dim={self.embeddings.shape[1]}, filled={self.filled}"
 
 # %% ../../nbs/43a_losses.memory.ipynb #b0749cbe
 @register_loss("memory", search={"margin": (0.4, 2), "reduction": ["mean", "active"], "memory_weight": (0.25, 4)}, fixed=("size", "start"),
@@ -63,13 +66,17 @@ class CrossBatchMemory(nn.Module):
     Statistics: the loss's; the same against the memory, prefixed `memory_`; and `memory`, the memory's loss.
     Raises `InputError` for bad settings.
     """
-    def __init__(self, dim, loss="contrastive", margin=None, distance=None, size=1024, memory_weight=1.0, start=0, reduction=None):
+    def __init__(self, dim: int, loss: str | nn.Module = "contrastive", margin: float | None = None,
+                 distance: str | Distance | None = None, size: int = 1024, memory_weight: float = 1.0, start: int = 0,
+                 reduction: str | None = None) -> None:
+        "`dim`: width of the embeddings. `size`: how many are kept. `start`: batches before they count. The others: see the class."
         super().__init__()
         _check(dim, size, memory_weight, start)
         self.loss, self.queue = _make(loss, dim, margin, distance, reduction), Queue(size, dim)
         self.memory_weight, self.start = memory_weight, start
 
-    def compute(self, embeddings, pids, indices_tuple=None, ref_emb=None, ref_labels=None):
+    def compute(self, embeddings: Tensor, pids: Labels, indices_tuple: Sequence[Labels] | None = None, ref_emb: Tensor | None = None,
+                ref_labels: Labels | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         "(loss, statistics) of embeddings [B, dim] and pids [B]. Tuples and references, if given, are for the batch's own part."
         check_embeddings(embeddings)
         pids = as_pids(pids, embeddings)
@@ -85,10 +92,12 @@ class CrossBatchMemory(nn.Module):
         if self.training: self.queue.enqueue(embeddings, pids)
         return value, statistics | {"memory": past.detach()} | {f"memory_{name}": s for name, s in own.items()}
 
-    def forward(self, embeddings, pids, indices_tuple=None, ref_emb=None, ref_labels=None):
+    def forward(self, embeddings: Tensor, pids: Labels, indices_tuple: Sequence[Labels] | None = None, ref_emb: Tensor | None = None,
+                ref_labels: Labels | None = None) -> Tensor:
+        "The loss, a scalar: the first of what `compute` returns, for the same arguments."
         return self.compute(embeddings, pids, indices_tuple, ref_emb, ref_labels)[0]
 
-    def extra_repr(self): return f"memory_weight={self.memory_weight}, start={self.start}"
+    def extra_repr(self) -> str: return f"memory_weight={self.memory_weight}, start={self.start}"
 
 # %% ../../nbs/43a_losses.memory.ipynb #c919109a
 def _check(dim, size, memory_weight, start):

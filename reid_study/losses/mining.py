@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..core import InputError, check_number, lookup
-from ..distances import as_pids
+from ..distances import Labels, as_pids
 
 # %% ../../nbs/43_losses.mining.ipynb #d3547497
-def positive_negative(pids, ref_pids=None):
+def positive_negative(pids: Tensor, ref_pids: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Masks [M, N] of positives and negatives between anchors and references.
 
     `ref_pids` None: the anchors themselves are the references, and none is its own positive.
@@ -26,7 +27,7 @@ def positive_negative(pids, ref_pids=None):
     return (same.fill_diagonal_(False) if ref_pids is None else same), negative
 
 # %% ../../nbs/43_losses.mining.ipynb #49565359
-def checked_pids(distances, pids, ref_pids=None):
+def checked_pids(distances: Tensor, pids: Labels, ref_pids: Labels | None = None) -> tuple[Tensor, Tensor | None]:
     """The labels of the rows [M] and of the columns [N] of distances [M, N], or None, as int64 on their device.
 
     Raises `InputError` for distances that are no matrix, for labels that are not whole numbers, and for another number of them.
@@ -38,17 +39,17 @@ def checked_pids(distances, pids, ref_pids=None):
     return as_pids(pids, distances), columns
 
 # %% ../../nbs/43_losses.mining.ipynb #c6397493
-def farthest(rows, allowed):
+def farthest(rows: Tensor, allowed: Tensor) -> Tensor:
     "The hardest positive: the farthest allowed column of each row."
     return torch.where(allowed, rows, -torch.inf).max(1).indices
 
 # %% ../../nbs/43_losses.mining.ipynb #a40a37a3
-def nearest(rows, d_ap, allowed):
+def nearest(rows: Tensor, d_ap: Tensor, allowed: Tensor) -> Tensor:
     "The hardest negative: the nearest allowed column of each row."
     return torch.where(allowed, rows, torch.inf).min(1).indices
 
 # %% ../../nbs/43_losses.mining.ipynb #13d9591a
-def semi_hard(rows, d_ap, allowed):
+def semi_hard(rows: Tensor, d_ap: Tensor, allowed: Tensor) -> Tensor:
     """The nearest allowed column that is farther than the positive; where none is, the farthest allowed one.
 
     FaceNet, section 3.2; the second part as in TensorFlow's triplet_semihard_loss.
@@ -69,12 +70,12 @@ def _draw(weights):
     return torch.searchsorted(reached, height, right=True)[:, 0].clamp(max=weights.shape[1] - 1)
 
 # %% ../../nbs/43_losses.mining.ipynb #3cf7e033
-def random_positive(rows, allowed):
+def random_positive(rows: Tensor, allowed: Tensor) -> Tensor:
     "One allowed column of each row, each as likely as the others."
     return _draw(rows.isnan().float().mul_(1e30).add_(1).mul_(allowed))
 
 # %% ../../nbs/43_losses.mining.ipynb #724877a9
-def random_negative(rows, d_ap, allowed):
+def random_negative(rows: Tensor, d_ap: Tensor, allowed: Tensor) -> Tensor:
     "One allowed column of each row, each as likely as the others."
     return random_positive(rows, allowed)
 
@@ -98,12 +99,13 @@ class DistanceWeighted:
             raise InputError(f"cutoff={self.cutoff} and farthest={self.farthest} must be 0 < cutoff < farthest < 2, "
                              "distances on the unit sphere")
 
-    def log_density(self, d):
+    def log_density(self, d: Tensor) -> Tensor:
         "log q(d) of distances d of any shape, up to a constant."
         s = d.square()
         return (s/-4).log1p_().mul_((self.dim - 3)/2).add_(s.log_(), alpha=(self.dim - 2)/2)
 
-    def __call__(self, rows, d_ap, allowed):
+    def __call__(self, rows: Tensor, d_ap: Tensor, allowed: Tensor) -> Tensor:
+        "Rows [T, N], d_ap [T], allowed [T, N] -> the columns drawn [T]."
         least = self.log_density(rows.new_tensor(self.cutoff))
         weight = (least - self.log_density(rows.clamp(self.cutoff, self.farthest))).clamp_(max=0)      # log of min(λ, 1/q)/λ
         weight.masked_fill_(rows >= self.farthest, -1e5).nan_to_num_(nan=1e5).masked_fill_(~allowed, -torch.inf)
@@ -121,7 +123,8 @@ class Miner:
     negative: Callable
     positive: Callable | None = None
 
-    def __call__(self, distances, pids, ref_pids=None):
+    def __call__(self, distances: Tensor, pids: Labels, ref_pids: Labels | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        "Distances [M, N], pids [M] and the references' [N] (None: the rows are the references) -> (a, p, n), each [T]."
         positive, negative = positive_negative(*checked_pids(distances, pids, ref_pids))
         if not distances.numel(): return (torch.empty(0, dtype=torch.long, device=distances.device),)*3
         if self.positive is None:
@@ -140,7 +143,7 @@ class Miner:
         return f"Miner({name(self.negative)}, {'every positive' if self.positive is None else name(self.positive)})"
 
 # %% ../../nbs/43_losses.mining.ipynb #1659b173
-def margin_sample(distances, pids, ref_pids=None):
+def margin_sample(distances: Tensor, pids: Labels, ref_pids: Labels | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The hardest positive pair and the hardest negative pair of the whole batch: (a1, p, a2, n), each [1], or [0] where there is none.
 
     Margin Sample Mining Loss, eq. 6.
@@ -157,7 +160,7 @@ def margin_sample(distances, pids, ref_pids=None):
 MINERS = {"batch_hard": Miner(nearest, farthest), "random": Miner(random_negative, random_positive), "semi_hard": Miner(semi_hard),
           "distance_weighted": Miner(DistanceWeighted()), "margin_sample": margin_sample}
 
-def get_miner(name):
+def get_miner(name: str | Callable | None) -> Callable | None:
     """A miner from its name in `MINERS`. A function is returned as it is; None and "batch_all" mean every tuple: None.
 
     Unknown names raise `InputError`.

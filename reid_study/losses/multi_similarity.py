@@ -7,6 +7,7 @@ __all__ = ['MultiSimilarityLoss', 'keep_informative']
 
 # %% ../../nbs/46_losses.multi_similarity.ipynb #5e73cedc
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import check_number
@@ -27,14 +28,16 @@ class MultiSimilarityLoss(MetricLoss):
     similar positive - epsilon (eq. 10 and 11); None keeps every pair. Bad settings raise `InputError`.
     Statistics: `d_ap`, `d_an` (mean cosine distances of the pairs kept) and, with `epsilon`, `active` (share of pairs kept).
     """
-    def __init__(self, alpha=2.0, beta=50.0, base=0.5, epsilon=0.1):
+    def __init__(self, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, epsilon: float | None = 0.1) -> None:
+        "`alpha`, `beta`: sharpness, above 0. `base`: a similarity. `epsilon`: how far beyond the hardest a pair counts; None: every pair."
         super().__init__("cosine")
         check_number("alpha", alpha, above=0); check_number("beta", beta, above=0)
         check_number("base", base, least=-1, most=1, note=": it is a cosine similarity")
         if epsilon is not None: check_number("epsilon", epsilon, least=0)
         self.alpha, self.beta, self.base, self.epsilon = alpha, beta, base, epsilon
 
-    def from_distances(self, distances, pids, ref_pids=None, indices=None):
+    def from_distances(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None,
+                       indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         positive, negative = pairs = pair_masks(pids, ref_pids, indices)
         if self.epsilon is not None: positive, negative = keep_informative(distances.detach(), *pairs, self.epsilon)
         base = 1 - self.base                                        # as a distance: s - base is base - d
@@ -47,10 +50,10 @@ class MultiSimilarityLoss(MetricLoss):
             statistics["active"] = kept/every.clamp(min=1)
         return anchor_mean(each, pairs[0].any(1) & pairs[1].any(1)), statistics
 
-    def extra_repr(self): return f"alpha={self.alpha}, beta={self.beta}, base={self.base}, epsilon={self.epsilon}"
+    def extra_repr(self) -> str: return f"alpha={self.alpha}, beta={self.beta}, base={self.base}, epsilon={self.epsilon}"
 
 # %% ../../nbs/46_losses.multi_similarity.ipynb #c0805cb3
-def keep_informative(distances, positive, negative, epsilon):
+def keep_informative(distances: Tensor, positive: Tensor, negative: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """The positive pairs farther than the anchor's nearest negative - epsilon, and the negative pairs nearer than its farthest
     positive + epsilon: masks [M, N] from distances and masks [M, N] (Wang et al., eq. 10 and 11, in distances). What is NaN is kept."""
     if not distances.numel(): return positive, negative

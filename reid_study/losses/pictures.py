@@ -11,6 +11,8 @@ import time
 import numpy as np
 import torch
 
+from ..core import extra
+
 # %% ../../nbs/38_losses.pictures.ipynb #aed7e54f
 COLOURS = ["#1b1b1f", "#2b6fb3", "#c8443c", "#d9962b", "#6b6b73"]   # anchor, positive, negative, second negative, others
 
@@ -72,7 +74,7 @@ def cost_curve(losses, sizes=(64, 128, 256, 512, 1024), dim=256, k=4, rounds=5):
     `losses`: name -> function (embeddings [B, dim], pids [B]) -> value. The fastest of `rounds`; one identity has `k` images.
     Returns name -> milliseconds.
     """
-    import matplotlib.pyplot as plt
+    with extra("train"): import matplotlib.pyplot as plt
     result = {name: [_milliseconds(loss, size, dim, k, rounds) for size in sizes] for name, loss in losses.items()}
     plt.figure(figsize=(5, 3))
     for name, ms in result.items():

@@ -7,15 +7,16 @@ __all__ = ['log1p_sum_exp', 'ProxyAnchorLoss']
 
 # %% ../../nbs/49_losses.proxy_anchor.ipynb #d923314b
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import check_number
+from ..distances import Labels
 from .base import NOT_A_MARGIN, NOT_POSITIVE, mean, register_loss, with_nan
 from .margin_softmax import checked_batch, cosine_logits
 
 # %% ../../nbs/49_losses.proxy_anchor.ipynb #352bb615
-def log1p_sum_exp(z, groups, n):
+def log1p_sum_exp(z: Tensor, groups: Tensor, n: int) -> Tensor:
     "log(1 + Σ exp z) over the entries of z [B] in each of n groups, `groups` [B] saying which: [n], 0 for an empty group. Never overflows."
     top = z.new_zeros(n).scatter_reduce_(0, groups, z.detach(), "amax")      # at least the 0 of the 1
     return top + (-top).exp().index_add(0, groups, (z - top[groups]).exp()).log()
@@ -32,14 +33,15 @@ class ProxyAnchorLoss(nn.Module):
     Called with embeddings [B, dim] of any length and pids [B] in 0 ... classes - 1. Statistics: `d_ap` and `d_an`, mean cosine
     distance to the own and to the other proxies, and `accuracy`, the share of images nearest to their own.
     """
-    def __init__(self, classes, dim, margin=0.1, scale=32.0):
+    def __init__(self, classes: int, dim: int, margin: float = 0.1, scale: float = 32.0) -> None:
+        "`classes`: training identities. `dim`: width of the embeddings. `margin`: in units of the cosine. `scale`: of the cosines."
         super().__init__()
         check_number("classes", classes, least=1, whole=True); check_number("dim", dim, least=1, whole=True)
         check_number("margin", margin, least=0, note=", in units of the cosine"); check_number("scale", scale, above=0)
         self.margin, self.scale = margin, scale
         self.proxies = nn.Parameter(torch.randn(classes, dim)*dim**-0.5)     # about unit length
 
-    def compute(self, embeddings, pids):
+    def compute(self, embeddings: Tensor, pids: Labels) -> tuple[Tensor, dict[str, Tensor]]:
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
         pids = checked_batch(embeddings, pids, *self.proxies.shape)
         logits, own = cosine_logits(embeddings, self.proxies, self.scale), pids[:, None]
@@ -55,6 +57,9 @@ class ProxyAnchorLoss(nn.Module):
         return {"d_ap": mean(1 - s/self.scale), "d_an": (pairs - (logits.sum() - s.sum())/self.scale)/max(pairs, 1),
                 "accuracy": mean((logits.argmax(1) == pids).float())}
 
-    def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
+    def forward(self, embeddings: Tensor, pids: Labels) -> Tensor:
+        "The loss, a scalar: the first of what `compute` returns, for the same arguments."
+        return self.compute(embeddings, pids)[0]
 
-    def extra_repr(self): return f"classes={len(self.proxies)}, dim={self.proxies.shape[1]}, margin={self.margin}, scale={self.scale}"
+    def extra_repr(self) -> str:
+        return f"classes={len(self.proxies)}, dim={self.proxies.shape[1]}, margin={self.margin}, scale={self.scale}"

@@ -6,7 +6,12 @@
 __all__ = ['second_negative', 'all_hinges', 'QuadrupletLoss']
 
 # %% ../../nbs/42_losses.quadruplet.ipynb #a2f7dd3b
+from collections.abc import Callable
+
+from torch import Tensor
+
 from ..core import InputError, check_number, lookup
+from ..distances import Distance
 from .base import (NOT_A_MARGIN, MetricLoss, check_reduction, hinge_sums, mean, pair_masks, reduce_hinges,
                                     register_loss)
 from .batch_all import quadruplet_sum, triplet_sum
@@ -55,7 +60,9 @@ class QuadrupletLoss(MetricLoss):
     Statistics: `active`, `active_weak`, `d_ap`, `d_an`, and the mean d_x as `d_nn` or `d_an2`.
     Raises `InputError` for unknown settings, a miner without `negative`, and "negatives" with a reference set.
     """
-    def __init__(self, alpha=0.3, beta=0.15, variant="negatives", distance="euclidean", miner="batch_hard", reduction="mean", weak=1.0):
+    def __init__(self, alpha: float = 0.3, beta: float = 0.15, variant: str = "negatives", distance: str | Distance = "euclidean",
+                 miner: str | Callable | None = "batch_hard", reduction: str = "mean", weak: float = 1.0) -> None:
+        "`alpha`, `beta`: in units of the distance. `variant`: negatives or anchor. `weak`: a weight. Others: as in `TripletLoss`."
         super().__init__(distance, miner)
         for name, value in (("alpha", alpha), ("beta", beta)): check_number(name, value, least=0, note=", in units of the distance")
         check_number("weak", weak, least=0)
@@ -67,7 +74,8 @@ class QuadrupletLoss(MetricLoss):
         self.variant = lookup(variant, {"negatives": "negatives", "anchor": "anchor"}, "variant")
         self.alpha, self.beta, self.weak, self.reduction = alpha, beta, weak, check_reduction(reduction)
 
-    def from_distances(self, distances, pids, ref_pids=None, indices=None):
+    def from_distances(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None,
+                       indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         if self.variant == "negatives" and ref_pids is not None:
             raise InputError('variant="negatives" needs distances between references, which are not there; '
                              'take variant="anchor", or leave out ref_emb')
@@ -89,5 +97,5 @@ class QuadrupletLoss(MetricLoss):
                       "d_nn" if self.variant == "negatives" else "d_an2": reduce_hinges(hinge_sums(d_x.detach(), valid))[0]}
         return hinge_sums((d_ap - d_an + self.alpha).relu()), hinge_sums((d_ap - d_x + self.beta).relu(), valid), statistics
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"alpha={self.alpha}, beta={self.beta}, variant={self.variant}, reduction={self.reduction}, weak={self.weak}"

@@ -7,6 +7,7 @@ __all__ = ['SupConLoss']
 
 # %% ../../nbs/47_losses.supcon.ipynb #61804258
 import torch
+from torch import Tensor
 
 from ..core import check_number
 from .base import NOT_POSITIVE, MetricLoss, anchor_mean, log_sum_exp, mean_distances, pair_masks, register_loss
@@ -20,11 +21,13 @@ class SupConLoss(MetricLoss):
 
     `temperature`: above 0, `InputError` otherwise. Statistics: `d_ap`, `d_an` (mean cosine distances of the pairs).
     """
-    def __init__(self, temperature=0.1):
+    def __init__(self, temperature: float = 0.1) -> None:
+        "`temperature`: what cosines are divided by, above 0."
         super().__init__("cosine")
         self.temperature = check_number("temperature", temperature, above=0)
 
-    def from_distances(self, distances, pids, ref_pids=None, indices=None):
+    def from_distances(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None,
+                       indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         positive, negative = pair_masks(pids, ref_pids, indices)
         everyone = log_sum_exp(distances, positive | negative, -1/self.temperature)     # s = 1 - d; the 1 cancels in the softmax
         count = positive.sum(1)
@@ -32,4 +35,4 @@ class SupConLoss(MetricLoss):
         value = anchor_mean(everyone + d_ap/self.temperature, (count > 0) & negative.any(1))
         return value, mean_distances(distances, positive, negative)
 
-    def extra_repr(self): return f"temperature={self.temperature}"
+    def extra_repr(self) -> str: return f"temperature={self.temperature}"

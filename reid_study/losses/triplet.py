@@ -6,18 +6,21 @@
 __all__ = ['tuple_distances', 'valid_pairs', 'pair_statistics', 'TripletLoss', 'ImprovedTripletLoss']
 
 # %% ../../nbs/41_losses.triplet.ipynb #3262ff2f
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import InputError, check_number, lookup
-from ..distances import DISTANCES
+from ..distances import DISTANCES, Distance
 from .base import (NOT_A_MARGIN, MetricLoss, check_reduction, hinge_sums, mean, mean_distances, pair_masks,
                                     reduce_hinges, register_loss)
 from .batch_all import triplet_sum
 from .mining import MINERS
 
 # %% ../../nbs/41_losses.triplet.ipynb #6fbd3079
-def tuple_distances(distances, indices):
+def tuple_distances(distances: Tensor, indices: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """(d_ap, d_an), each [T], of triplets (a, p, n) or of pairs (a1, p, a2, n), all of length T, from distances [M, N].
 
     The k-th positive pair meets the k-th negative pair, so lists of unequal length mean nothing here and raise `InputError`, as does
@@ -32,14 +35,14 @@ def tuple_distances(distances, indices):
     return distances.flatten().index_select(0, torch.cat([a*width + p, b*width + n])).chunk(2)    # one way back for both
 
 # %% ../../nbs/41_losses.triplet.ipynb #e040a3c4
-def valid_pairs(pids, ref_pids=None):
+def valid_pairs(pids: Tensor, ref_pids: Tensor | None = None) -> tuple[Tensor, Tensor]:
     "Masks [M, N] of the positive and of the negative pairs whose anchor has both kinds."
     positive, negative = pair_masks(pids, ref_pids)
     both = positive.any(1, keepdim=True) & negative.any(1, keepdim=True)
     return positive & both, negative & both
 
 # %% ../../nbs/41_losses.triplet.ipynb #be59bf92
-def pair_statistics(distances, pids, ref_pids=None):
+def pair_statistics(distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None) -> dict[str, Tensor]:
     "Mean distances `d_ap` and `d_an` of the pairs that are in any triplet."
     return mean_distances(distances, *valid_pairs(pids, ref_pids))
 
@@ -60,7 +63,9 @@ class TripletLoss(MetricLoss):
     or over the pairs of all triplets where there is no miner, so they say nothing across miners. Raises `InputError` for unknown
     settings, and for a soft margin where all triplets are summed or only open hinges count.
     """
-    def __init__(self, margin=0.3, distance="euclidean", miner="batch_hard", reduction="mean"):
+    def __init__(self, margin: float | str = 0.3, distance: str | Distance = "euclidean", miner: str | Callable | None = "batch_hard",
+                 reduction: str = "mean") -> None:
+        "`margin`: in units of the distance, or soft. `distance`, `miner`: as in `MetricLoss`. `reduction`: a name from `REDUCTIONS`."
         super().__init__(distance, miner)
         self.margin, self.reduction = margin, check_reduction(reduction)
         if margin != "soft": check_number("margin", margin, least=0, note=", in units of the distance")
@@ -69,7 +74,8 @@ class TripletLoss(MetricLoss):
         elif reduction == "active":
             raise InputError('reduction="active" needs hinges that close; margin="soft" has none: take reduction="mean"')
 
-    def from_distances(self, distances, pids, ref_pids=None, indices=None):
+    def from_distances(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None,
+                       indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         if indices is None:
             value, active = reduce_hinges(triplet_sum(distances, pids, ref_pids, self.margin), self.reduction)
             return value, {"active": active} | pair_statistics(distances, pids, ref_pids)
@@ -79,7 +85,7 @@ class TripletLoss(MetricLoss):
         else: value, active = reduce_hinges(hinge_sums((gap + self.margin).relu()), self.reduction)
         return value, {"active": active, "d_ap": mean(d_ap.detach()), "d_an": mean(d_an.detach())}
 
-    def extra_repr(self): return f"margin={self.margin}, reduction={self.reduction}"
+    def extra_repr(self) -> str: return f"margin={self.margin}, reduction={self.reduction}"
 
 # %% ../../nbs/41_losses.triplet.ipynb #3dda83de
 @register_loss("improved_triplet", search={"margin": (0.1, 0.8), "pull": (0.001, 1)}, fixed=("bound",),
@@ -96,7 +102,9 @@ class ImprovedTripletLoss(MetricLoss):
     `miner`, `reduction`: as in `TripletLoss`. Statistics: `active`, `d_ap`, `d_an`; "outside" also `active_pull`, the share of
     pairs with d_ap > bound. Raises `InputError` for unknown settings and for a bound without a pull outside.
     """
-    def __init__(self, margin=0.3, variant="outside", bound=0.0, distance="euclidean", miner="batch_hard", reduction="mean", pull=1.0):
+    def __init__(self, margin: float = 0.3, variant: str = "outside", bound: float = 0.0, distance: str | Distance = "euclidean",
+                 miner: str | Callable | None = "batch_hard", reduction: str = "mean", pull: float = 1.0) -> None:
+        "`margin`, `bound`: in units of the distance. `variant`: inside or outside. `pull`: its weight. Others: as in `TripletLoss`."
         super().__init__(distance, miner)
         self.pull = check_number("pull", pull, least=0)
         lookup(variant, dict.fromkeys(("inside", "outside")), "variant")
@@ -105,7 +113,8 @@ class ImprovedTripletLoss(MetricLoss):
             raise InputError(f'bound={bound} limits the pull outside the hinge; take variant="outside", or bound=0')
         self.margin, self.variant, self.bound, self.reduction = margin, variant, bound, check_reduction(reduction)
 
-    def from_distances(self, distances, pids, ref_pids=None, indices=None):
+    def from_distances(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None,
+                       indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         weight = 1 + self.pull if self.variant == "inside" else 1
         if indices is None:
             hinge, statistics = triplet_sum(distances, pids, ref_pids, self.margin, weight), pair_statistics(distances, pids, ref_pids)
@@ -119,5 +128,5 @@ class ImprovedTripletLoss(MetricLoss):
         pull, statistics["active_pull"] = reduce_hinges(hinge_sums((distances - self.bound).relu(), pairs), self.reduction)
         return value + self.pull*pull, statistics
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"margin={self.margin}, variant={self.variant}, pull={self.pull}, bound={self.bound}, reduction={self.reduction}"

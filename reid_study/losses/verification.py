@@ -9,16 +9,16 @@ __all__ = ['draw_pairs', 'VerificationLoss']
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InputError, check_number
-from ..distances import as_pids, check_embeddings, unit
+from ..distances import Labels, as_pids, check_embeddings, unit
 from .base import NOT_POSITIVE, mean, register_loss, with_nan, zero_or_nan
 from ..networks.heads import FUSIONS, VerificationHead
 
 # %% ../../nbs/32_losses.verification.ipynb #e8c6a48e
-def draw_pairs(pids, negatives):
+def draw_pairs(pids: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
     """Every unordered positive pair of a batch, then `negatives` times as many negative pairs, drawn at random: one from each of as many
     equal stretches of their list. A pair on the border of two stretches may come twice, and then counts twice.
 
@@ -47,12 +47,13 @@ class VerificationLoss(nn.Module):
     `fusion`: a name from `FUSIONS`. `negatives`: negative pairs for each positive pair, above 0.
     Raises `InputError` for an unknown fusion and for numbers that make no sense.
     """
-    def __init__(self, dim, fusion="squared", negatives=16):
+    def __init__(self, dim: int, fusion: str = "squared", negatives: int = 16) -> None:
+        "`dim`: width of the embeddings. `fusion`: a name from `FUSIONS`. `negatives`: negative pairs for each positive pair."
         super().__init__()
         check_number("dim", dim, least=1, whole=True); check_number("negatives", negatives, above=0)
         self.head, self.dim, self.negatives = VerificationHead(dim, fusion), dim, negatives
 
-    def compute(self, embeddings, pids):
+    def compute(self, embeddings: Tensor, pids: Labels) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, statistics) of embeddings [B, D] and pids [B]; zero with a graph where the batch lacks positive or negative pairs.
 
         `accuracy`, of all pairs; `accuracy_positive` and `accuracy_negative`. Raises `InputError` for shapes that do not fit.
@@ -71,10 +72,12 @@ class VerificationLoss(nn.Module):
             "accuracy": mean(right), "accuracy_positive": (right*same).sum()/same.sum().clamp(min=1),
             "accuracy_negative": (right*~same).sum()/(~same).sum().clamp(min=1)})
 
-    def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
+    def forward(self, embeddings: Tensor, pids: Labels) -> Tensor:
+        "The loss, a scalar: the first of what `compute` returns, for the same arguments."
+        return self.compute(embeddings, pids)[0]
 
     @torch.no_grad()
-    def distance(self, x, y):
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """1 - P(same person) of each x [M, D] with each y [N, D], averaged over both orders: [M, N] in float64.
 
         For retrieval, a block of queries at a time: `evaluate_retrieval(lambda start, stop: loss.distance(q[start:stop], g), None, ...)`.
@@ -91,4 +94,4 @@ class VerificationLoss(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         return unit(x.to(wide)).to(self.head.linear.weight.dtype)*self.dim**0.5
 
-    def extra_repr(self): return f"negatives={self.negatives}"
+    def extra_repr(self) -> str: return f"negatives={self.negatives}"

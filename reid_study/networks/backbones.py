@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import InputError, import_all, lookup
+from ..core import InputError, extra, import_all, lookup
 from .weights import load_renamed, load_weights, read_weights
 
 # %% ../../nbs/20_networks.backbones.ipynb #ce5fb1b7
@@ -89,7 +89,7 @@ def _untrained(name, pretrained, network):
 
 # %% ../../nbs/20_networks.backbones.ipynb #ce5d5dce
 def _resnet(name, pretrained):
-    import torchvision
+    with extra("train"): import torchvision
     weights = "DEFAULT" if pretrained else None
     try: network = getattr(torchvision.models, name)(weights=weights)
     except OSError as e:

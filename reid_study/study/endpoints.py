@@ -15,14 +15,15 @@ import math
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.api import OLS
 
-from ..core import InputError, check_number
+from ..core import InputError, check_number, extra
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
 from .config import is_test
 from .hypotheses import RATES, eligible
 from .results import cell_name
 from ..training.recipes import RECIPES
+
+with extra("study"): from statsmodels.api import OLS
 
 # %% ../../nbs/77a_study.endpoints.ipynb #a0e4b7c1
 UNITS = {     # endpoint -> factor, digits, unit

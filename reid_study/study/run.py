@@ -6,10 +6,10 @@
 __all__ = ['SCORED', 'FILES', 'BEGUN', 'PROJECT', 'ENCODINGS', 'Share', 'HISTORY', 'MEANS', 'EXAMPLES', 'TABLES', 'open_dataset',
            'stored_images', 'one_at_a_time', 'kept_maps', 'open_data', 'default_device', 'check_device', 'prepare',
            'train', 'place', 'partial_folder', 'disk_full_named', 'files_of', 'seal', 'read_sums', 'check_sums',
-           'versions_of_packages', 'commit', 'environment', 'write_table', 'finish_run', 'images_of', 'check_images',
-           'reused', 'begin', 'make_run', 'trained', 'RunConfig', 'TrainingCost', 'RunMetrics', 'RunEnvironment', 'Run',
-           'check_columns', 'possible_scores', 'possible_epochs', 'possible_pairs', 'identity_table', 'check_run',
-           'read_run', 'make_runs']
+           'versions_of_packages', 'here_or_project', 'commit', 'environment', 'write_table', 'finish_run', 'images_of',
+           'check_images', 'reused', 'begin', 'make_run', 'trained', 'RunConfig', 'TrainingCost', 'RunMetrics',
+           'RunEnvironment', 'Run', 'check_columns', 'possible_scores', 'possible_epochs', 'possible_pairs',
+           'identity_table', 'check_run', 'read_run', 'make_runs']
 
 # %% ../../nbs/72_study.run.ipynb #89638126
 import contextlib
@@ -206,7 +206,17 @@ def versions_of_packages():
     return {name: version(name) for name in ("torch", "torchvision", "fastai", "numpy", "pandas", "scipy", "reid_study")}
 
 # %% ../../nbs/72_study.run.ipynb #e2d8ad26
-PROJECT = Path(__file__).parents[2] if "__file__" in globals() else Path("..").resolve()
+def _project():
+    "The folder with the study's templates, workflow and published tables: in an installed wheel a part of the package, else the clone."
+    if "__file__" not in globals(): return Path("..").resolve()
+    packaged = Path(__file__).parents[1]/"project"
+    return packaged if packaged.is_dir() else packaged.parents[1]
+
+PROJECT = _project()
+
+def here_or_project(path):
+    "`path`, or where there is nothing, and it is relative, the project's own file or folder of this name, as studies/embedded.yaml."
+    return PROJECT/path if not os.path.lexists(path) and (PROJECT/path).exists() else Path(path)
 
 @lru_cache
 def commit():

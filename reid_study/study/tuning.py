@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
-from ..core import InputError, atomic, check_number, damage_named, digest, read_json, regular_file, write_json
+from ..core import InputError, atomic, check_number, damage_named, digest, extra, read_json, regular_file, write_json
 from ..losses.base import LOSSES
 from .config import MOST_TRIALS, make_config, run_id
 from .results import Tuning, check_tuning, read_results
@@ -46,7 +46,7 @@ def suggest(space, done, seed=0, at_random=4):
     given, and the next `at_random` are random.
     """
     if len(done) <= at_random: return _drawn(space, max(len(done) - 1, 0), seed, at_random)
-    import optuna
+    with extra("study"): import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = {name: _containing(bounds, [values[name] for values, _ in done]) for name, bounds in space.items()}
     known = optuna.distributions

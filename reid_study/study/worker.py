@@ -20,14 +20,14 @@ import time
 from multiprocessing.connection import Client, Listener, wait
 from pathlib import Path
 
-from ..core import InputError, atomic, digest, end_with, private_folder, read_json
+from ..core import InputError, atomic, digest, end_with, extra, private_folder, read_json
 
 # %% ../../nbs/75_study.worker.ipynb #96d19707
 def check_parameters(template, parameters):
     "Raise `InputError` for a parameter that a template does not have, or of another type than its default, unless that is None."
     from ast import literal_eval
 
-    from papermill import inspect_notebook
+    with extra("study"): from papermill import inspect_notebook
 
     from reid_study.core import InputError, lookup, shown
     found = {name: literal_eval(about["default"]) for name, about in inspect_notebook(_literal(template)).items()}
@@ -42,10 +42,11 @@ def _literal(path): return str(path).replace("{", "{{").replace("}", "}}")     #
 def execute(template, output, parameters):
     """Execute a template notebook with `parameters` in this process, and keep it at `output`. An error in a cell is papermill's
     `PapermillExecutionError`; wrong parameters are refused as by `check_parameters`."""
-    import papermill
-    from execnb.shell import CaptureShell
-    from nbformat import from_dict
-    from papermill.engines import Engine, papermill_engines
+    with extra("study"):
+        import papermill
+        from execnb.shell import CaptureShell
+        from nbformat import from_dict
+        from papermill.engines import Engine, papermill_engines
 
     class InProcess(Engine):
         @classmethod

@@ -27,8 +27,8 @@ from fastcore.basics import num_cpus
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..core import (InputError, check_number, end_with_parent, lookup, private_folder, regular_file, remove_dead, scratch_name,
-                             writable, write_json)
+from ..core import (InputError, check_number, end_with_parent, extra, lookup, private_folder, regular_file, remove_dead,
+                             scratch_name, writable, write_json)
 from ..data.datasets import dataset_root, fingerprinted
 from .config import run_id, scored_on
 from .replication import replication_report
@@ -327,8 +327,7 @@ def checked(workflow):
 # %% ../../nbs/76_study.workflow.ipynb #f23bf731
 def _check_options(jobs, device, profile, share):
     "(folder of the Snakemake profile, whether jobs run on this machine). Raises `InputError` for options that contradict each other."
-    if not (snakefile := PROFILES.parent/"Snakefile").exists():
-        raise InputError(f"{snakefile} is missing: a study runs from a clone of the project, not from an installed wheel")
+    with extra("study"): import snakemake as _      # before anything is made
     if jobs is not None: check_number("jobs", jobs, least=1, whole=True)
     lookup(device, dict.fromkeys(("cpu", "cuda")), "device of a study")
     check_number("share", share, least=1, most=MOST, whole=True)
@@ -360,8 +359,8 @@ def _profile(name):
 def _need_executor(executor):
     "Raise `InputError` unless an executor of Snakemake's is installed."
     if not find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}"):
-        package = "-e '.[cluster]'" if executor == "slurm" else f"snakemake-executor-plugin-{executor}"
-        raise InputError(f"the executor {executor} is not installed; run pip install -c constraints.txt {package}")
+        package = "'reid_study[cluster]'" if executor == "slurm" else f"snakemake-executor-plugin-{executor}"
+        raise InputError(f"the executor {executor} is not installed; install it with: pip install {package}")
 
 # %% ../../nbs/76_study.workflow.ipynb #aabd9080
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, loss_parallel, parallelize_module
 from torch.nn import functional as F
 
-from ..core import InputError, check_number
+from ..core import InputError, check_number, extra
 from .callbacks import Checkpoint
 from .learner import Clip
 from .recipes import Objective
@@ -106,10 +106,8 @@ def rank_and_ranks():
 # %% ../../nbs/54_training.distributed.ipynb #f4b0980e
 def _data_parallel(device):
     "fastai's callback that wraps the network, for a kind of device."
-    try: from fastai.distributed import DistributedTrainer
-    except (ImportError, NameError):      # fastai names Accelerator whether it could import it or not
-        raise InputError("training over several ranks needs accelerate, which is not installed; "
-                         'install it with: pip install -c constraints.txt -e ".[distributed]"') from None
+    with extra("distributed"): import accelerate as _      # fastai names it whether it could import it or not
+    from fastai.distributed import DistributedTrainer
     trainer = DistributedTrainer(sync_bn=device == "cuda", cpu=device == "cpu")
     trainer._wrap_dl = lambda loader: loader
     return trainer
