@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_SEEDS', 'MOST_LISTED', 'MOST_RUNS', 'ProtocolChanges', 'OWN', 'Changes', 'WORDS', 'LARGEST', 'MOST_NODES',
            'DEEPEST', 'listing', 'Arm', 'TuningBudget', 'Study', 'arm_parameters', 'with_best', 'arm_configs',
-           'protocols', 'read_value', 'read_yaml', 'read_study', 'check_network', 'check_with_data']
+           'protocols', 'read_value', 'read_yaml', 'make_study', 'read_study', 'check_network', 'check_with_data']
 
 # %% ../../nbs/70_study.spec.ipynb #4d291863
 import os
@@ -329,8 +329,9 @@ def _located(item, *folders):
     return {name: found(name, value) for name, value in item.items()}
 
 # %% ../../nbs/70_study.spec.ipynb #b0d64d0e
-def _study(name, content):
-    "The `Study` of a file's content. Arms and tuning are validated apart, so that errors list the keys that these have."
+def make_study(name, content):
+    """The `Study` of a file's content, and of its name without the ending. Raises `InputError` as `read_study` does. Arms and tuning are
+    validated apart, so that errors list the keys that these have."""
     if isinstance(content, dict): content = {key: value for key, value in content.items() if value is not None}
     study = validated(Study, content if not isinstance(content, dict) else content | _parts(content))
     study._name = name
@@ -371,7 +372,7 @@ def read_study(path, first_seed=None, data="data"):
         raise InputError(f"{shown(str(path))}: results are named after the study file; give it a name of plain characters")
     content = _content(path, data)
     if first_seed is not None and isinstance(content, dict): content = content | {"first_seed": first_seed}
-    try: return _study(path.stem, content)
+    try: return make_study(path.stem, content)
     except InputError as e: raise InputError(f"{path}: {e}") from None
 
 # %% ../../nbs/70_study.spec.ipynb #42ad33d0
