@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 
 from fastcore.script import Param, anno_parser
@@ -102,6 +103,7 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
         data: str = "data",       # Folder that holds the datasets
         runs: str = "runs",       # Folder for finished runs
         device: str = None,       # cuda, cpu, ... (default: a GPU where there is one)
+        log: str = None,          # Watch the training: tensorboard (in the run's folder) or wandb
         shard: bool = False,      # Under torchrun: keep the identity classifier in shards, one in each process
         ):
     """Train one recipe and score it on held-out identities; print the folder of the finished run and its scores.
@@ -114,9 +116,10 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
     if shard or "RANK" in os.environ:
         from reid_study.study.distributed import run_over_ranks
         if device: raise InputError("--device: torchrun gives each process a device of its own; leave it out")
+        if log: raise InputError("--log: a training of several processes is not logged; leave it out")
         _check_torchrun()
         folder = run_over_ranks(config, data, runs, shard)
-    else: folder = make_run(config, data, runs, device)
+    else: folder = make_run(config, data, runs, device, log=log)
     if is_first_process(): print(summary(folder))
 
 # %% ../nbs/95_cli.ipynb #fc5bfc09
@@ -295,6 +298,15 @@ def _flush():
 
 def _drop_output(): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+# %% ../nbs/95_cli.ipynb #4ddf456c
+@contextlib.contextmanager
+def _own_words():
+    "A context without warnings, unless they were asked for, and where stderr is no terminal without tqdm's bars."
+    if not sys.stderr.isatty(): os.environ.setdefault("TQDM_DISABLE", "1")
+    with warnings.catch_warnings():
+        if not sys.warnoptions: warnings.simplefilter("ignore")
+        yield
+
 # %% ../nbs/95_cli.ipynb #b034713d
 def main(argv=None):
     "Entry point of `reid-study`: run a command and return its exit code."
@@ -304,7 +316,7 @@ def main(argv=None):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)      # stop as by Ctrl-C, jobs too
     try:
-        call(argv)
+        with _own_words(): call(argv)
         _flush()
     except KeyboardInterrupt:
         print("reid-study: stopped; finished work is kept, and the same command resumes from there", file=sys.stderr)
