@@ -111,6 +111,9 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
     from reid_study.study.config import make_config
     from reid_study.study.run import check_device, make_run
     if device: check_device(device)
+    if log:
+        from reid_study.training.loggers import check_log
+        check_log(log)
     changes, settings = parse_changes(set)
     config = make_config(dataset, recipe, seed, settings, **changes)
     if shard or "RANK" in os.environ:

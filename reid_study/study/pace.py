@@ -23,7 +23,7 @@ class Work:
     effort: float = 1
 
 def effort(config: dict, images: int) -> int:
-    "How many images a run or a tuning trains on, over all of its epochs. `images`: those of the training split, a pass over which is an epoch."
+    "How many images a run or a tuning trains on, over all of its epochs. `images`: those of the training split, for whole passes."
     if "search" in config: return (config["trials"] + config["finalists"])*effort(config["first"], images)
     batch = config["p"]*config["k"]
     return config["epochs"]*(config["steps"] or images//batch)*batch
@@ -72,9 +72,10 @@ def duration(seconds: float) -> str:
 
 # %% ../../nbs/75b_study.pace.ipynb #db7ed888
 class StudyBar:
-    "The progress of a study: a bar on a terminal, plain lines elsewhere, at most one in `every` seconds. To be used in `with`."
+    """The progress of a study, to be used in `with`: a bar on a terminal, and plain lines elsewhere, at most one in `every` seconds, and
+    one in six times as many where no run is done meanwhile."""
     def __init__(self, name: str, total: int, every: float = 10):
-        self.name, self.every, self.line, self.printed = name, every, "", float("-inf")
+        self.name, self.every, self.line, self.runs, self.printed = name, every, "", None, float("-inf")
         self.bar = tqdm(total=total, desc=name, disable=None, dynamic_ncols=True,
                         bar_format="{desc}: {n_fmt} of {total_fmt} runs |{bar}| {elapsed}{postfix}")
 
@@ -88,6 +89,6 @@ class StudyBar:
             self.bar.n, self.bar.total = done, total
             self.bar.set_postfix_str(said)
         elif (line := f"{self.name}: {done} of {total} runs" + f", {said}"*bool(said)) != self.line:
-            if not last and time.monotonic() - self.printed < self.every: return
-            self.line, self.printed = line, time.monotonic()
+            if not last and time.monotonic() - self.printed < self.every*(6 if self.runs == (done, total) else 1): return
+            self.line, self.runs, self.printed = line, (done, total), time.monotonic()
             print(line, file=sys.stderr, flush=True)

@@ -292,9 +292,10 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
             put_aside_damaged(workflow, images)
             write_jobs(workflow, images, known)
             print(plan_sentence(workflow.study))
-            limits = ["--cores", str(side), "--resources", f"gpu={_gpus()*share}"] if here else []
+            options = ["--workflow-profile", str(settings)]
+            if here: options += ["--cores", str(side), "--resources", f"gpu={_gpus()*share}"]
             code = 1
-            try: code = _run_snakemake(workflow, ["--workflow-profile", str(settings), *limits], environment, known, (table.split == "train").sum())
+            try: code = _run_snakemake(workflow, options, environment, known, (table.split == "train").sum())
             finally:
                 if code: _publish_part(workflow, known)
     _raise_failures(workflow, code)
@@ -491,9 +492,9 @@ def _raise_failures(workflow, code):
 def plan_sentence(study):
     "What a study will make: counts of tunings, runs, arms, recipes and questions."
     cells = {(arm, recipe): study.seeds(arm, recipe)*len(a.each) for arm, a in study.arms.items() for recipe in a.names}
-    parts = [f"{len(tunings(study))} tunings"]*bool(study.tuning) + [f"{sum(cells.values())} runs"]
-    counts = f"{len(study.arms)} arms, {len({r for _, r in cells})} recipes, {len(study.questions)} questions"
-    return f"{study.name}: {', '.join(parts)}; {counts}"
+    parts = [counted(len(tunings(study)), "tuning")]*bool(study.tuning) + [counted(sum(cells.values()), "run")]
+    counts = (len(study.arms), "arm"), (len({r for _, r in cells}), "recipe"), (len(study.questions), "question")
+    return f"{study.name}: {', '.join(parts)}; {', '.join(counted(*c) for c in counts)}"
 
 # %% ../../nbs/76_study.workflow.ipynb #316aa5a0
 def check_study(path, data="data", first_seed=None):
