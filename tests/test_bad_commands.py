@@ -1,4 +1,5 @@
 "What the command line makes of wrong arguments, other terminals, closed pipes, interruptions, and errors that nobody foresaw."
+import json
 import os
 import signal
 import subprocess
@@ -11,8 +12,13 @@ from cases import Case, check, table
 from reid_study.cli import COMMANDS, main, parse_changes, told
 from reid_study.core import InputError
 from reid_study.data.people import make_people
+from reid_study.study.ablate import ablation, parse_seeds, parse_values
 from reid_study.study.config import make_config
+from reid_study.study.parameters import read_parameters
+from reid_study.study.spec import make_study
+from reid_study.study.worker import check_parameters
 
+RECIPE = Path(__file__).parents[1]/"nbs"/"study"/"recipe.ipynb"
 TINY = "validation=4 epochs=1 steps=2 p=4 k=2 height=32 width=16".split()
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
@@ -58,6 +64,39 @@ CASES = [*[Case(f"--set {text}", lambda folder, text=text: parse_changes([text])
 def test_changes(case, tmp_path): check(case, tmp_path)
 
 
+def ablated(over, seeds="0,1"): return make_study("one", ablation("triplet", parse_values(over), parse_seeds(seeds)))
+
+ABLATIONS = [
+    *[Case(f"ablate triplet --over {over}", lambda folder, over=over: ablated(over), refused=words) for over, words in {
+        "triplet.margn=0.1,0.3": ("each 1: triplet.margn", "triplet.margin"), "triplet.margin=": ("triplet.margin", "empty"),
+        "triplet.margin=0.1": ("one value", "two or more"), "triplet.margin=0.1,,0.3": ("empty", "commas between them"),
+        "triplet.margin=small,large": ("triplet.margin", "margin='small'"), "triplet.margin=0.3,.30": (".30 stands twice", "give it once"),
+        "epochs=2.5,3": ("epochs=2.5", "whole number"), "epocs=2,3": ("epocs: unknown key", "epochs"), "seed=1,2": ("seed: unknown key",),
+        "dataset=people,market1501": ("dataset: unknown key",), "margin": ("SETTING=VALUE", "triplet.margin=0.1,0.3,0.5"),
+        "triplet.margin=0.1,nan": ("each 2: triplet.margin", "margin='nan'")}.items()],
+    *[Case(f"ablate triplet --seeds {seeds}", lambda folder, seeds=seeds: ablated("triplet.margin=0.1,0.3", seeds), refused=words)
+      for seeds, words in {"0,0": ("--seeds: 0 stands twice", "give it once"), "0,two": ("--seeds='two'", "whole number"),
+                           "": ("--seeds", "0,1,2"), "0,2": ("--seeds=0,2", "follow each other"),
+                           "-1,0": ("--seeds=-1", "at least 0")}.items()],
+    Case("ablate triplet --seeds 4,3", lambda folder: ablated("triplet.margin=0.1,0.3", "4,3"), gives=lambda study: study.first_seed == 3,
+         means="are the seeds 3 and 4"),
+    *[Case(f"papermill -p {name} {text}", lambda folder, name=name, text=text: read_parameters(**{name: text}), refused=(name, *words))
+      for name, text, *words in (("changes", "epochs=5", "mapping or a list", '{"epochs": 5}'),
+                                 ("changes", '{"epochs": 5', "not valid YAML"), ("changes", '{"epochs": 5, "epochs": 6}', "stands twice"), ("seeds", "0,1,2", "[0, 1, 2]"),
+                                 ("settings", "null", "mapping or a list"), ("each", "!!python/name:os.system", "tag"))],
+    Case("papermill -p seeds {}", lambda folder: check_parameters(RECIPE, {"seeds": "{}"}),
+         refused=("recipe: seeds={}", "like its default"))]
+
+@table(ABLATIONS)
+def test_ablations_and_parameters(case, tmp_path): check(case, tmp_path)
+
+@pytest.mark.parametrize("template", sorted(RECIPE.parent.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_template_runs_in_any_folder_and_says_how(template):
+    cells = json.loads(template.read_text("utf-8"))["cells"]
+    defaults = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
+    assert len(defaults) == 1 and "../" not in defaults[0] and f"papermill nbs/study/{template.name}" in "".join(cells[0]["source"])
+
+
 LINES = {     # arguments -> words of the line
     "trian": ("unknown command 'trian'", "search, study"),
     "run nothing": ("unknown recipe 'nothing'",),
@@ -70,6 +109,9 @@ LINES = {     # arguments -> words of the line
     "run identity --seed 18446744073709551616": ("seed=18446744073709551616", "less than"),
     "run identity --set dim=1000000000000": ("dim=1000000000000", "16384"),
     "run identity --set weights=none.pth": ("none.pth", "is missing"),
+    "run identity --log mlflow": ("unknown log 'mlflow'", "tensorboard, wandb"),
+    "ablate nothing --over lr=.1,.2": ("unknown recipe 'nothing'",),
+    "ablate triplet --over lr=.1,.2 --set lr=.3": ("lr", "fixed by --set"),
     "report nowhere": ("nowhere",),
     "export nowhere out": ("nowhere",),
     "embed nowhere images --device abacus": ("'abacus'", "use c"),
@@ -121,7 +163,8 @@ def test_help(name, capsys):
     except SystemExit as e: code = e.code
     assert code == 0 and "usage: reid-study" in capsys.readouterr().out
 
-@pytest.mark.parametrize("arguments", ["run identity --lerning-rate 3", "run identity --seed abc", "embed", "data people --data"])
+@pytest.mark.parametrize("arguments", ["run identity --lerning-rate 3", "run identity --seed abc", "embed", "data people --data",
+                                       "ablate triplet"])
 def test_what_the_parser_refuses(arguments, capsys):
     with pytest.raises(SystemExit) as ended: main(arguments.split())
     assert ended.value.code == 2 and "usage" in capsys.readouterr().err

@@ -237,7 +237,7 @@ ARGUMENTS = [
         "seed": (-1, 2**64, 1.5, "0"), "p": (0, "4"), "k": (0, -2), "steps": (0, 1.5), "dim": (0, 10**12, 8.0),
         "clip": (0, -1, float("nan")),
         "weight_decay": (-0.1, float("inf")), "validate_every": (0, 1.5), "save_every": (-1,), "device": ("abacus", "cuda:99", "meta"),
-        "settings": ("margin", 3), "protocol": ("market",)}.items() for value in values),
+        "settings": ("margin", 3), "protocol": ("market",), "log": ("mlflow", 3)}.items() for value in values),
     Case("more identities per batch than there are", lambda f: learner(p=7), refused=("p=7", "up to 6")),
     Case("a folder that is a file", lambda f: (f/"x").write_text("") or learner(folder=f/"x"), refused=("x", "another folder")),
     Case("bfloat16 on a CPU", lambda f: learner(precision="bfloat16"), refused=("bfloat16", "float32")),

@@ -86,7 +86,7 @@ def _blocks(embeddings, table, rows=None, size=512, protocol=Protocol()):
     "Blocks of queries: (their rows, the gallery's rows, distances [q, G], same pid [q, G], ignored [q, G]); the last three as tensors."
     q, g = (np.flatnonzero(table.split == s) for s in ("query", "gallery"))
     q = q if rows is None else q[rows]
-    pid, cam = (torch.as_tensor(table[column].to_numpy()) for column in ("pid", "camid"))
+    pid, cam = (torch.tensor(table[column].to_numpy()) for column in ("pid", "camid"))      # pandas lends its own
     for part in np.array_split(q, -(-len(q)//size)):
         same, junk = pid[part][:, None] == pid[g], torch.zeros(len(g), dtype=torch.bool)
         if protocol.junk_pid is not None: junk = pid[g] == protocol.junk_pid

@@ -107,9 +107,9 @@ def check_device(device):
         raise InputError(f"device {device!r} cannot be used here ({str(e).splitlines()[0]}); use {default_device()}") from None
 
 # %% ../../nbs/72_study.run.ipynb #789a572b
-def prepare(config, data="data", device=None, folder=None, opened=None):
+def prepare(config, data="data", device=None, folder=None, opened=None, log=None):
     """The untrained fastai `Learner` of a configuration. `device`: "cuda", "cpu", …; None takes a GPU where there is one.
-    `folder`: for history and checkpoint; None keeps neither."""
+    `folder`: for history and checkpoint; None keeps neither. `log`: "tensorboard" or "wandb", to watch the training there."""
     from reid_study.training.learner import make_learner
     torch.set_num_threads(config["threads"])
     torch.manual_seed(config["seed"])     # for losses that draw at random
@@ -118,14 +118,14 @@ def prepare(config, data="data", device=None, folder=None, opened=None):
     names = ("backbone", "pretrained", "dim", "p", "k", "sampler", "flip", "shift", "erase", "weight_decay", "clip", "precision",
              "validate_every", "seed")
     return make_learner(config["recipe"], table, images, config["settings"], **{n: config[n] for n in names},
-                        steps=config["steps"] or None, device=device, folder=folder, save_every=15 if device.type == "cuda" else 0,
+                        steps=config["steps"] or None, device=device, folder=folder, save_every=15 if device.type == "cuda" else 0, log=log,
                         **({"weights": config["weights"]} if config["weights"] else {}))
 
-def train(config, data="data", device=None, folder=None, opened=None):
+def train(config, data="data", device=None, folder=None, opened=None, log=None):
     "Train a configuration, resuming from the checkpoint in `folder` if there is one. Returns the trained `Learner`."
     from reid_study.training.learner import fit
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
-    learn = prepare(config, data, device, folder, opened)
+    learn = prepare(config, data, device, folder, opened, log)
     fit(learn, config["epochs"], config["lr"], config.get("schedule", "one_cycle"))
     return learn
 
@@ -302,17 +302,18 @@ def begin(folder, now, data):
     check_images(folder, read_json(folder/BEGUN, f"remove {folder} to begin again"), now, data)
 
 # %% ../../nbs/72_study.run.ipynb #59d3a932
-def make_run(config, data="data", runs="runs", device=None, side_by_side=1, opened=None):
+def make_run(config, data="data", runs="runs", device=None, side_by_side=1, opened=None, log=None):
     """Make the run of a configuration, unless it is finished, and return its folder.
 
     It trains and is scored on its validation identities, trains on all identities and is scored on nothing, or is scored on a
     test split with the weights of such a training. `side_by_side`: how many runs share the machine, which its times depend on.
-    `opened`: a dictionary, shared by runs that follow each other, that keeps datasets open. Raises `InputError` for a run that was
+    `opened`: a dictionary, shared by runs that follow each other, that keeps datasets open. `log`: "tensorboard" or "wandb",
+    to watch the training there, which changes no number. Raises `InputError` for a run that was
     made, or has been begun, from other images than `data` holds.
     """
     if "ranks" in config: raise InputError(f"this run is made by {config['ranks']} processes; start it with torchrun --nproc-per-node")
     final, opened = place(config, runs), {} if opened is None else opened
-    if is_test(config): make_run(training_config(config), data, runs, device, side_by_side, opened)
+    if is_test(config): make_run(training_config(config), data, runs, device, side_by_side, opened, log)
     images, folder = images_of(config, data, opened), partial_folder(config, runs)
     with one_at_a_time(final):
         if final.exists(): return reused(final, images, data)
@@ -320,7 +321,7 @@ def make_run(config, data="data", runs="runs", device=None, side_by_side=1, open
             if is_test(config): learn, side_by_side = trained(config, data, runs, device, opened)
             else:
                 begin(folder, images, data)
-                learn = train(config, data, device, folder, opened)
+                learn = train(config, data, device, folder, opened, log)
             return finish_run(config, learn, runs, side_by_side, images)
 
 # %% ../../nbs/72_study.run.ipynb #67803a10

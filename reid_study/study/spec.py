@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_SEEDS', 'MOST_LISTED', 'MOST_RUNS', 'ProtocolChanges', 'OWN', 'Changes', 'WORDS', 'LARGEST', 'MOST_NODES',
            'DEEPEST', 'listing', 'Arm', 'TuningBudget', 'Study', 'arm_parameters', 'with_best', 'arm_configs',
-           'protocols', 'read_value', 'read_study', 'check_network', 'check_with_data']
+           'protocols', 'read_value', 'read_yaml', 'make_study', 'read_study', 'check_network', 'check_with_data']
 
 # %% ../../nbs/70_study.spec.ipynb #4d291863
 import os
@@ -301,16 +301,22 @@ def _checked_keys(node):
         seen.add(key.value)
     return keys
 
+# %% ../../nbs/70_study.spec.ipynb #aa984530
+def read_yaml(text, where):
+    "The value of YAML text, of which JSON is a part. `InputError`, which begins with `where`, for text that has none, or too large a one."
+    try: return _parsed(text)
+    except InputError as e: raise InputError(f"{where}: {e}") from None
+    except RecursionError: raise InputError(f"{where}: too many lists and mappings stand inside each other; write it flatter") from None
+    except (yaml.YAMLError, ValueError) as e: raise InputError(f"{where} is not valid YAML: {' '.join(str(e).split())}") from None
+
+
 # %% ../../nbs/70_study.spec.ipynb #1f97247e
 def _content(path, data="data"):
     "What a study file says, with paths of weights, which are beside it or in the folder of data, made absolute."
     file = regular_file(path, "give a study file, such as studies/embedded.yaml", LARGEST)
-    try: return _located(_parsed(file.read_bytes().decode("utf-8-sig")), path.parent, data)
-    except InputError as e: raise InputError(f"{path}: {e}") from None
+    try: return _located(read_yaml(file.read_bytes().decode("utf-8-sig"), path), path.parent, data)
     except OSError as e: raise InputError(f"{path} cannot be read ({e.strerror}); give a file such as studies/embedded.yaml") from None
     except UnicodeDecodeError as e: raise InputError(f"{path} is not UTF-8 text ({e}); save it as UTF-8") from None
-    except RecursionError: raise InputError(f"{path}: too many lists and mappings stand inside each other; write it flatter") from None
-    except (yaml.YAMLError, ValueError) as e: raise InputError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
 
 def _located(item, *folders):
     "A part of a study file in which each path of weights is absolute: in the first of the folders that has it, or else in the last."
@@ -323,8 +329,9 @@ def _located(item, *folders):
     return {name: found(name, value) for name, value in item.items()}
 
 # %% ../../nbs/70_study.spec.ipynb #b0d64d0e
-def _study(name, content):
-    "The `Study` of a file's content. Arms and tuning are validated apart, so that errors list the keys that these have."
+def make_study(name, content):
+    """The `Study` of a file's content, and of its name without the ending. Raises `InputError` as `read_study` does. Arms and tuning are
+    validated apart, so that errors list the keys that these have."""
     if isinstance(content, dict): content = {key: value for key, value in content.items() if value is not None}
     study = validated(Study, content if not isinstance(content, dict) else content | _parts(content))
     study._name = name
@@ -365,7 +372,7 @@ def read_study(path, first_seed=None, data="data"):
         raise InputError(f"{shown(str(path))}: results are named after the study file; give it a name of plain characters")
     content = _content(path, data)
     if first_seed is not None and isinstance(content, dict): content = content | {"first_seed": first_seed}
-    try: return _study(path.stem, content)
+    try: return make_study(path.stem, content)
     except InputError as e: raise InputError(f"{path}: {e}") from None
 
 # %% ../../nbs/70_study.spec.ipynb #42ad33d0

@@ -24,15 +24,18 @@ from ..core import InputError, atomic, digest, end_with, extra, private_folder, 
 
 # %% ../../nbs/75_study.worker.ipynb #96d19707
 def check_parameters(template, parameters):
-    "Raise `InputError` for a parameter that a template does not have, or of another type than its default, unless that is None."
+    """Raise `InputError` for a parameter that a template does not have, or of another type than its default, unless that is None.
+    A mapping or a list may be JSON text."""
     from ast import literal_eval
 
     with extra("study"): from papermill import inspect_notebook
 
     from reid_study.core import InputError, lookup, shown
+    from reid_study.study.parameters import read_parameters
     found = {name: literal_eval(about["default"]) for name, about in inspect_notebook(_literal(template)).items()}
     for name, value in parameters.items():
         default = lookup(name, found, f"parameter of {Path(template).stem}")
+        if isinstance(default, dict | list): value = read_parameters(**{name: value})[name]
         if default is not None and type(value) is not type(default):
             raise InputError(f"{Path(template).stem}: {name}={shown(value)} must be like its default, {shown(default)}")
 

@@ -25,12 +25,13 @@ import pandas as pd
 import yaml
 from fastcore.basics import num_cpus
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from ..core import (InputError, check_number, end_with_parent, extra, lookup, private_folder, regular_file, remove_dead,
                              scratch_name, writable, write_json)
 from ..data.datasets import dataset_root, fingerprinted
 from .config import run_id, scored_on
+from .endpoints import counted
+from .pace import StudyBar, Work, effort, left_words, seconds_left
 from .replication import replication_report
 from .results import Results, cell_name, check_table, read_results, results_place, write_results
 from .run import PROJECT, check_device, check_sums, commit, default_device, place, read_run
@@ -291,9 +292,10 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
             put_aside_damaged(workflow, images)
             write_jobs(workflow, images, known)
             print(plan_sentence(workflow.study))
-            limits = ["--cores", str(side), "--resources", f"gpu={_gpus()*share}"] if here else []
+            options = ["--workflow-profile", str(settings)]
+            if here: options += ["--cores", str(side), "--resources", f"gpu={_gpus()*share}"]
             code = 1
-            try: code = _run_snakemake(workflow, ["--workflow-profile", str(settings), *limits], environment, known)
+            try: code = _run_snakemake(workflow, options, environment, known, (table.split == "train").sum())
             finally:
                 if code: _publish_part(workflow, known)
     _raise_failures(workflow, code)
@@ -403,7 +405,7 @@ def _socket_path(folder):
     return address
 
 # %% ../../nbs/76_study.workflow.ipynb #e8337da9
-def _run_snakemake(workflow, options, environment, known):
+def _run_snakemake(workflow, options, environment, known, images):
     "Run Snakemake and draw the progress until it has ended; its exit code."
     (workflow.files/"events.jsonl").unlink(missing_ok=True)
     where = ["--snakefile", str(PROFILES.parent/"Snakefile"), "--directory", str(workflow.files)]
@@ -411,36 +413,37 @@ def _run_snakemake(workflow, options, environment, known):
     with open(writable(workflow.files/"snakemake.log"), "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                    start_new_session=True, preexec_fn=end_with_parent)
-        try: return _watch(workflow, process, known)
+        try: return _watch(workflow, process, known, images)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)      # the jobs too: they resume from their last epoch
                 process.wait()
 
-def _watch(workflow, process, known):
+def _watch(workflow, process, known, images):
     tuned = [place(config, workflow.runs) for config in tunings(workflow.study).values()]
-    plan, ended = planned(workflow), sum(folder.exists() for folder in tuned)
+    plan, ended, seen = planned(workflow), sum(folder.exists() for folder in tuned), None
     places = _places(workflow, plan)
-    with tqdm(total=len(_distinct(plan)), initial=progress(workflow, known, places)["done"], unit="run", desc=workflow.study.name,
-              dynamic_ncols=True, smoothing=0.05) as bar:
+    with StudyBar(workflow.study.name, len(_distinct(plan))) as bar:
         while True:
             code = process.poll()
             if ended != (ended := sum(folder.exists() for folder in tuned)):      # a tuning that has ended decides more runs
                 plan = planned(workflow)
-                places, bar.total = _places(workflow, plan), len(_distinct(plan))
-            state = progress(workflow, known, places)
-            bar.update(state["done"] - bar.n)
-            bar.set_postfix_str(f"{state['running']} jobs running, {state['failed']} failed")
+                places = _places(workflow, plan)
+            state, done = progress(workflow, known, places), _done(workflow, known, places)
+            seen = dict.fromkeys(done) if seen is None else dict.fromkeys(done, time.time()) | seen
+            words = [f"{counted(state[what], 'job')} {what}" for what in ("running", "failed") if state[what]]
+            bar.show(state["done"], len(_distinct(plan)), [*words, _left(workflow, plan, seen, images, state["running"])], code is not None)
             if code is not None: return code
             time.sleep(1)
 
 # %% ../../nbs/76_study.workflow.ipynb #ebb28f2f
 def events(workflow):
-    "Job -> the last thing that is known of it, as its own process told: started, finished or failed."
+    "Job -> the last thing that is known of it, as its own process told: started, finished or failed, and when it was started."
     file, last = workflow.files/"events.jsonl", {}
     for line in file.read_text("utf-8", "replace").splitlines() if file.is_file() else ():
         with contextlib.suppress(ValueError, KeyError, TypeError):      # the last line may be cut off
-            last |= {(event := json.loads(line))["job"]: event}
+            job, began = (event := json.loads(line))["job"], event["event"] == "started"
+            last[job] = event | {"started": event["time"] if began else last[job]["started"]}
     return last
 
 def _alive(event):
@@ -458,6 +461,23 @@ def progress(workflow, known=(), places=None):
     return {"done": sum(name in known or folder.exists() for name, folder in places.items()),
             "running": sum(e["event"] == "started" and _alive(e) for e in last), "failed": sum(e["event"] == "failed" for e in last)}
 
+# %% ../../nbs/76_study.workflow.ipynb #10d22b31
+def _done(workflow, known, places):
+    "The names of runs, tunings and pages that are there."
+    marks = {file.stem for file in workflow.files.glob("*.done")}
+    return {name for name, folder in places.items() if name in known or folder.exists()} | marks
+
+def _left(workflow, plan, seen, images, running):
+    "What is left of a study, in words; an empty string while that cannot be said. `seen`: what is done -> when, None: before."
+    runs = {run_id(config) if config else i: Work(job, f"{job.split('-')[0]}, {_backbone(config)}", effort(config, images) if config else 1)
+            for i, (job, config) in enumerate(plan)}
+    papers = {file.stem: Work(file.stem, "page") for file in workflow.files.glob("*.json") if file.stem.startswith(("page-", "results"))}
+    said, now, side = events(workflow), time.time(), max(workflow.side_by_side, running)
+    left = [seconds_left(works, seen, said, now, side) for works in (runs, papers)]
+    return left_words(*left, sum(name.startswith("page-") for name in papers.keys() - seen.keys()))
+
+def _backbone(config): return "undecided" if config is None else config.get("first", config)["backbone"]
+
 # %% ../../nbs/76_study.workflow.ipynb #48a354df
 def _raise_failures(workflow, code):
     failed = {job: e for job, e in events(workflow).items() if e["event"] == "failed"}
@@ -471,9 +491,9 @@ def _raise_failures(workflow, code):
 def plan_sentence(study):
     "What a study will make: counts of tunings, runs, arms, recipes and questions."
     cells = {(arm, recipe): study.seeds(arm, recipe)*len(a.each) for arm, a in study.arms.items() for recipe in a.names}
-    parts = [f"{len(tunings(study))} tunings"]*bool(study.tuning) + [f"{sum(cells.values())} runs"]
-    counts = f"{len(study.arms)} arms, {len({r for _, r in cells})} recipes, {len(study.questions)} questions"
-    return f"{study.name}: {', '.join(parts)}; {counts}"
+    parts = [counted(len(tunings(study)), "tuning")]*bool(study.tuning) + [counted(sum(cells.values()), "run")]
+    counts = (len(study.arms), "arm"), (len({r for _, r in cells}), "recipe"), (len(study.questions), "question")
+    return f"{study.name}: {', '.join(parts)}; {', '.join(counted(*c) for c in counts)}"
 
 # %% ../../nbs/76_study.workflow.ipynb #316aa5a0
 def check_study(path, data="data", first_seed=None):

@@ -163,8 +163,8 @@ class EpochTable(Recorder):
     def after_epoch(self):
         self.learn.final_record = self.log[1:].copy()
         self.values.append(self.learn.final_record)
-        shown = self.log.map(lambda value: "" if value != value else value)      # not a number: not validated
-        self.logger(shown + L(format_time(time.time() - self.start_epoch)))
+        self.log.append(format_time(time.time() - self.start_epoch))
+        self.logger(self.log.map(lambda value: "" if value != value else value))      # not a number: not validated
         self.iters.append(self.smooth_loss.count)
 
     def line(self, log):

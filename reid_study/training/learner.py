@@ -29,6 +29,7 @@ from ..networks.embedder import make_embedder
 from .recipes import PRECISIONS, SCHEDULES, Recipe, get_recipe
 from .callbacks import Checkpoint, EpochTable, History, LossLog, RetrievalMetrics, check_validation
 from .gpu import Recorded, check_device
+from .loggers import log_callbacks
 from .quick import QuickLearner, QuickOptimizer
 
 # %% ../../nbs/51_training.learner.ipynb #446ecb22
@@ -69,7 +70,8 @@ def _check_whole(name, column):
 # %% ../../nbs/51_training.learner.ipynb #294bcd78
 def make_learner(recipe, table, images, settings=None, *, backbone="small", pretrained=False, weights="", dim=256, p=16, k=4,
                  sampler="pk", steps=None, flip=0.5, shift=1/16, erase=0.5, weight_decay=0.05, clip=5.0, precision="float32",
-                 validate_every=1, protocol=Protocol(), allow_overlap=False, seed=0, device="cpu", folder=None, save_every=0.0):
+                 validate_every=1, protocol=Protocol(), allow_overlap=False, seed=0, device="cpu", folder=None, save_every=0.0,
+                 log=None):
     """A fastai `Learner` for a recipe (a name or a `Recipe`), on a table with the splits train, query and gallery. Train it with `fit`.
 
     `table`: see `check_table`. `images`: its decoded store, uint8 [M, H, W, 3], row for row or as the table's column `image` says.
@@ -79,6 +81,7 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
     `clip`: largest norm of the gradient. `validate_every`: epochs from one validation to the next; the last epoch always validates.
     `protocol`: the rules of validation and of `score`. `allow_overlap`: identities may be in train and in query or gallery.
     `folder`: where history and checkpoint are kept, one folder for each training; None keeps neither.
+    `log`: "tensorboard" or "wandb", to watch it there; see `log_callbacks`.
     `save_every`: seconds at least between two checkpoints. A checkpoint must agree in recipe, settings, seed, sampler, steps, batch,
     backbone, width, augmentation, precision, kind of device, protocol, and numbers of images and identities; and, when it is fitted,
     in epochs and learning rate. Raises `InputError` for what cannot be built, trained or evaluated.
@@ -102,7 +105,7 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
     callbacks = [TrainEvalCallback(), EpochTable(), CastToTensor(), ProgressCallback(), LossLog(), retrieval,
                  History(folder and f"{folder}/history.csv"), Clip(clip), *map(MixedPrecision, amp),
                  *([Checkpoint(f"{folder}/checkpoint.pt", stamp, save_every)] if folder else []),
-                 *([Recorded()] if device.type == "cuda" else [])]
+                 *([Recorded()] if device.type == "cuda" else []), *log_callbacks(log, folder, stamp)]
     network, objective = network.to(device), objective.to(device)
     optimizer = partial(QuickOptimizer, opt=torch.optim.AdamW, fused=True, factors=[factor for _, factor in objective.groups(network)])
     return QuickLearner(dls, network, objective, optimizer, splitter=partial(_parameters, objective=objective), wd=weight_decay,
