@@ -27,20 +27,22 @@ class Dataset:
     kind: str                                   # one of KINDS
     read: Callable                              # folder -> table of images
     fingerprint: Callable | None = None         # (folder, table) -> text; None: hash the image files
+    terms: str = ""                             # on which its owners give it, in a sentence
 
 DATASETS = {}     # name -> Dataset, of the chapters that have been imported
 
 # %% ../../nbs/18_data.datasets.ipynb #34d6dc6c
-def register_dataset(name, title, folder, kind, fingerprint=None, **options):
+def register_dataset(name, title, folder, kind, fingerprint=None, terms="", **options):
     """Decorate a reader, folder -> table of images, to enter it in `DATASETS`.
 
     `title`: the name in reports. `folder`: its place under the data folder. `kind`: "drawn" or "photographs".
-    `fingerprint`: (folder, table) -> a text that changes when the images do; None hashes the image files.
+    `fingerprint`: (folder, table) -> a text that changes when the images do; None hashes the image files. `terms`: a sentence for the
+    cards of models that learned from it.
     `options` are passed on to the reader. An unknown kind raises `InputError`.
     """
     lookup(kind, dict.fromkeys(KINDS), "kind of dataset")
     def register(read):
-        DATASETS[name] = Dataset(name, title, folder, kind, partial(read, **options) if options else read, fingerprint)
+        DATASETS[name] = Dataset(name, title, folder, kind, partial(read, **options) if options else read, fingerprint, terms)
         return read
     return register
 

@@ -8,6 +8,7 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'SYSTEM_FILES', 'READING', 'as_
 
 # %% ../../nbs/13_data.images.ipynb #0d71a2bb
 import hashlib
+import io
 import os
 import re
 import threading
@@ -53,18 +54,19 @@ def as_rgb(image, name):
 # %% ../../nbs/13_data.images.ipynb #4b614d8c
 _OPENING = threading.Lock()      # the filters of warnings belong to the process, not to a thread
 
-def open_image(path):
-    """The image in a file as a Pillow image, decoded: upright, in RGB of 8 bits.
+def open_image(path, name="the picture"):
+    """The image in a file, or in the bytes of one, as a Pillow image, decoded: upright, in RGB of 8 bits.
 
     Raises `InputError` for what is no regular file or no image in one of `FORMATS`, is damaged, has more than `MOST_PIXELS` pixels,
-    several frames, transparent pixels or more than 8 bits, or is in another colour space than grey and RGB.
+    several frames, transparent pixels or more than 8 bits, or is in another colour space than grey and RGB. It calls bytes `name`.
     """
     remedy = "save it again, or leave it out"
-    regular_file(path, remedy)
+    file = io.BytesIO(path) if isinstance(path, bytes) else regular_file(path, remedy)
+    if isinstance(path, bytes): path = name
     try:
         with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=tuple(FORMATS))
+            image = Image.open(file, formats=tuple(FORMATS))
         with image:
             return as_rgb(image, path)
     except InputError: raise

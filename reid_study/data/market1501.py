@@ -213,7 +213,8 @@ def _check_counts(root, table, counts):
                              "release: unpack the archive again into an empty folder")
 
 # %% ../../nbs/11_data.market1501.ipynb #7a9c6701
-@register_dataset("market1501", title="Market-1501", folder="Market-1501-v15.09.15", kind="photographs")
+@register_dataset("market1501", title="Market-1501", folder="Market-1501-v15.09.15", kind="photographs",
+                  terms="Its authors give it for research only, and its photographs may not be passed on.")
 def read_market1501(root):
     "Read the authors' Market-1501 release (folder or archive) and check its counts."
     return read_market(root, MARKET1501_COUNTS)

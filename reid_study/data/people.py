@@ -983,7 +983,8 @@ def people_fingerprint(root, table):
     return digest(made["settings"])
 
 # %% ../../nbs/10_data.people.ipynb #f8d15477
-@register_dataset("people", title="drawn pedestrians", folder="people", kind="drawn", fingerprint=people_fingerprint)
+@register_dataset("people", title="drawn pedestrians", folder="people", kind="drawn", fingerprint=people_fingerprint,
+                  terms="The pictures are drawn by this library, under its licence, and show nobody.")
 def read_people(root):
     """Read the drawn pedestrians at `root` into the table of images; they are drawn first if the folder is not there.
 

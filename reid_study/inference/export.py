@@ -148,11 +148,13 @@ def describe_embedder(run):
 WEIGHTS, ABOUT = "embedder.safetensors", "embedder.json"
 
 def save_embedder(run_folder, out, onnx=False):
-    """Write the embedder of a finished run as the folder `out`: embedder.safetensors and embedder.json (`onnx`: embedder.onnx too).
+    """Write the embedder of a finished run as the folder `out`: embedder.safetensors, embedder.json and README.md, its
+    [model card](90b_inference.card.ipynb) (`onnx`: embedder.onnx too).
 
     Returns `out`, which appears completely or not at all. Raises `InputError` for a run that is missing, damaged, without weights or
     with weights that do not fit its network, and for an `out` that is there already.
     """
+    from reid_study.inference.card import model_card
     from safetensors.torch import save
     run, out = exportable_run(run_folder), Path(out)
     if out.exists(): raise InputError(f"{out} is there already; remove it or choose another place")
@@ -163,7 +165,9 @@ def save_embedder(run_folder, out, onnx=False):
     with atomic(out) as folder:
         folder.mkdir()
         (folder/WEIGHTS).write_bytes(content)
-        write_json(folder/ABOUT, about | {"sha256": hashlib.sha256(content).hexdigest()})
+        about["sha256"] = hashlib.sha256(content).hexdigest()
+        write_json(folder/ABOUT, about)
+        (folder/"README.md").write_text(model_card(about, run), "utf-8")
         if onnx: to_onnx(load_embedder(folder), folder/"embedder.onnx")
     return out
 
