@@ -210,10 +210,10 @@ def cost_picture(table, floor=1.0):
     """
     with extra("train"): from matplotlib.figure import Figure
     names = list(dict.fromkeys(r["name"] for r in table))
-    shades = {"identity": iter(("#12233d", "#1f5592", "#3f86c6", "#6aa6d8", "#7d6bb0", "#a08cc8")),
-              "metric": iter(("#8c2d26", "#c8443c", "#d9962b", "#b3651d"))}
+    shades = {"identity": iter(("#12233d", "#1f5592", "#2b6fb3", "#1c7a8c", "#5b4a99", "#8c54a1")),
+              "metric": iter(("#7a211b", "#b3372f", "#b0561f", "#85650f"))}
     colours = {n: next(shades[next(r["family"] for r in table if r["name"] == n)]) for n in names}
-    fig = Figure(figsize=(11.5, 4.2), layout="constrained")
+    fig = Figure(figsize=(9.4, 4), layout="constrained")
     for ax, key, label in zip(fig.subplots(1, 2), ("cpu", "megabytes"), ("seconds of CPU a step", "MB at the peak of a step")):
         lines = {n: sorted((r["classes"], max(r[key], floor if key == "megabytes" else 0)) for r in table if r["name"] == n) for n in names}
         for n, line in lines.items(): ax.loglog(*zip(*line), "o-", ms=3.5, lw=1.5, color=colours[n])
@@ -225,4 +225,5 @@ def cost_picture(table, floor=1.0):
             ax.annotate(n, lines[n][-1], (lines[n][-1][0]*1.9, 10**h), textcoords="data", va="center", fontsize=8.5, color=colours[n],
                         annotation_clip=False, arrowprops=line)
         ax.set(xlabel="identities", ylabel=label, ylim=(low, high)); ax.minorticks_off(); ax.spines[["top", "right"]].set_visible(False)
+        for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter("{x:,.10g}")
     return fig

@@ -29,7 +29,7 @@ STYLE = {
     "axes.spines.right": False, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titleweight": "bold",
     "axes.labelcolor": "#44444c", "text.color": "#26262c", "xtick.color": "#66666e", "ytick.color": "#66666e", "xtick.major.size": 3,
     "ytick.major.size": 0, "xtick.minor.size": 0, "legend.frameon": False, "legend.fontsize": 8, "svg.hashsalt": "reid_study",
-    "svg.fonttype": "path", "figure.dpi": 110}
+    "svg.fonttype": "none", "figure.dpi": 110}
 
 def styled(draw):
     "Decorate a function that draws, so that it draws in the one style."
@@ -53,9 +53,8 @@ def recipe_styles(names):
     for family, group in members.items():
         colour = np.array(mpl.colors.to_rgb(FAMILY_COLOURS[family]))
         for i, name in enumerate(group):
-            shade = 0 if len(group) == 1 or len(names) > 2*FEW else -.35 + .6*i/(len(group) - 1)
-            shaded = colour + (1 - colour)*shade if shade > 0 else colour*(1 + shade)
-            styles[name] = mpl.colors.to_hex(shaded), LINES[i % len(LINES)]
+            shade = 0 if len(group) == 1 or len(names) > 2*FEW else .5*i/(len(group) - 1)
+            styles[name] = mpl.colors.to_hex(colour*(1 - shade)), LINES[i % len(LINES)]
     return styles
 
 # %% ../../nbs/81_report.figures.ipynb #efc71575
@@ -168,7 +167,7 @@ def _identities_row(ax, y, ap, colour):
     "Draw the AP of each identity as a dot near height `y`, under a box plot."
     ap = np.sort(ap)
     jitter = .30*(np.arange(len(ap))*.618034 % 1 - .5)
-    ax.scatter(ap, y + jitter, s=7, color=colour, alpha=.35, lw=0)
+    ax.scatter(ap, y + jitter, s=7, color=colour, alpha=.35, lw=0, rasterized=True)
     low, first, middle, third, high = np.percentile(ap, [5, 25, 50, 75, 95])
     ax.hlines([y, y], [low, third], [first, high], color=colour, lw=1)
     ax.add_patch(mpl.patches.Rectangle((first, y - .27), third - first, .54, fill=False, color=colour, lw=1))
@@ -200,7 +199,7 @@ def overlap(pairs):
 def _histograms(ax, pairs, colour, name_them):
     "Draw the histograms of negative pairs, grey, and of positive pairs, each of area one."
     x, step = pairs.distance, pairs.distance.diff().iloc[-1]
-    for name, c, shade, side in (("negative", "#77777f", .30, "left"), ("positive", colour, .45, "right")):
+    for name, c, shade, side in (("negative", "#66666e", .30, "left"), ("positive", colour, .45, "right")):
         density = pairs[name]/pairs[name].sum()/step
         ax.fill_between(x, density, step="mid", color=c, alpha=shade, lw=0)
         ax.step(x, density, where="mid", color=c, lw=1)
@@ -239,7 +238,7 @@ def _view_panel(ax, view, colours, cameras):
     for i, camera in enumerate(cameras):
         rows = (view.camid == camera).to_numpy()
         own = [colours[pid] for pid in view.pid[rows]]
-        ax.scatter(*xy[rows].T, s=26, marker=_MARKERS[i % len(_MARKERS)], lw=.4, edgecolors="white", alpha=.9, c=own)
+        ax.scatter(*xy[rows].T, s=26, marker=_MARKERS[i % len(_MARKERS)], lw=0, alpha=.9, c=own, rasterized=True)
     ax.set(aspect="equal", xticks=[], yticks=[], xlim=(-.55, .55), ylim=(-.55, .55))
     ax.grid(False)
     for side in ax.spines.values(): side.set(visible=True, color="#dcdce0")
@@ -288,7 +287,7 @@ def _draw_terms(ax, group, columns, colour):
         values = pd.concat([run.history.set_index("epoch")[column] for run in group], axis=1)
         band(ax, values, color=colour, ls=line, lw=1.5, label=label)
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
-    ax.legend(loc="best", handlelength=2, borderaxespad=.2, fontsize=8 if len(columns) < 3 else 6.5)
+    ax.legend(loc="best", handlelength=2, borderaxespad=.2, fontsize=8 if len(columns) < 3 else 7)
 
 # %% ../../nbs/81_report.figures.ipynb #c5a013ee
 def _draw_recipe(axes, group, columns, named, colour):

@@ -37,33 +37,34 @@ def question_text(question):
     return {heading: text.strip() for heading, text in zip(parts[1::2], parts[2::2])}
 
 # %% ../../nbs/84_report.questions.ipynb #ed6046a3
-SHOWN = {}      # question -> [(section of its page, function of a study's results, its other arguments, kind of picture)]
+SHOWN = {}      # question -> [(section of its page, function of a study's results, its other arguments)]
 
-def question_figure(question, kind="svg", section="What it looks like", **given):
+def question_figure(question, section="What it looks like", **given):
     """Decorate a function of a study's `Results`, so that the page of a question shows what it returns.
 
-    `kind`: "svg", or "png" for very many points. `given`: further arguments for the function.
+    `given`: further arguments for the function.
     """
     def register(draw):
-        SHOWN.setdefault(question, []).append((section, draw, given, kind))
+        SHOWN.setdefault(question, []).append((section, draw, given))
         return draw
     return register
 
 # %% ../../nbs/84_report.questions.ipynb #2506928f
 def question_figures(results, question, section="What it looks like"):
     "What the page of a question shows in a section, made from a study's results: a list of objects to display."
-    return [_displayed(draw(results, **given), draw, kind) for where, draw, given, kind in SHOWN.get(question, []) if where == section]
+    return [_displayed(draw(results, **given), draw) for where, draw, given in SHOWN.get(question, []) if where == section]
 
-def _displayed(found, draw, kind):
+def _displayed(found, draw):
     "A figure with its caption, text as Markdown, or HTML as it is."
     if isinstance(found, str): return Markdown(found)
-    return found if isinstance(found, HTML) else picture(found, caption(draw), kind)
+    return found if isinstance(found, HTML) else picture(found, caption(draw))
 
 # %% ../../nbs/84_report.questions.ipynb #02001a7e
 def _identity_panel(ax, a, b):
     "Draw the AP of each identity under identity loss (across) and with attributes (up)."
     ax.plot([0, 100], [0, 100], color="#8a8a92", lw=.8)
-    ax.scatter(a, b, s=16, color=np.where(b > a, VERDICTS["supported"], VERDICTS["reversed"]), alpha=.6, lw=0)
+    ax.scatter(a, b, s=16, color=np.where(b > a, VERDICTS["supported"], VERDICTS["reversed"]), alpha=.6, lw=0,
+               rasterized=True)
     text = f"better with attributes: {(b > a).sum()} of {len(a)} identities"
     ax.text(4, 96, text, color=VERDICTS["supported"], va="top", fontsize=8.5)
     ax.set(xlabel="mean AP of an identity, identity loss (%)", ylabel="with attributes (%)", xlim=(0, 100), ylim=(0, 100), aspect="equal",
@@ -80,7 +81,7 @@ def _attribute_panel(ax, tasks, colour):
     ax.set_ylim(-.6, len(tasks) - .2)
 
 # %% ../../nbs/84_report.questions.ipynb #d1bce3a6
-@question_figure("q1", kind="png")
+@question_figure("q1")
 @styled
 def attribute_picture(results):
     """Left: mean AP of each unseen identity over its queries and all seeds; green is better with attributes. Right: unseen images whose
@@ -118,7 +119,7 @@ def seeds_picture(results, recipes, arm="main"):
     return figure
 
 # %% ../../nbs/84_report.questions.ipynb #1e347a97
-CONTRASTED = ("#55555d", "#d9742b", "#2b6fb3", "#8c54a1")      # the first is what the others are compared with
+CONTRASTED = ("#55555d", "#b0561f", "#2b6fb3", "#8c54a1")      # the first is what the others are compared with
 DASHED = (0, (4, 1.5))
 _LINE_KEY = [mpl.lines.Line2D([], [], color="#55555d", ls=line, label=name) for name, line in (("positive", "-"), ("negative", DASHED))]
 
@@ -231,7 +232,7 @@ def geometry_picture(results, arm="main"):
 question_figure("q6")(geometry_markdown)
 
 # %% ../../nbs/84_report.questions.ipynb #ad558094
-@question_figure("q6", kind="png")
+@question_figure("q6")
 def plane_picture(results):
     """The drawing of the textbook, from real training: handwritten digits embedded in two dimensions. Above are the digits that were
     seen in training, with the regions of the classifier where there is one; below are unseen digits, with those of a fitted one."""
@@ -315,10 +316,12 @@ def distance_grid(results, arm="main"):
     figure = Figure((WIDTH, 1.1 + .5*len(table)), layout="constrained")
     ax = figure.subplots()
     low, high = table.min(axis=None), table.max(axis=None)
-    ax.imshow(table, cmap="Blues", aspect="auto", vmin=low - .3*(high - low), vmax=high + .1)
+    edges = [np.arange(n + 1) - .5 for n in table.shape[::-1]]
+    ax.pcolormesh(*edges, table, cmap="Blues", vmin=low - .1*(high - low), vmax=high + (high - low) + .1)      # pale, under dark text
+    ax.invert_yaxis()
     for (i, j), v in np.ndenumerate(table.to_numpy()):
-        style = dict(color="white" if v > (low + high)/2 else "#26262c", weight="bold" if v == table.iloc[:, j].max() else "normal")
-        ax.text(j, i, "–" if np.isnan(v) else f"{v:.1f}", ha="center", va="center", **style)
+        weight = "bold" if v == table.iloc[:, j].max() else "normal"
+        ax.text(j, i, "–" if np.isnan(v) else f"{v:.1f}", ha="center", va="center", weight=weight)
     trained = ["euclidean", *(recipe.removeprefix("triplet_") for recipe in table.index[1:])]
     ax.set(xticks=range(table.shape[1]), xticklabels=[RETRIEVED[c] for c in table], yticks=range(len(table)), yticklabels=trained,
            xlabel="retrieval distance", ylabel="training distance")

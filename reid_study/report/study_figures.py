@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from .figures import WIDTH, curve_panels, name_rows, styled
 from .study_prose import study_names
-from .study_tables import VERDICTS, best_trials, comparable_arms, mAP_points, recipe_scores, shared_scores
+from .study_tables import MARKS, VERDICTS, best_trials, comparable_arms, mAP_points, recipe_scores, shared_scores
 from ..study.analysis import each_part
 from ..study.config import is_test
 from ..study.endpoints import UNITS, amount, best_of
@@ -35,11 +35,13 @@ def _forest_panel(ax, rows, endpoint):
     margin, unit = UNITS[endpoint][0]*rows.margin.iloc[0], UNITS[endpoint][2].removeprefix("of ")
     ax.axvspan(-margin, margin, color="#f0f0f3", lw=0, zorder=0); ax.axvline(0, color="#8a8a92", lw=0.8, zorder=1)
     for y, a in enumerate(rows.itertuples()):
-        (estimate, low, high), colour = turned(a), VERDICTS[a.verdict]
+        (estimate, low, high), whole = turned(a), VERDICTS[a.verdict]
+        colour = "#55555d" if a.several else whole      # the verdict is on all parts, and may not be that of this one
         ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
         ax.plot(estimate, y, "o", ms=5.5, color=colour, mfc=colour if a.testable else "white")
-        text = f"{amount(a.sign*a.estimate, endpoint, '+')}  {a.verdict}"
-        ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), color=colour, va="center", fontsize=8)
+        words = dict(transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+        ax.text(1.08, y, amount(a.sign*a.estimate, endpoint, "+"), ha="right", **words)
+        ax.text(1.095, y, f"{MARKS[a.verdict]} {a.verdict}", color=whole, **words)
         if y and a.question != rows.question.iloc[y - 1]: ax.axhline(y - 0.5, color="#dcdce0", lw=0.7)
     names = [textwrap.fill(f"{a.name}  {a.text}", 58) for a in rows.itertuples()]
     name_rows(ax, names, xlabel=f"{unit}, in the predicted direction")
@@ -51,8 +53,9 @@ def _forest_panel(ax, rows, endpoint):
 # %% ../../nbs/81a_report.study_figures.ipynb #a6f568f5
 @styled
 def forest_plot(found):
-    "Estimate and 95 % interval of each answer, a row a part of a hypothesis, a panel an endpoint, the predicted direction to the right."
-    parts = each_part(found)
+    """Estimate and 95 % interval of each answer, a row a part of a hypothesis, a panel an endpoint, the predicted direction to the right.
+    The colour is that of the verdict; the parts of a claim of several are grey, since its verdict is on all of them together."""
+    parts = each_part(found).assign(several=lambda rows: rows.duplicated("name", keep=False))
     groups = {endpoint: rows for endpoint in UNITS if len(rows := parts[parts.endpoint == endpoint])}
     heights = [len(rows)*0.40 + 0.75 for rows in groups.values()]
     figure = Figure((WIDTH, sum(heights) + 0.1), layout="constrained")
@@ -101,7 +104,7 @@ def tuning_picture(results):
     return figure
 
 # %% ../../nbs/81a_report.study_figures.ipynb #1af2aad0
-ARM_STYLES = (("#26262c", "o"), ("#d9742b", "s"), ("#2b6fb3", "D"), ("#8c54a1", "^"))
+ARM_STYLES = (("#26262c", "o"), ("#b0561f", "s"), ("#2b6fb3", "D"), ("#8c54a1", "^"))
 
 @styled
 def arms_picture(results, arm="main"):

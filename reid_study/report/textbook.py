@@ -6,6 +6,8 @@
 __all__ = ['SEEN', 'TEXTBOOK', 'plane_training', 'draw_plane', 'textbook_picture']
 
 # %% ../../nbs/81b_report.textbook.ipynb #07af5280
+import textwrap
+
 import numpy as np
 import seaborn as sns
 import torch
@@ -17,6 +19,7 @@ from ..data.samplers import PKSampler
 from ..distances import Euclidean
 from ..evaluation.geometry import linear_discriminant, linear_separability, on_sphere, pair_distances
 from ..networks.heads import BNNeck
+from .figures import WIDTH, styled
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/81b_report.textbook.ipynb #70c559b8
@@ -74,7 +77,7 @@ def draw_plane(ax, points, pids, weights=None, bias=None, title=""):
     box = [middle[0] - reach, middle[0] + reach, middle[1] - reach, middle[1] + reach]
     if weights is not None: _shade_regions(ax, box, palette[names % 10], weights, bias)
     for name in names:
-        ax.scatter(*points[who == name].T, s=5, lw=0, color=palette[name % 10])
+        ax.scatter(*points[who == name].T, s=5, lw=0, color=palette[name % 10], rasterized=True)
         mean = points[who == name].mean(0)
         ax.text(*mean + 0.18*reach*(mean - middle)/np.hypot(*(mean - middle)), name, ha="center", va="center", weight="bold",
                 bbox=dict(boxstyle="round,pad=0.15", fc="w", ec="none", alpha=0.8))
@@ -86,25 +89,26 @@ def _shade_regions(ax, box, colours, weights, bias):
     "Shade what a linear classifier gives to each class."
     grid = np.stack(np.meshgrid(np.linspace(*box[:2], 300), np.linspace(*box[2:], 300)), -1)
     region = (grid @ np.asarray(weights).T + (0 if bias is None else np.asarray(bias))).argmax(-1)
-    ax.imshow(0.25*colours[region] + 0.75, extent=box, origin="lower", interpolation="nearest")
+    ax.imshow(colours[region], extent=box, origin="lower", interpolation="nearest", alpha=.25)
 
 # %% ../../nbs/81b_report.textbook.ipynb #123af6ba
 TEXTBOOK = {"identity": ("identity", False), "contrastive": ("contrastive", False), "triplet": ("triplet", False),
             "identity, behind a neck": ("identity", True), "identity + triplet, with a neck": ("identity+triplet", True)}
 
+@styled
 def textbook_picture(seed=0):
     """A matplotlib Figure: what identity loss, metric losses and both make of the plane, above for seen classes, below for unseen ones.
 
     Above, the shaded regions are those of the trained classifier, where there is one; below, those of the linear classifier
     that `linear_separability` fits, here to all unseen images.
     """
-    figure = Figure(figsize=(2.7*len(TEXTBOOK), 6.6), layout="constrained")
+    figure = Figure((WIDTH, 4.9), layout="constrained")
     axes = figure.subplots(2, len(TEXTBOOK))
     for column, (title, (recipe, neck)) in zip(axes.T, TEXTBOOK.items()):
         points, digits, weights = plane_training(recipe, neck, seed=seed)
         unseen = digits >= SEEN
-        draw_plane(column[0], points[~unseen], digits[~unseen], weights, title=title)
+        draw_plane(column[0], points[~unseen], digits[~unseen], weights, title=textwrap.fill(title, 18))
         fitted, bias = linear_discriminant(points[unseen], digits[unseen].numpy() - SEEN)
         draw_plane(column[1], points[unseen], digits[unseen], fitted.T, bias)
-    for ax, name in zip(axes[:, 0], ("seen classes", "unseen classes")): ax.set_ylabel(name, fontsize=12)
+    for ax, name in zip(axes[:, 0], ("seen classes", "unseen classes")): ax.set_ylabel(name)
     return figure

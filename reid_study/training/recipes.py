@@ -72,7 +72,7 @@ class Objective(nn.Module):
         return [group for group in groups if group[0]]
 
 # %% ../../nbs/50_training.recipes.ipynb #abb6b594
-FAMILY_COLOURS = {"representation": "#4c72b0", "metric": "#dd8452", "both": "#55a868"}
+FAMILY_COLOURS = {"representation": "#4c72b0", "metric": "#b0561f", "both": "#2f7d4a"}
 
 # %% ../../nbs/50_training.recipes.ipynb #17f139ed
 @dataclass(frozen=True)
