@@ -73,13 +73,16 @@ def _gradient_share(learn, objective):
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #55424978
 def _geometry(embeddings, table, images, protocol=Protocol()):
-    "Geometry over identities that are evenly spread in the order of their pids and have about `images` gallery images together."
+    """Geometry over identities that are evenly spread in the order of their pids and have about `images` gallery images together;
+    nothing where there are too few people or images for it."""
     people = (table.split == "gallery").to_numpy() & _people(table.pid, protocol)
     size = table[people].groupby("pid").size()
     some = size.index[_evenly(len(size), max(int(len(size)*images/size.sum()), 2))]
     rows = np.flatnonzero(people & table.pid.isin(some))
     pids = torch.as_tensor(table.pid.to_numpy()[rows]).unique(return_inverse=True)[1] + 1      # whatever the protocol calls a person
-    return geometry(embeddings[rows], pids, torch.as_tensor(table.camid.to_numpy()[rows]))
+    camids = torch.as_tensor(table.camid.to_numpy()[rows]) if protocol.same_camera == "junk" else None
+    try: return geometry(embeddings[rows], pids, camids)
+    except InputError: return {}
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #b2ee368b
 def _blocks(embeddings, table, rows=None, size=512, protocol=Protocol()):
@@ -116,8 +119,9 @@ def compare_pairs(embeddings, table, bins=80, protocol=Protocol()):
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #1a4ff302
 def ranking(embeddings, table, queries=8, ranks=10, protocol=Protocol()):
-    "The first `ranks` gallery images of some queries, evenly spread over the table: a row per query and rank."
-    name = np.array([f"{Path(p).parent.name}/{Path(p).name}" for p in table.path])
+    """The first `ranks` gallery images of some queries, evenly spread over the table: a row per query and rank. Images are named by the
+    table's column `name` or, without it, by their file and its folder."""
+    name = np.array(table["name"] if "name" in table else [f"{Path(p).parent.name}/{Path(p).name}" for p in table.path])
     rows = []
     shown = _evenly((table.split == "query").sum(), queries)
     for q, g, d, same, ignored in _blocks(embeddings, table, shown, protocol=protocol):

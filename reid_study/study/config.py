@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..core import InputError, check_number, digest, lookup, plain, regular_file, shown
-from ..data.datasets import get_dataset
+from ..data.datasets import full_name, get_dataset
 from ..data.market1501 import ATTRIBUTES
 from ..data.samplers import SAMPLERS
 from ..data.splits import hold_out, thin
@@ -120,9 +120,10 @@ def _key(name): return name if len(name) <= 60 and name.isprintable() else shown
 
 # %% ../../nbs/71_study.config.ipynb #c243abb8
 def protocol(dataset):
-    "The defaults that a dataset's runs share: field -> value."
+    "The defaults that a dataset's runs share: field -> value. `InputError` for one's own photographs that cannot be read."
     defaults = {name: f.default for name, f in Config.model_fields.items() if not f.is_required()}
-    own = PROTOCOLS[get_dataset(dataset).kind]
+    known = get_dataset(dataset)
+    own = PROTOCOLS[known.kind] | (known.protocol(known.folder) if known.protocol else {})
     return {name: v for name, v in (defaults | own).items() if name not in ("seed", "numerics", "ranks", "shard", "weights_sum")}
 
 # %% ../../nbs/71_study.config.ipynb #ec952440
@@ -145,8 +146,8 @@ def _check_choices(config, recipe):
 def _scored(config):
     "What is scored, once the default is resolved."
     score, held_out = config["score"], config["validation"]
+    if score not in (None, "validation", "test"): score = get_dataset(score).name
     if score == config["dataset"]: raise InputError(f"score={score!r} is the dataset that trains; use score='test'")
-    if score not in (None, "validation", "test"): get_dataset(score)
     if score == "validation" and not held_out:
         raise InputError("score='validation' needs identities that are held out; set validation above 0")
     if score not in (None, "validation") and held_out:
@@ -206,16 +207,17 @@ def _refused(recipe, settings):
 def make_config(dataset, recipe, seed=0, settings=None, score=None, **changes):
     """The configuration of a run, a flat dictionary of JSON values. `make_config(**config)` gives the same again.
 
+    `dataset`: a name, or the path of one's own photographs.
     `settings` changes the recipe's, as {"triplet.margin": 0.5}. `changes` replace values of the dataset's protocol, and `lr` the
     recipe's learning rate; sampler="native" is the recipe's own. `score`: "validation" identities, which are held out; the
-    official "test" split, or the name of another dataset, after training on all identities. None: validation if identities are
+    official "test" split, or another dataset, after training on all identities. None: validation if identities are
     held out, else nothing.
 
     Raises `InputError` for unknown names, for values of the wrong type or out of range, for a score that contradicts
     `validation`, for batches in which the recipe has nothing to compare, for `weights` that are no file, and for a configuration
     of other versions or other weights. Numbers of NumPy and torch become Python's own.
     """
-    recipe, settings = get_recipe(recipe), {} if settings is None else settings
+    dataset, recipe, settings = full_name(dataset), get_recipe(recipe), {} if settings is None else settings
     _check_settings(recipe, settings)
     changes = {name: plain(value) for name, value in absolute(changes).items()}
     values = {"versions": {}} | protocol(dataset) | {"lr": recipe.lr} | changes

@@ -110,6 +110,7 @@ def check_device(device):
 def prepare(config, data="data", device=None, folder=None, opened=None, log=None):
     """The untrained fastai `Learner` of a configuration. `device`: "cuda", "cpu", …; None takes a GPU where there is one.
     `folder`: for history and checkpoint; None keeps neither. `log`: "tensorboard" or "wandb", to watch the training there."""
+    from reid_study.evaluation.retrieval import suited_rules
     from reid_study.training.learner import make_learner
     torch.set_num_threads(config["threads"])
     torch.manual_seed(config["seed"])     # for losses that draw at random
@@ -118,7 +119,8 @@ def prepare(config, data="data", device=None, folder=None, opened=None, log=None
     names = ("backbone", "pretrained", "dim", "p", "k", "sampler", "flip", "shift", "erase", "weight_decay", "clip", "precision",
              "validate_every", "seed")
     return make_learner(config["recipe"], table, images, config["settings"], **{n: config[n] for n in names},
-                        steps=config["steps"] or None, device=device, folder=folder, save_every=15 if device.type == "cuda" else 0, log=log,
+                        steps=config["steps"] or None, protocol=suited_rules(table), device=device, folder=folder,
+                        save_every=15 if device.type == "cuda" else 0, log=log,
                         **({"weights": config["weights"]} if config["weights"] else {}))
 
 def train(config, data="data", device=None, folder=None, opened=None, log=None):
@@ -344,11 +346,13 @@ def _to_test(config, data, device, opened):
     "The untrained learner of a training, with the images of the test split where validation images are."
     if scored_on(config) == config["dataset"]: return prepare(config, data, device, opened=opened)
     from reid_study.data.loaders import make_loaders
+    from reid_study.evaluation.retrieval import suited_rules
     learn, table = prepare(training_config(config), data, device, opened=opened), open_dataset(scored_on(config), data, opened)[0]
     images = kept_maps(config, stored_images(table, (config["height"], config["width"]), True, data)[1], data)
     people = table.assign(image=range(len(table)))[table.split != "train"]
     if not set(ATTRIBUTES) <= set(people): people = people.assign(**dict.fromkeys(ATTRIBUTES, -1))      # none is known
     learn.dls.loaders[1] = make_loaders(people, images, [], device=learn.dls.device).valid
+    learn.retrieval_metrics.protocol = suited_rules(people)
     return learn
 
 # %% ../../nbs/72_study.run.ipynb #ffb81463

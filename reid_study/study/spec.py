@@ -20,7 +20,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
 
 from ..core import InputError, lookup, regular_file, shown
-from ..data.datasets import DATASETS, get_dataset
+from ..data.datasets import DATASETS, full_name, get_dataset, is_path
 from ..networks.embedder import make_embedder
 from .config import (MOST_EPOCHS, MOST_TRIALS, Config, absolute, check_data, checked_by, make_config, protocol,
                                      recipe_configs, validated)
@@ -312,20 +312,23 @@ def read_yaml(text, where):
 
 # %% ../../nbs/70_study.spec.ipynb #1f97247e
 def _content(path, data="data"):
-    "What a study file says, with paths of weights, which are beside it or in the folder of data, made absolute."
+    "What a study file says, with paths of weights and photographs, which are beside it or in the folder of data, made absolute."
     file = regular_file(path, "give a study file, such as studies/embedded.yaml", LARGEST)
     try: return _located(read_yaml(file.read_bytes().decode("utf-8-sig"), path), path.parent, data)
     except OSError as e: raise InputError(f"{path} cannot be read ({e.strerror}); give a file such as studies/embedded.yaml") from None
     except UnicodeDecodeError as e: raise InputError(f"{path} is not UTF-8 text ({e}); save it as UTF-8") from None
 
 def _located(item, *folders):
-    "A part of a study file in which each path of weights is absolute: in the first of the folders that has it, or else in the last."
+    """A part of a study file in which each path of weights is absolute: in the first of the folders that has it, or else in the last;
+    and each path of photographs that one of them has."""
     if isinstance(item, list): return [_located(part, *folders) for part in item]
     if not isinstance(item, dict): return item
     def found(name, value):
-        if name != "weights" or not value or not isinstance(value, str): return _located(value, *folders)
+        own = name in ("dataset", "score") and isinstance(value, str) and (is_path(value) or value not in {*DATASETS, "validation", "test"})
+        if not own and name != "weights" or not value or not isinstance(value, str): return _located(value, *folders)
         places = [os.path.abspath(os.path.join(folder, os.path.expanduser(value))) for folder in folders]
-        return next((place for place in places if os.path.lexists(place)), places[-1])
+        there = next((place for place in places if os.path.lexists(place)), None)
+        return there or (value if own else places[-1])
     return {name: found(name, value) for name, value in item.items()}
 
 # %% ../../nbs/70_study.spec.ipynb #b0d64d0e
@@ -361,17 +364,18 @@ def _parts(content):
     return parts | {"arms": {name: validated(Arm, arm, f"arm {name}") for name, arm in arms.items()}}
 
 # %% ../../nbs/70_study.spec.ipynb #a32b2af4
-def read_study(path, first_seed=None, data="data"):
+def read_study(path, first_seed=None, data="data", dataset=None):
     """The `Study` of a YAML file, checked as far as it can be without its data.
 
-    `first_seed`: instead of the file's. `data`: the folder of data, where weights to start from are looked for that are not beside the
-    file. `InputError`, naming file and key, for what is wrong: unknown keys, names and settings, wrong types, contradictions,
-    questions without the runs that they need."""
+    `first_seed`, `dataset`: instead of the file's. `data`: the folder of data, where weights to start from and photographs are looked
+    for that are not beside the file. `InputError`, naming file and key, for what is wrong: unknown keys, names and settings, wrong
+    types, contradictions, questions without the runs that they need."""
     path = Path(path)
     if path.name.startswith(".") or not path.stem.isprintable():
         raise InputError(f"{shown(str(path))}: results are named after the study file; give it a name of plain characters")
     content = _content(path, data)
-    if first_seed is not None and isinstance(content, dict): content = content | {"first_seed": first_seed}
+    given = {"first_seed": first_seed, "dataset": dataset and full_name(dataset)}
+    if isinstance(content, dict): content = content | {name: value for name, value in given.items() if value is not None}
     try: return make_study(path.stem, content)
     except InputError as e: raise InputError(f"{path}: {e}") from None
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'PROFILES', 'PUBLISHED', 'MEMORY', 'Workflow', 'tunings', 'best_of_tunings', 'pages', 'published_tables',
-           'arm_pages', 'make_jobs', 'datasets_of', 'recipe_page', 'collect', 'published_runs', 'check_published',
-           'put_aside_damaged', 'planned', 'finished_folders', 'write_jobs', 'run_study', 'checked', 'events',
-           'progress', 'plan_sentence', 'check_study']
+           'arm_pages', 'make_jobs', 'datasets_of', 'data_job', 'recipe_page', 'collect', 'published_runs',
+           'check_published', 'put_aside_damaged', 'planned', 'finished_folders', 'write_jobs', 'run_study', 'checked',
+           'events', 'progress', 'plan_sentence', 'check_study']
 
 # %% ../../nbs/76_study.workflow.ipynb #5bd88233
 import contextlib
@@ -26,9 +26,9 @@ import yaml
 from fastcore.basics import num_cpus
 from filelock import FileLock, Timeout
 
-from ..core import (InputError, check_number, end_with_parent, extra, lookup, private_folder, regular_file, remove_dead,
+from ..core import (InputError, check_number, digest, end_with_parent, extra, lookup, private_folder, regular_file, remove_dead,
                              scratch_name, writable, write_json)
-from ..data.datasets import dataset_root, fingerprinted
+from ..data.datasets import dataset_root, fingerprinted, is_path
 from .config import run_id, scored_on
 from .endpoints import counted
 from .pace import StudyBar, Work, effort, left_words, seconds_left
@@ -48,10 +48,10 @@ class Workflow:
     """A study, and where its parts are, as absolute paths. `data`: the datasets. `runs`: finished runs. `out`: the pages, in a folder
     of the study's name. `results`: published tables, whose runs count as finished; None: none, and the tables are under `runs`.
     `device`: where runs train. `side_by_side`: how many jobs run at a time. `share`: how many may share a GPU. `first_seed`: of every
-    arm, instead of the file's."""
+    arm, and `dataset`, instead of the file's."""
     def __init__(self, study, data="data", runs="runs", out="reports", results=None, device="cpu", side_by_side=1, share=1,
-                 first_seed=None):
-        self.path, self.study = Path(study).resolve(), read_study(study, first_seed, data)
+                 first_seed=None, dataset=None):
+        self.path, self.study = Path(study).resolve(), read_study(study, first_seed, data, dataset)
         self.data, self.runs, self.out = Path(data).resolve(), Path(runs).resolve(), Path(out).resolve()/self.study.name
         self.published = results and Path(results).resolve()
         self.device, self.side_by_side, self.share = device, side_by_side, share
@@ -110,16 +110,16 @@ def make_jobs(workflow, images):
     the dataset's images."""
     study, w = workflow.study, workflow
     where = {"data": str(w.data), "runs": str(w.runs), "device": w.device}
-    jobs = {f"data-{dataset}": _job(w, "data", _data_parameters(w, dataset, images)) for dataset in datasets_of(study)}
+    jobs = {data_job(dataset): _job(w, "data", _data_parameters(w, dataset, images)) for dataset in datasets_of(study)}
     for recipe, config in tunings(study).items():
         first = config["first"]
         own = {name: first[name] for name in ("dataset", "recipe", "seed")} | {"trials": config["trials"], "finalists": config["finalists"]}
         own["expected"] = run_id(config)
-        jobs[f"tune-{recipe}"] = _job(w, "tune", own | {"changes": _changes(first)} | where, [f"data-{study.dataset}"], gpu=True)
+        jobs[f"tune-{recipe}"] = _job(w, "tune", own | {"changes": _changes(first)} | where, [data_job(study.dataset)], gpu=True)
     recipes = {f"recipe-{arm}-{recipe}": (arm, recipe) for arm, a in study.arms.items() for recipe in a.names}
     for name, (arm, recipe) in recipes.items():
         jobs[name] = _recipe_job(w, arm, recipe, where)
-    tables = {"study": str(w.path), "first_seed": study.first_seed, "data": str(w.data), "runs": str(w.runs),
+    tables = {"study": str(w.path), "first_seed": study.first_seed, "dataset": study.dataset, "data": str(w.data), "runs": str(w.runs),
               "published": w.published and str(w.published), "output": str(w.tables)}
     jobs["results"] = _job(w, "results", tables, [*recipes]) | {"study": study.model_dump(mode="json")}
     for page, (template, parameters) in pages(study, w.tables, w.data).items():
@@ -140,6 +140,10 @@ def datasets_of(study):
     "The datasets that a study trains on or is tested on, its own first."
     return list(dict.fromkeys([study.dataset, *(arm.score for arm in study.arms.values() if arm.score not in ("validation", "test"))]))
 
+def data_job(dataset):
+    "The name of the job that reads a dataset; for one's own photographs, a digest stands for the path."
+    return f"data-{digest(dataset) if is_path(dataset) else dataset}"
+
 # %% ../../nbs/76_study.workflow.ipynb #dce63d6a
 def _data_parameters(workflow, dataset, images):
     study, home = workflow.study, dataset == workflow.study.dataset
@@ -149,7 +153,7 @@ def _data_parameters(workflow, dataset, images):
 
 def _recipe_job(workflow, arm, recipe, where):
     study, w, own = workflow.study, workflow, arm_parameters(workflow.study, arm, recipe)
-    needs = [f"data-{dataset}" for dataset in dict.fromkeys((study.dataset, own["score"])) if dataset not in ("validation", "test")]
+    needs = [data_job(dataset) for dataset in dict.fromkeys((study.dataset, own["score"])) if dataset not in ("validation", "test")]
     if study.arms[arm].settings == "tuned":
         own["tuning"] = str(place(tunings(study)[recipe], w.runs))
         needs.append(f"tune-{recipe}")
@@ -268,20 +272,21 @@ def _due(workflow, jobs, known):
 
 # %% ../../nbs/76_study.workflow.ipynb #3fbabe56
 def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=None, device=None, profile="default", share=1,
-              first_seed=None):
+              first_seed=None, dataset=None):
     """Make every run and page of a study file that is not there yet; returns the folder of its pages. It ends by comparing the study
     with the published one of its name.
 
     `results`: a folder of published tables: its runs count as finished, and what is made is added. `jobs`: how many at a time
     (default: the cores); those that need a GPU wait for one. `profile`: a folder under workflow/profiles, or a path.
     `share`: how many jobs may have a GPU together. `first_seed`: where the seeds of every arm begin, instead of the file's.
-    Raises `InputError` for what cannot be run, and `RuntimeError` at the end if jobs failed, naming each with its error.
+    `dataset`: instead of the file's, a name or the path of one's own photographs. Raises `InputError` for what cannot be run, and
+    `RuntimeError` at the end if jobs failed, naming each with its error.
     """
     device = device or default_device()
     settings, here = _check_options(jobs, device, profile, share)
     side = jobs or num_cpus()
     together = side if device == "cpu" else max(1, min(side, _gpus()*share))
-    workflow = Workflow(path, data, runs, out, results, device, together, share, first_seed)
+    workflow = Workflow(path, data, runs, out, results, device, together, share, first_seed, dataset)
     for folder in (workflow.runs, workflow.out): _check_place(folder)
     table, images = checked(workflow)
     with _alone(workflow.runs):
@@ -496,8 +501,8 @@ def plan_sentence(study):
     return f"{study.name}: {', '.join(parts)}; {', '.join(counted(*c) for c in counts)}"
 
 # %% ../../nbs/76_study.workflow.ipynb #316aa5a0
-def check_study(path, data="data", first_seed=None):
+def check_study(path, data="data", first_seed=None, dataset=None):
     "Check a study file against its data, and say what it will make."
-    workflow = Workflow(path, data, first_seed=first_seed)
+    workflow = Workflow(path, data, first_seed=first_seed, dataset=dataset)
     check_with_data(workflow.study, fingerprinted(workflow.study.dataset, data)[0])
     return plan_sentence(workflow.study)

@@ -108,8 +108,10 @@ def make_learner(recipe, table, images, settings=None, *, backbone="small", pret
                  *([Recorded()] if device.type == "cuda" else []), *log_callbacks(log, folder, stamp)]
     network, objective = network.to(device), objective.to(device)
     optimizer = partial(QuickOptimizer, opt=torch.optim.AdamW, fused=True, factors=[factor for _, factor in objective.groups(network)])
-    return QuickLearner(dls, network, objective, optimizer, splitter=partial(_parameters, objective=objective), wd=weight_decay,
-                        cbs=callbacks, metrics=retrieval.metrics(), default_cbs=False)
+    learn = QuickLearner(dls, network, objective, optimizer, splitter=partial(_parameters, objective=objective), wd=weight_decay,
+                         cbs=callbacks, metrics=retrieval.metrics(), default_cbs=False)
+    learn.stamp = stamp
+    return learn
 
 def _check_arguments(settings, protocol, dim, seed, weight_decay, clip, save_every, folder):
     if settings is not None and not isinstance(settings, dict):

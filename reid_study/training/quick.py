@@ -284,7 +284,7 @@ def summary(self:QuickLearner):
         return module_summary(self, self.dls.train.one_batch()[0])
 
 # %% ../../nbs/52a_training.quick.ipynb #9bcf7c21
-INSTEAD = {"export": "save a finished run with reid_study.inference.export.save_embedder, or the weights with learn.save",
+INSTEAD = {"export": "save its embedder with reid_study.inference.export.save_embedder(learn, folder), or all weights with learn.save",
            "predict": "embed pictures with reid_study.inference.folders.embed_folder, or call learn.model.eval().embed(images)",
            "show_results": "draw the rankings of reid_study.evaluation.scoring.ranking, or learn.dls.show_batch()",
            "tta": "embed an image and its mirror image with learn.model.eval().embed and add the two",
