@@ -116,6 +116,10 @@ LINES = {     # arguments -> words of the line
     "export nowhere out": ("nowhere",),
     "embed nowhere images --device abacus": ("'abacus'", "use c"),
     "embed nowhere images": ("nowhere", "reid-study export"),
+    "compare nowhere a.jpg b.jpg": ("nowhere", "reid-study export"),
+    "evaluate nowhere people": ("nowhere", "reid-study export"),
+    "run identity --dataset ./nowhere": ("nowhere is not a folder",),
+    "data people --pattern x": ("--pattern", "photographs of your own"),
     "data people --data /dev/null": ("/dev/null",)}
 
 UNUSUAL = {     # what surrounds a command -> (shell line, exit code, words of its only line of errors; none: it says nothing)

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from reid_study.core import InputError
 from reid_study.data.augment import MEAN, STD
+from reid_study.inference.compare import compare_images
 from reid_study.inference.export import ABOUT, FIELDS, WEIGHTS, load_embedder
 from reid_study.networks.embedder import make_embedder
 
@@ -44,6 +45,8 @@ def embedded(folder, images, change=lambda e: e): return change(load_embedder(wr
 
 def given_images(images): return lambda folder: embedded(folder, images(folder) if callable(images) else images)
 
+def compared(folder, about, image): return compare_images(load_embedder(written(folder, about)), PICTURE, image)
+
 def in_file(folder):
     PICTURE.save(folder/"a.png")
     return folder/"a.png"
@@ -65,6 +68,7 @@ def broken(embedder):
     embedder.network.neck.weight.data[0] = math.nan
     return embedder
 
+PAIRS = {"of": "validation", "people": 2, "same": [1, 1], "different": [0, 2]}
 
 EDITS = {"std": (0, [0, 1, 1], [1, 1], [1, 1, 1, 1], [1, None, 1], [math.nan]*3, [1e-300]*3, [-1, 1, 1], "1"),
          "mean": (None, [0]*4, ["0"]*3, [[0]]*3, [math.inf]*3),
@@ -72,7 +76,9 @@ EDITS = {"std": (0, [0, 1, 1], [1, 1], [1, 1, 1, 1], [1, None, 1], [math.nan]*3,
          "distance": ("euclid", "mahalanobis", None, []),
          "resize": ("lanczos", ["bilinear"], None), "backbone": ("resnet1", None, ["small"], 5), "format": (2, None, True, "1", [1]),
          "normalize": (False, 1, None),
-         "channels": ("BGR", 3), "sha256": (None, 5), "recipe": (3,)}
+         "channels": ("BGR", 3), "sha256": (None, 5), "recipe": (3,),
+         "pairs": (None, [], {}, PAIRS | {"same": [1]}, PAIRS | {"same": [1, -1]}, PAIRS | {"different": [0, 1.5]}, PAIRS | {"people": "2"},
+                   PAIRS | {"mean": 1})}
 
 CASES = [
     *(Case(f"an embedder.json that says {value!r} for {key}", edited(**{key: value}),
@@ -127,6 +133,16 @@ CASES = [
     *(Case(f"{what} for images", given_images(value),
           refused=("images are", "files")) for what, value in (("None", None), ("a number", 3), ("a dictionary", {}), ("bytes", b"x"))),
     Case("a file that is missing", given_images(lambda folder: folder/"none.jpg"), refused="none.jpg"),
+    # ---- two pictures to be compared
+    Case("a text for a picture, to be compared", lambda folder: compared(folder, {}, folder/ABOUT), refused=(ABOUT, "no readable image")),
+    Case("two pictures for one, to be compared", lambda folder: compared(folder, {}, [PICTURE, PICTURE]), refused=("second holds 2 images",)),
+    Case("pictures that are compared by an embedder without pairs", lambda folder: compared(folder, {}, PICTURE),
+         gives=lambda c: c.similarity > .999 and c.match is None and "not known" in str(c), means="have a similarity, of unknown meaning"),
+    Case("pictures that are compared by an embedder whose pairs are all of different people",
+         lambda folder: compared(folder, {"pairs": PAIRS | {"same": [0, 0]}}, PICTURE), gives=lambda c: c.known is None and c.match is None,
+         means="have a similarity, of unknown meaning"),
+    Case("pictures that are compared by an embedder with pairs", lambda folder: compared(folder, {"pairs": PAIRS}, PICTURE),
+         gives=lambda c: c.match and c.false_matches == 0 and "shares are rough" in str(c), means="match, by shares that are called rough"),
     # ---- numbers
     Case("an embedder in half precision", lambda folder: embedded(folder, PIXELS, lambda e: e.half()), gives=near(torch.float32, .01),
          means="the network computes in float16, and the embeddings are float32"),

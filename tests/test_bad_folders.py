@@ -5,6 +5,7 @@ import json
 import lzma
 import os
 import tarfile
+import warnings
 import zipfile
 from functools import partial
 
@@ -25,6 +26,7 @@ from reid_study.data.datasets import check_table
 from reid_study.data.images import list_images
 from reid_study.data.market1501 import ATTRIBUTES, read_attributes, read_market
 from reid_study.data.others import read_cuhk03, read_msmt17
+from reid_study.data.photographs import LeftOut, read_photographs, write_photographs
 from reid_study.inference.export import ImageEmbedder
 from reid_study.inference.folders import embed_folder, read_embeddings, write_embeddings
 
@@ -449,6 +451,77 @@ EMBEDDINGS = [
     npz("embeddings of complex numbers", "cannot be read", embedding=np.eye(2)*1j),
     npz("embeddings with three axes", "[2, 2, 2]", embedding=np.ones((2, 2, 2))),
 ]
+
+
+# photographs of one's own
+def sheet(given, text, *words, name="x.csv"):
+    "A row of a table of photographs that is refused; a.jpg and b.jpg lie beside it."
+    def read(folder):
+        put(folder, "in/a.jpg", "in/b.jpg", "c.jpg")
+        return read_photographs(put(folder, f"in/{name}", content=text if isinstance(text, bytes) else text.format(folder).encode())/f"in/{name}")
+    return Case(given, read, refused=words)
+
+def album(given, make, right, means, *words, **options):
+    "A folder of photographs that is read, with a warning that has these words, or none."
+    def read(folder):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", LeftOut)
+            return read_photographs(make(folder), **options), " ".join(str(w.message) for w in caught)
+    return Case(given, read, means=means, gives=lambda found: right(found[0]) and bool(found[1]) == bool(words) and all(w in found[1] for w in words))
+
+def splits(table): return table.split.value_counts().to_dict()
+
+def persons(folder, *more): return put(folder, *(f"{who}/{camera}/{i}.jpg" for who in "abcd" for camera in "xy" for i in range(2)), *more)
+
+PHOTOGRAPHS = [
+    album("photographs of four people by two cameras", persons, lambda t: splits(t) == {"train": 8, "query": 4, "gallery": 4},
+          "half of the people train, a query for each camera of the others"),
+    album("photographs of which no camera is known", lambda f: put(f, *(f"{who}/{i}.jpg" for who in "abcd" for i in range(3))),
+          lambda t: set(t.camid) == {1} and splits(t) == {"train": 6, "query": 2, "gallery": 4}, "any other image is a match"),
+    album("one photograph of each person", lambda f: put(f, "a/x/1.jpg", "b/x/1.jpg", "c/y/1.jpg"), lambda t: set(t.split) == {"train"},
+          "all train, and a warning says so", "3 of 3 people, as 'a', are seen by one camera only", "they train"),
+    album("one photograph of each person and camera", lambda f: put(f, *(f"{who}/{camera}/1.jpg" for who in "ab" for camera in "xy")),
+          lambda t: splits(t) == {"train": 2, "query": 1, "gallery": 1}, "the second person has a query and a match"),
+    album("a person among others whom one camera saw", lambda f: persons(f, "e/x/1.jpg", "e/x/2.jpg"),
+          lambda t: set(t.split[t.person == "e"]) == {"train"}, "trains, and a warning says so", "1 of 5 people, as 'e'", "one camera only"),
+    album("photographs beside the folders of persons", lambda f: persons(f, "z.jpg", "notes.txt"), lambda t: len(t) == 16,
+          "are left out, and a warning says so", "2 files or folders are left out"),
+    album("photographs in a person's folder beside those of cameras", lambda f: persons(f, "a/1.jpg"), lambda t: t.camid.nunique() == 3,
+          "count as of one camera more, and a warning says so", "1 images have no camera"),
+    album("persons and cameras with names of all kinds", lambda f: put(f, *(f"{who}/{camera}/1.jpg" for who in ("Zoë, B", "10", "9") for camera in
+          ("front door", "2"))), lambda t: t.drop_duplicates("pid").sort_values("pid").person.tolist() == ["9", "10", "Zoë, B"],
+          "are numbered, numbers before words"),
+    album("names that say who it is", lambda f: put(f, *(f"{who}_c{c}.jpg" for who in (7, 12, 30) for c in (1, 2))),
+          lambda t: t.pid.max() == 3 and t.camid.max() == 2, "are taken apart by a pattern", pattern=r"(?P<pid>\d+)_c(?P<camid>\d)"),
+    Case("a table of photographs, written and read", lambda f: (t := read_photographs(persons(f/"in"), seed=1),
+         read_photographs(write_photographs(t, f/"x.parquet"))), gives=lambda both: both[0].drop(columns="name").equals(both[1].drop(columns="name")),
+         means="is the same, with its split"),
+    Case("photographs in one folder", lambda f: read_photographs(put(f, "1.jpg", "2.jpg")), refused=("no persons", "--pattern PATTERN")),
+    Case("a folder of photographs with one person", lambda f: read_photographs(put(f, "a/1.jpg", "a/2.jpg")), refused=("one person, 'a'",)),
+    Case("a folder of photographs that is empty", read_photographs, refused=("holds no images",)),
+    Case("a folder of photographs that is not there", lambda f: read_photographs(f/"x"), refused=("x is not a folder",)),
+    *[Case(f"the pattern {pattern}", lambda f, p=pattern: read_photographs(put(f, "1_c1.jpg"), p), refused=words)
+      for pattern, words in {"(?P<pid": ("no regular expression",), r"\d+": ("named groups of nothing", "give pid"),
+                             r"(?P<pid>\d)(?P<cam>c)": ("named groups cam, pid",), "(?P<pid>x)": ("none of the names", "1_c1.jpg")}.items()],
+    sheet("a table of photographs without persons", "path,camid\na.jpg,1\n", "no column pid", "path, camid"),
+    sheet("a table of photographs with semicolons", "path;pid\na.jpg;1\n", "no column path and no column pid", "path;pid"),
+    sheet("a table of photographs without rows", "path,pid\n", "no rows"),
+    sheet("an empty table of photographs", "", "x.csv is damaged", "columns path and pid"),
+    sheet("a table of photographs with a gap", "path,pid\na.jpg,1\nb.jpg,\n", "pid is empty in 1 rows", "row 2"),
+    sheet("a table that lists a photograph twice", "path,pid\na.jpg,1\nb.jpg,2\nx/../a.jpg,2\n", "row 3 repeats 'a.jpg'"),
+    sheet("a table with a photograph outside of its folder", "path,pid\na.jpg,1\n../c.jpg,2\n", "'../c.jpg' lies outside"),
+    sheet("a table with absolute and relative paths", "path,pid\na.jpg,1\n{}/in/b.jpg,2\n", "mixes absolute paths", "as 'a.jpg'"),
+    sheet("a table with a photograph that is not there", "path,pid\na.jpg,1\nd.jpg,2\n", "d.jpg is missing", "x.csv"),
+    sheet("a table with a fourth split", "path,pid,split\na.jpg,1,val\nb.jpg,2,train\n", "split is 'val' in row 1", "train, query, gallery"),
+    sheet("a table whose splits share a person", "path,pid,split\na.jpg,1,train\nb.jpg,1,query\n", "1 people are in train and in query"),
+    sheet("a table of photographs with an attribute out of range", "path,pid,hat\na.jpg,1,2\nb.jpg,2,0\n", "hat is '2' in row 1", "0 to 1"),
+    sheet("a table of photographs that is not UTF-8", b"path,pid\n\xff.jpg,1\n", "x.csv is damaged"),
+    sheet("a text as Parquet table of photographs", "path,pid\n", "x.parquet is damaged", name="x.parquet"),
+]
+
+
+@table(PHOTOGRAPHS)
+def test_photographs(case, tmp_path): check(case, tmp_path)
 
 
 @table(LISTINGS)

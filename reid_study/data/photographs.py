@@ -88,7 +88,7 @@ def _content(file):
         say(file, f"its columns {shown(', '.join(more))} are not read")
     for name in {"path", "pid", "camid", "split"} & set(table):
         if len(empty := np.flatnonzero(table[name] == "")):
-            raise InputError(f"{file}: {name} is empty in row {empty[0] + 1}, and in {len(empty)} in all; fill it in, or leave the rows out")
+            raise InputError(f"{file}: {name} is empty in {len(empty)} rows, the first is row {empty[0] + 1}; fill it in, or leave them out")
     return table
 
 def _text(value):
