@@ -58,6 +58,8 @@ def test_a_study_notebook_has_one_parameters_cell(path):
     cells = json.loads(path.read_text())["cells"]
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1 and tagged[0]["cell_type"] == "code"
+    assert "../" not in "".join(tagged[0]["source"]), "a template depends on no working directory: see in_project"
+    assert f"papermill nbs/study/{path.name}" in "".join(cells[0]["source"]), "its first cell says how it is run"
     assert not any(c.get("outputs") for c in cells), "templates are committed without outputs"
 
 
