@@ -22,6 +22,7 @@ setup(
     packages=find_packages(include=["reid_study", "reid_study.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("dev", "cluster", "scale", "export", "timm", "distributed")},
+    extras_require={extra: settings[f"{extra}_requirements"].split()
+                    for extra in ("dev", "site", "cluster", "scale", "serve", "export", "timm", "distributed")},
     entry_points={"console_scripts": settings["console_scripts"].split(), "nbdev": ["reid_study=reid_study._modidx:d"]},
 )
