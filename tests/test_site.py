@@ -81,7 +81,7 @@ def test_a_browser_shows_it(site, width, scheme):
         browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page, wrong = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: wrong.append(request.url) if "127.0.0.1" not in request.url and "data:" not in request.url else None)
+        page.on("request", lambda request: wrong.append(request.url) if not re.match(r"data:|http://127\.0\.0\.1", request.url) else None)
         at = f"http://127.0.0.1:{server.server_port}"
         for place in ("", "nbs/41_losses.triplet/", "reference/losses.triplet/", "docs/results/embedded/"):
             page.goto(f"{at}/{place}")

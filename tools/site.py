@@ -47,10 +47,11 @@ def pages():
 
 def linked(target, page, there):
     "The address for a link on a page, both as in the repository; one that leads nowhere is left as it is, and mkdocs names it."
-    if re.match(r"[a-z]+:|#|/", target): return target
+    if re.match(r"[a-z]+:|/", target): return target
+    if target.startswith("#"): return target.lower()
     address, mark, anchor = target.partition("#")
     place = posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(address)))
-    if place in there: return posixpath.relpath(there[place], posixpath.dirname(there[page]) or ".") + mark + anchor
+    if place in there: return posixpath.relpath(there[place], posixpath.dirname(there[page]) or ".") + mark + anchor.lower()     # as mkdocs names headings
     if place.startswith("docs/pictures/"): return posixpath.relpath(place, posixpath.dirname(there[page]) or ".")
     if not (ROOT/place).exists(): return target
     return f"{SETTINGS['git_url']}/{'tree' if (ROOT/place).is_dir() else 'blob'}/{SETTINGS['branch']}/{place}"

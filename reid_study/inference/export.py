@@ -151,7 +151,7 @@ WEIGHTS, ABOUT = "embedder.safetensors", "embedder.json"
 
 def save_embedder(run_folder, out, onnx=False):
     """Write the embedder of a finished run as the folder `out`: embedder.safetensors, embedder.json and README.md, its
-    [model card](90b_inference.card.ipynb) (`onnx`: embedder.onnx too).
+    [model card](90d_inference.card.ipynb) (`onnx`: embedder.onnx too).
 
     Returns `out`, which appears completely or not at all. Raises `InputError` for a run that is missing, damaged, without weights or
     with weights that do not fit its network, and for an `out` that is there already.
