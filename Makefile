@@ -6,7 +6,7 @@ STUDY ?= embedded
 # one thread a process: notebooks, tests and runs go side by side
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study weights test lab readme book benchmark clean help
+.PHONY: study weights test lab readme book site benchmark clean help
 help:
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
@@ -39,6 +39,10 @@ book: $(READY)  ## execute every chapter anew, keeping its pictures
 readme: $(READY)  ## README.md and the pages under docs/ from their notebooks
 	$(BIN)/python tools/pages.py
 
+site: $(READY)  ## the book and an API reference with search, from the stored notebooks, to _site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+	$(BIN)/python tools/site.py
+
 benchmark: $(READY)  ## what must be fast; peers are optional
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/evaluation.py
@@ -49,6 +53,7 @@ benchmark: $(READY)  ## what must be fast; peers are optional
 	$(BIN)/python benchmarks/reranking.py
 	$(BIN)/python benchmarks/gallery.py
 	$(BIN)/python benchmarks/embedding.py
+	$(BIN)/python benchmarks/serving.py
 
 clean:  ## remove the virtual environment
 	rm -rf .venv

@@ -49,4 +49,5 @@ def main(gallery: int = 100_000,          # gallery images
             urllib.request.urlopen(urllib.request.Request(f"{address[0]}/match", data=content.getvalue())).read()
             taken.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         wall, processor = (1000*np.array(t[1:]) for t in zip(*taken))
-        print(f"{name}: {np.median(wall):.0f} ms (median of {times}), {wall.max():.0f} ms at most; {np.median(processor):.0f} ms of a processor")
+        print(f"{name}: {np.median(wall):.0f} ms (median of {times}), {wall.max():.0f} ms at most; "
+              f"{np.median(processor):.0f} ms of a processor")

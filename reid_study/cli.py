@@ -280,7 +280,8 @@ def serve(embedder: str,             # Folder of an exported embedder
     "Serve a page, on this machine alone, that shows the nearest gallery images of a picture that is dropped on it."
     from reid_study.inference.serve import Gallery, listen, make_app
     network = open_embedder(embedder, device)
-    app = make_app(network, Gallery(*images_in(network, gallery, batch), network.distance), top, title)
+    images = Gallery(*images_in(network, gallery, batch), network.distance, network.about.get("pairs"))
+    app = make_app(network, images, top, title)
     listen(app, port, lambda address: print(f"open {address}   (Ctrl-C ends it)", flush=True))
 
 # %% ../nbs/95_cli.ipynb #a122ac13

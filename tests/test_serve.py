@@ -102,8 +102,8 @@ def test_a_picture_that_is_too_large_is_not_sent(place, address, browser):
 def test_the_command_listens_on_this_machine_alone_and_ends_when_it_is_told(place):
     pytest.importorskip("starlette")
     tmp, _, people = place
-    command = [sys.executable, "-m", "reid_study.cli", "serve", tmp/"embedder", people/"bounding_box_test", "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, cwd=tmp, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "reid_study.cli", "serve", tmp/"embedder", people/"bounding_box_test"]
+    with subprocess.Popen([*command, "--port", "0", "--device", "cpu"], cwd=tmp, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
         port = int(line.split("127.0.0.1:")[1].split()[0])
         socket.create_connection(("127.0.0.1", port), timeout=10).close()

@@ -132,7 +132,7 @@ def read_cuhk03(root, boxes="detected", counts=CUHK03_COUNTS):
 DUKE_COUNTS = {"train": (16522, 702), "query": (2228, 702), "gallery": (17661, 1110)}
 
 @register_dataset("dukemtmc", title="DukeMTMC-reID", folder="DukeMTMC-reID", kind="photographs",
-                  terms="Its authors withdrew it in 2019, since it shows people who had not agreed to be recorded; do not use this network.")
+                  terms="Its authors withdrew it in 2019, since it shows people who had not agreed to it; do not use this network.")
 def read_duke(root, counts=DUKE_COUNTS):
     """Read a folder or archive of DukeMTMC-reID, which its authors withdrew, into the table of images and check its counts.
 

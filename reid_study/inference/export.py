@@ -183,7 +183,7 @@ WEIGHTS, ABOUT = "embedder.safetensors", "embedder.json"
 
 def save_embedder(trained, out, onnx=False):
     """Write a trained embedder as the folder `out`: embedder.safetensors, embedder.json and README.md, its
-    [model card](90b_inference.card.ipynb) (`onnx`: embedder.onnx too).
+    [model card](90d_inference.card.ipynb) (`onnx`: embedder.onnx too).
 
     `trained`: the folder of a finished run, or a `Learner` of `make_learner`, whose images were decoded as `image_store` does it.
     Returns `out`, which appears completely or not at all. Raises `InputError` for a run that is missing, damaged, without weights or

@@ -20,7 +20,7 @@ from fastcore import xml
 
 from ..core import InputError, check_number
 from ..data.images import open_image
-from ..distances import get_distance
+from ..distances import Euclidean, get_distance
 from .search import COLOURS, check_search, identities, thumbnail
 
 # %% ../../nbs/92_inference.serve.ipynb #2dd3a1af
@@ -35,12 +35,14 @@ SAMPLE, FEWEST = 1000, 1000      # gallery images whose pairs are measured; pair
 class Gallery:
     """Images to search in, prepared once: a table of G rows and its embeddings [G, D], as `embed_folder` and `read_embeddings` give them.
 
-    `strangers`: sorted distances between images of different people, of `SAMPLE` images at most; `labelled`: whether the table says who
-    they show (else all pairs count). Raises `InputError` for a table that does not say where its images are, and as `check_search` does.
+    `pairs`: of an embedder.json, {"different": counts of pairs of different people by their Euclidean distance, in equal bins over
+    [0, 2]}, for a table that does not say who it shows. Raises `InputError` for a table that does not say where its images are, and as
+    `check_search` does.
     """
-    def __init__(self, table, embeddings, distance="euclidean", seed=0):
+    def __init__(self, table, embeddings, distance="euclidean", pairs=None, seed=0):
         x = torch.as_tensor(embeddings)
-        if len(table) != len(x): raise InputError(f"the gallery: {len(table)} rows of the table and {len(x)} embeddings; cut both to one length")
+        if len(table) != len(x):
+            raise InputError(f"the gallery: {len(table)} rows of the table and {len(x)} embeddings; cut both to one length")
         check_search(x[:0], x, torch.empty(0))
         if "folder" not in table.attrs:
             raise InputError("the table of the gallery does not say where its images are; set table.attrs['folder']")
@@ -50,8 +52,16 @@ class Gallery:
         with torch.no_grad(): self.prepared = self.distance.prepare(x)
         some = np.random.default_rng(seed).permutation(len(x))[:SAMPLE]
         pids = np.array([-1 if pid is None else pid for pid in identities(table.iloc[some])[0]])
-        self.labelled = bool((pids != -1).any())
-        self.strangers = np.sort(self.distance(x[some]).detach().numpy()[strangers(pids) if self.labelled else np.triu_indices(len(some), 1)])
+        labelled, euclidean = bool((pids != -1).any()), isinstance(self.distance, Euclidean)
+        if pairs and euclidean and not labelled:
+            self.basis, at = "images of different people, whom the embedder was validated on", np.linspace(0, 2, len(pairs["different"]) + 1)
+            counts = np.cumsum([0, *pairs["different"]])
+        else:
+            self.basis = f"images of this gallery, {'of different people' if labelled else 'whoever they show'}"
+            which = strangers(pids) if labelled else np.triu_indices(len(some), 1)
+            at = np.sort(self.distance(x[some]).detach().numpy()[which])
+            counts = np.arange(1, len(at) + 1)
+        self.strangers, self._at, self._counts = int(counts[-1]) if len(counts) else 0, at, counts
 
     def __len__(self): return len(self.files)
 
@@ -67,8 +77,8 @@ class Gallery:
 
     def rate(self, distances):
         "The share of pairs of strangers that are at most as far apart as each of the distances; NaN for fewer than `FEWEST` pairs."
-        if len(self.strangers) < FEWEST: return np.full(len(distances), np.nan)
-        return np.searchsorted(self.strangers, distances, side="right")/len(self.strangers)
+        if self.strangers < FEWEST: return np.full(len(distances), np.nan)
+        return np.interp(distances, self._at, self._counts, left=0)/self.strangers
 
 # %% ../../nbs/92_inference.serve.ipynb #99314d6a
 LEVELS = (0.001, "likely", "likely the same person"), (0.01, "possible", "possibly the same person")     # most strangers as near, ...
@@ -104,7 +114,8 @@ input { position: absolute; opacity: 0; width: 1px; height: 1px }
 #status { min-height: 1.5em }
 #status.error { color: var(--other); font-weight: 600 }
 #status.error::before { content: "\\26a0\\00a0" }
-ol { list-style: none; margin: 16px 0 0; padding: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px }
+ol { list-style: none; margin: 16px 0 0; padding: 0;
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px }
 li { display: grid; gap: 4px; align-content: start; padding: 10px; background: var(--card); border: 1px solid var(--line);
   border-top: 5px solid var(--line); border-radius: 10px; overflow-wrap: anywhere; font-size: 13px; line-height: 1.35 }
 li img { width: 100%; height: 180px; object-fit: contain; border-radius: 4px }
@@ -169,20 +180,21 @@ def drop_page(title, sentence, most=MOST_BYTES):
 # %% ../../nbs/92_inference.serve.ipynb #dcedcf9b
 def best_words(gallery, distance, rate, seconds):
     "What the nearest image means, in a sentence or two."
-    words = f"Searched {len(gallery):,} images in {1000*seconds:.0f} ms. The nearest is at a distance of {distance:.3f}: {how_sure(rate)[1]}."
+    words = (f"Searched {len(gallery):,} images in {1000*seconds:.0f} ms. "
+             f"The nearest is at a distance of {distance:.3f}: {how_sure(rate)[1]}.")
     if not np.isnan(rate) and (expected := rate*len(gallery)) >= 1:
         words += f" If nobody in this gallery were the person, about {expected:,.0f} of its images would still be as near."
     return words
 
 def answer_section(gallery, rows, distances, seconds):
     "The nearest images of a picture, by `Gallery.nearest`, as an element: for each its rank, distance, name, and how sure the match is."
-    rates, source = gallery.rate(distances), "of different people" if gallery.labelled else "of whoever they show"
+    rates = gallery.rate(distances)
     def card(rank, row, distance, rate):
         return xml.Li(xml.Img(src=f"/image/{row}", alt=gallery.names[row]),
                       xml.Div(xml.B(rank), xml.Span(f"{distance:.3f}", title="distance")), xml.Strong(how_sure(rate)[1]),
-                      xml.Span(odds(rate, len(gallery.strangers)), cls="soft"), xml.Span(gallery.names[row]), cls=how_sure(rate)[0])
+                      xml.Span(odds(rate, gallery.strangers), cls="soft"), xml.Span(gallery.names[row]), cls=how_sure(rate)[0])
     cards = [card(rank, *one) for rank, one in enumerate(zip(rows, distances, rates), 1)]
-    basis = f"Strangers: {len(gallery.strangers):,} pairs of images of this gallery, {source}."
+    basis = f"Strangers: {gallery.strangers:,} pairs of {gallery.basis}."
     status = best_words(gallery, distances[0], rates[0], seconds)
     return xml.Div(xml.Ol(*cards), xml.P(basis, cls="soft"), data_status=status)
 
@@ -209,14 +221,15 @@ def policy(page):
     def hashes(name):
         inside = re.findall(f"<{name}>(.*?)</{name}>", page, re.S)
         return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in inside)
-    return (f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src 'self' blob: data:; connect-src 'self'; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+    return (f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src 'self' blob: data:; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 def about_page(embedder, gallery):
     "What the page searches in and with, in a sentence."
     about = embedder.about
     made_by = f" by {about['recipe']}, trained on {about['dataset']}" if {"recipe", "dataset"} <= about.keys() else ""
-    return f"{len(gallery):,} gallery images, ranked by {about['distance']} distance{made_by}. Pictures stay on this machine, and none is kept."
+    return (f"{len(gallery):,} gallery images, ranked by {about['distance']} distance{made_by}. "
+            "Pictures stay on this machine, and none is kept.")
 
 
 # %% ../../nbs/92_inference.serve.ipynb #4b5dada5
