@@ -11,6 +11,7 @@ __all__ = ['Labels', 'DISTANCES', 'gradient_with_graph', 'differentiable_once', 
 import inspect
 import operator
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -133,7 +134,7 @@ def check_embeddings(x: Tensor, y: Tensor | None = None) -> None:
         raise InputError(f"embeddings differ in width: x has {x.shape[1]}, y has {y.shape[1]}; use one network for both")
 
 # %% ../nbs/01_distances.ipynb #48969324
-Labels = Tensor | np.ndarray | Sequence[int]     # of any integer type
+Labels: TypeAlias = Tensor | np.ndarray | Sequence[int]     # of any integer type
 
 def as_pids(pids: Labels, rows: Tensor | None = None, name: str = "pids") -> Tensor:
     """Labels as int64 [N] on the device of `rows`, a tensor with a row for each; None: any number of them.
