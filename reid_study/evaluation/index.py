@@ -55,7 +55,7 @@ class Rows:
     def __iter__(self):
         for start in range(0, len(self), self.block): yield start, self.rows(slice(start, start + self.block))
 
-    def rows(self, which):
+    def rows(self, which: slice | np.ndarray) -> Tensor:
         "Rows by a slice or an array of indices, copied, as a tensor."
         x = self._open()[which]
         x = as_tensor(x if torch.is_tensor(x) else np.array(x), self.name).cpu()
