@@ -10,7 +10,8 @@ __all__ = ['Labels', 'DISTANCES', 'gradient_with_graph', 'differentiable_once', 
 # %% ../nbs/01_distances.ipynb #f617078a
 import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from .core import InputError, check_number, lookup
 
 # %% ../nbs/01_distances.ipynb #2e34a8fb
-def gradient_with_graph(function, x, g):
+def gradient_with_graph(function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Tensor:
     """The gradient of `function` at x for the gradient g of its value, with a graph, so that it can be differentiated again.
 
     For the backward pass of a `torch.autograd.Function`, where `torch.is_grad_enabled()` says that somebody wants that graph.
@@ -28,7 +29,7 @@ def gradient_with_graph(function, x, g):
     return torch.autograd.grad(function(x), x, g, create_graph=True)[0]
 
 # %% ../nbs/01_distances.ipynb #ef8298e7
-def differentiable_once(x, name):
+def differentiable_once(x: Tensor, name: str) -> Tensor:
     """x, whose gradient cannot be differentiated again: a backward pass with `create_graph=True` is an `InputError` that names the loss."""
     return _Once.apply(x, name)
 
@@ -133,7 +134,7 @@ def check_embeddings(x: Tensor, y: Tensor | None = None) -> None:
         raise InputError(f"embeddings differ in width: x has {x.shape[1]}, y has {y.shape[1]}; use one network for both")
 
 # %% ../nbs/01_distances.ipynb #48969324
-Labels = Tensor | np.ndarray | Sequence[int]     # of any integer type
+Labels: TypeAlias = Tensor | np.ndarray | Sequence[int]     # of any integer type
 
 def as_pids(pids: Labels, rows: Tensor | None = None, name: str = "pids") -> Tensor:
     """Labels as int64 [N] on the device of `rows`, a tensor with a row for each; None: any number of them.

@@ -4,6 +4,7 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+from dataclasses import is_dataclass
 
 import pytest
 import torch
@@ -95,6 +96,16 @@ for name in {MODULES}:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_name_of_the_package_loads_its_module_alone():
+    code = """import sys, reid_study.losses
+dir(reid_study.losses), reid_study.losses.__all__
+assert "torch" not in sys.modules
+reid_study.losses.ContrastiveLoss
+assert "reid_study.losses.contrastive" in sys.modules and "reid_study.losses.circle" not in sys.modules"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("module", [*MODULES, "reid_study.distances"])
 def test_everything_public_is_documented(module):
     module = importlib.import_module(module)
@@ -103,8 +114,8 @@ def test_everything_public_is_documented(module):
     assert public
     bare = [o.__qualname__ for o in public if not (o.__doc__ or "").strip()
             or o.__doc__.startswith(f"{o.__name__}(")]                  # a dataclass writes its signature
-    bare += [f"{o.__qualname__}.compute" for o in public
-             if inspect.isclass(o) and hasattr(o, "compute") and not inspect.getdoc(o.compute)]
+    bare += [f"{o.__qualname__}.{method}" for o in public if inspect.isclass(o) and not is_dataclass(o)
+             for method in ("__init__", "compute", "forward") if method in vars(o) and not vars(o)[method].__doc__]
     assert not bare, f"without a docstring: {bare}"
 
 

@@ -1,6 +1,7 @@
 """What holds for the repository as a whole: clean notebooks, a library in step, a tidy package, nothing that must not be committed."""
 import ast
 import filecmp
+import importlib
 import json
 import re
 import shutil
@@ -155,6 +156,23 @@ def test_every_name_is_defined_and_every_import_is_used():
         found = checker.Checker(ast.parse(module.read_text()), str(module.relative_to(ROOT))).messages
         wrong += [str(m) for m in found if isinstance(m, (messages.UndefinedName, messages.UnusedImport, messages.RedefinedWhileUnused))]
     assert not wrong, wrong
+
+
+PACKAGES = sorted({m.parent.name for m in MODULES if m.parent.name != "reid_study"})
+IN_THEIR_MODULES = {"KINDS", "LARGEST", "geometry", "hypotheses", "replication", "synthesis", "vit"}     # shared, or the name of a module
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_can_be_had_from_its_package(package):
+    top = importlib.import_module(f"reid_study.{package}")
+    modules = {m.stem: importlib.import_module(f"reid_study.{package}.{m.stem}") for m in MODULES if m.parent.name == package}
+    names = [(name, module) for module in modules.values() for name in module.__all__ if name not in IN_THEIR_MODULES]
+    assert not [name for name, module in names if getattr(top, name) is not getattr(module, name)]
+    assert {name for name, _ in names} == {*top.__all__} and {*top.__all__, *modules} <= {*dir(top)}
+
+
+def test_the_library_lists_its_packages():
+    import reid_study
+    assert {*PACKAGES, "core", "distances"} <= {*dir(reid_study)} and reid_study.losses is sys.modules["reid_study.losses"]
 
 
 def test_the_top_of_the_package():

@@ -17,7 +17,7 @@ SOURCE = ("nbs/study", "reid_study", "studies", "workflow", "results/embedded", 
 
 STUDY = """title: One recipe
 dataset: people
-protocol: {backbone: tiny, weights: WEIGHTS/tiny.safetensors, height: 32, width: 16, classes: 6, p: 4, k: 2, epochs: 1, steps: 1}
+protocol: {backbone: tiny, weights: WEIGHTS/tiny.safetensors, height: 32, width: 16, validation: 4, p: 4, k: 2, epochs: 1, steps: 1}
 arms: {main: {recipes: [triplet], seeds: 1}}
 """
 
@@ -64,7 +64,7 @@ def test_the_wheel_has_what_a_study_needs(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(file.relative_to(ROOT)) for file in (ROOT/"reid_study").rglob("*.py")}
     project = [file for name in ("nbs/study", "workflow", "studies", "results/embedded") for file in (ROOT/name).rglob("*")]
-    wanted = {f"reid_study/project/{file.relative_to(ROOT)}" for file in project if file.is_file() and ".ipynb_checkpoints" not in file.parts}
+    wanted = {f"reid_study/project/{file.relative_to(ROOT)}" for file in project if file.is_file() and ".ipynb_checkpoints" not in str(file)}
     assert modules | wanted | {"reid_study/py.typed", "reid_study/losses/__init__.pyi"} <= names
     assert not [name for name in names if not name.startswith(("reid_study/", "reid_study-"))]
 
@@ -80,7 +80,7 @@ def test_a_wheel_needs_few_packages(wheel):
 
 
 def test_a_recipe_is_trained_without_the_clone(installed, empty):
-    changes = "backbone=tiny height=32 width=16 classes=6 p=4 k=2 epochs=1 steps=1".split()
+    changes = "backbone=tiny height=32 width=16 validation=4 p=4 k=2 epochs=1 steps=1".split()
     assert "mAP" in reid_study(installed, empty, "run", "triplet", "--device", "cpu", "--set", *changes)
     env, = (json.loads(file.read_text()) for file in (empty/"runs"/"run").glob("*/env.json"))
     assert env["commit"] is None

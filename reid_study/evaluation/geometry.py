@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from ..core import InputError, check_number, extra
 from ..distances import Euclidean, Labels, as_pids
@@ -40,7 +41,7 @@ def _later(x, block=None):
         yield start, Euclidean().compare(x[start:start + block], x[start:]).triu_(1)
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #e8711587
-def on_sphere(points):
+def on_sphere(points: Tensor) -> Tensor:
     "Points of the plane [N, 2] on a small patch of the unit sphere [N, 3]: distances are those of the plane times one factor, to 1%."
     points = as_matrix(points, "the points'").double()
     points = points - points.mean(0)
@@ -93,7 +94,7 @@ def pair_distances(embeddings: Embeddings, pids: Labels, camids: Labels | None =
     return {"d_ap": d_ap, "d_an": d_an, "distance_ratio": d_ap/d_an if d_an else 1.0}
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #261b7802
-def linear_discriminant(x, pids):
+def linear_discriminant(x: Tensor, pids: Tensor) -> tuple[Tensor, Tensor]:
     """Weights [D, I] and biases [I] of linear discriminant analysis with equal priors, on x [N, D] and classes 0 ... I-1.
 
     Raises `InputError` for NaN, for labels that do not fit, and for a class without images.

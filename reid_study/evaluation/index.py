@@ -36,7 +36,7 @@ class Rows:
         file = isinstance(embeddings, (str, Path))
         self.block, self.name = block, f"{name} {embeddings}" if file else name
         array = file or type(embeddings) in (np.ndarray, np.memmap)
-        self.source = Path(embeddings) if file else embeddings if array else as_tensor(embeddings, name)
+        self.source = Path(embeddings) if isinstance(embeddings, (str, Path)) else embeddings if array else as_tensor(embeddings, name)
         x = self._open()
         as_matrix(x[:0] if x.ndim == 2 else x, self.name)
         if not len(x): raise InputError(f"{self.name} is empty; give at least one embedding")
@@ -55,7 +55,7 @@ class Rows:
     def __iter__(self):
         for start in range(0, len(self), self.block): yield start, self.rows(slice(start, start + self.block))
 
-    def rows(self, which):
+    def rows(self, which: slice | np.ndarray) -> Tensor:
         "Rows by a slice or an array of indices, copied, as a tensor."
         x = self._open()[which]
         x = as_tensor(x if torch.is_tensor(x) else np.array(x), self.name).cpu()

@@ -10,7 +10,7 @@ __all__ = ['INT64', 'Embeddings', 'Protocol', 'suited_rules', 'Retrieval', 'as_t
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -218,7 +218,7 @@ def _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol):
     return *(ids if ids is None else ids.cpu().numpy() for ids in (q_pids, g_pids, q_cams, g_cams)), own
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #a7453d55
-Embeddings = Tensor | np.ndarray | pd.DataFrame | Sequence[Any]     # a row an image
+Embeddings: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Sequence[Any]     # a row an image
 
 def as_tensor(x: Embeddings, what: str) -> Tensor:
     """The numbers of a tensor, an array, a DataFrame, or a list of rows of any of these, as a tensor without gradients.

@@ -9,10 +9,12 @@ __all__ = ['compare_pairs', 'ranking', 'view', 'score']
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from ..core import InputError, check_number, extra
 from ..data.augment import normalize
@@ -97,7 +99,8 @@ def _blocks(embeddings, table, rows=None, size=512, protocol=Protocol()):
         yield part, g, Euclidean()(embeddings[part], embeddings[g]), same, seen | junk
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #60768d0e
-def compare_pairs(embeddings, table, bins=80, protocol=Protocol()):
+def compare_pairs(embeddings: Tensor, table: pd.DataFrame, bins: int = 80,
+                  protocol: Protocol = Protocol()) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Normalised Euclidean distances from queries to their matches on other cameras (positive) and to other people (negative): two tables.
 
     With a row per query: the mean distance of either kind, d_ap and d_an, not a number where there is none.
@@ -118,7 +121,8 @@ def compare_pairs(embeddings, table, bins=80, protocol=Protocol()):
     return pd.DataFrame(torch.cat(means).numpy(), columns=["d_ap", "d_an"]), pd.DataFrame(histogram)
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #1a4ff302
-def ranking(embeddings, table, queries=8, ranks=10, protocol=Protocol()):
+def ranking(embeddings: Tensor, table: pd.DataFrame, queries: int = 8, ranks: int = 10,
+            protocol: Protocol = Protocol()) -> pd.DataFrame:
     """The first `ranks` gallery images of some queries, evenly spread over the table: a row per query and rank. Images are named by the
     table's column `name` or, without it, by their file and its folder."""
     name = np.array(table["name"] if "name" in table else [f"{Path(p).parent.name}/{Path(p).name}" for p in table.path])
@@ -132,7 +136,7 @@ def ranking(embeddings, table, queries=8, ranks=10, protocol=Protocol()):
     return pd.DataFrame(rows, columns="query_path query_pid query_camid rank path pid camid match".split())
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #683f2dc3
-def view(embeddings, table, identities=12, protocol=Protocol()):
+def view(embeddings: Tensor, table: pd.DataFrame, identities: int = 12, protocol: Protocol = Protocol()) -> pd.DataFrame:
     "Two coordinates for the images of some identities: t-SNE (van der Maaten & Hinton, JMLR 2008) of the normalised embeddings."
     with extra("train"): from sklearn.manifold import TSNE
     pids = np.unique(table.pid[_people(table.pid, protocol)])
@@ -143,7 +147,7 @@ def view(embeddings, table, identities=12, protocol=Protocol()):
     return pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], "pid": part.pid.to_numpy(), "camid": part.camid.to_numpy()})
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #dcb97eb9
-def score(learn, queries=1000, images=3000):
+def score(learn: Any, queries: int = 1000, images: int = 3000) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """(metrics, tables) of a trained learner on its query and gallery: what a run's metrics.json and parquet files hold.
 
     Metrics: those of the primary retrieval under the learner's protocol, "chance" (the mAP of random rankings), "retrievals" (mAP and

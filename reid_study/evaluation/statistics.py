@@ -474,7 +474,8 @@ def _tau(x, y, axis=-1):
     return (x*y).sum(-1)/np.sqrt(np.where(untied > 0, untied, 1))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #8eb99388
-def rank_correlation(x, y, level=0.95):
+def rank_correlation(x: dict[str, float] | pd.Series | np.ndarray, y: dict[str, float] | pd.Series | np.ndarray,
+                     level: float = 0.95) -> tuple[float, Interval]:
     """Kendall's tau-b of two scores of the same recipes, and its `Interval` for recipes like these: (tau, Interval).
 
     x, y: Series or dictionaries by recipe, or arrays in the same order; at least five recipes, not all with one score.
@@ -558,7 +559,7 @@ def _intervals(ap, counts, paired, by_query, by_identity, by_seed):
 SEED_SDS, BOTH_SDS = {"weak": 0.03, "strong": 0.3}, {"weak": 0.15, "strong": 0.6}      # logits; our own runs lie between
 
 def simulate(seeds=5, identities=80, seed_sd=0.2, both_sd=0.6, identity_sd=0.33, gap=0.2, ease=0.0, unequal=0.5, paired=True,
-             seed_law=NORMAL, replicates=2000, resamples=800, rng=0):
+             seed_law=NORMAL, replicates=2000, resamples=800, rng=0) -> pd.DataFrame:
     """How often 95% intervals cover the truth: draw whole studies of two recipes and count. A DataFrame with a row per method.
 
     seeds: of each recipe. seed_sd (one, or one per recipe), identity_sd, both_sd: standard deviations of a recipe's seeds, leanings
@@ -625,7 +626,7 @@ def _family_draws(n, gap, counts, seeds, fails, rng, **model):
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #6d858e31
 def simulate_families(hypotheses=30, real=0, seeds=10, identities=80, gap=0.2, fails=0.0, seed_sd=0.2, both_sd=0.6, identity_sd=0.33,
-                      ease=0.0, unequal=0.5, seed_law=NORMAL, families=200, rng=0):
+                      ease=0.0, unequal=0.5, seed_law=NORMAL, families=200, rng=0) -> dict[str, float]:
     """How often a family of hypotheses has a wrong verdict: a dictionary of shares, by simulation of whole families.
 
     hypotheses: in a family, independent of each other, `real` of them with the gap and the others without a difference. fails: the

@@ -64,7 +64,7 @@ def _table(values, fill):
     return empty.index_copy(0, _SLOTS.to(values.device), values.T).unflatten(0, (widest, tasks))
 
 # %% ../../nbs/31_losses.attributes.ipynb #b5a095ab
-def class_weights(counts: Sequence[int], largest: float = 10.0) -> Tensor:
+def class_weights(counts: Sequence[int] | Tensor, largest: float = 10.0) -> Tensor:
     """Weights [9, 12] of the classes of each task, min(n/(C·n_c), `largest`), from the images of each class, a list of 39.
 
     n: images of the task, C: its classes, n_c: images of the class. A task without images has weights of one; a class without images, in a

@@ -50,9 +50,10 @@ class MetricLoss(nn.Module):
         if (ref_emb is None) != (ref_labels is None): raise InputError("ref_emb and ref_labels belong together; give both or neither")
         if ref_emb is not None: ref_labels = as_pids(ref_labels, ref_emb, "ref_labels")
         distances = self.distance(embeddings, ref_emb)
-        if indices_tuple is not None: indices_tuple = as_indices(indices_tuple, distances)
-        elif self.miner: indices_tuple = self.miner(distances.detach(), pids, ref_labels)
-        value, statistics = self.from_distances(distances, pids, ref_labels, indices_tuple)
+        indices: tuple[Tensor, ...] | None = None
+        if indices_tuple is not None: indices = as_indices(indices_tuple, distances)
+        elif self.miner: indices = self.miner(distances.detach(), pids, ref_labels)
+        value, statistics = self.from_distances(distances, pids, ref_labels, indices)
         value = value + zero_or_nan(distances)
         penalty = self.distance.penalty(embeddings)
         if penalty is not None: value, statistics = value + penalty, statistics | {"penalty": penalty.detach()}
@@ -258,7 +259,7 @@ class Loss:
         return space
 
 # %% ../../nbs/39_losses.base.ipynb #8ad365a7
-LOSSES = {}
+LOSSES: dict[str, Loss] = {}
 
 def register_loss(name: str, **about: Any) -> Callable[[type], type]:
     """A class decorator that enters a loss in `LOSSES`; `about`: the fields of `Loss` beside its class.

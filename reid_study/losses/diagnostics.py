@@ -7,12 +7,15 @@ __all__ = ['gradient_share', 'collapse']
 
 # %% ../../nbs/43b_losses.diagnostics.ipynb #5b919401
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 # %% ../../nbs/43b_losses.diagnostics.ipynb #5b8bbef6
-def gradient_share(terms, feature):
+def gradient_share(terms: Mapping[str, Tensor], feature: Tensor) -> dict[str, float]:
     """Each term's share of the force on a feature: ‖∂term/∂feature‖ over the sum of these norms; name -> float.
 
     `terms`: name -> scalar with a gradient graph, weighted as in the total. `feature`: the tensor that they all read.
@@ -26,7 +29,7 @@ def gradient_share(terms, feature):
     return {name: norm/total if total else 0.0 for name, norm in norms.items()}
 
 # %% ../../nbs/43b_losses.diagnostics.ipynb #30c49660
-def collapse(history, term, margin=None, chance=None):
+def collapse(history: Any, term: str, margin: float | None = None, chance: float | None = None) -> str:
     """One sentence that names why a term of the loss does not learn, with the likely cause and remedy; "" where nothing speaks against it.
 
     `history`: a pandas table, a row an epoch, with columns `term`, `term.active`, `term.d_ap`, `term.d_an`, `mAP`; what is missing is not

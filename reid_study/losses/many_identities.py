@@ -8,8 +8,9 @@ __all__ = ['sharded_cross_entropy', 'ShardedIdentityLoss', 'draw_others', 'Sampl
 # %% ../../nbs/35_losses.many_identities.ipynb #5db6c122
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def _sharded_softmax(x, weight_shards, labels):
     return differentiable_once(each, "a classifier in shards"), best
 
 # %% ../../nbs/35_losses.many_identities.ipynb #b80f0539
-def sharded_cross_entropy(x: Tensor, weight_shards: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+def sharded_cross_entropy(x: Tensor, weight_shards: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Mean cross-entropy of the logits x @ wᵀ, with the classes in shards: the value and gradient of the whole, the memory of one.
 
     `x` [B, D]. `weight_shards`: matrices [C_k, D]; the classes are numbered through them. `labels` [B] in 0 ... ΣC_k - 1.
@@ -107,7 +108,7 @@ class ShardedIdentityLoss(nn.Module):
         return self.compute(embeddings, pids)[0]
 
 # %% ../../nbs/35_losses.many_identities.ipynb #ce30cb7f
-def draw_others(own: Tensor, classes: int, sample: int) -> tuple[Tensor, Tensor]:
+def draw_others(own: Tensor, classes: int, sample: int) -> tuple[Tensor, float]:
     """Draw `sample` of the classes 0 ... classes - 1 that are not in `own` (sorted, distinct): (classes drawn [m], expected count of each).
 
     One of each of m equal strata: time and memory of m, not of the classes. All others, once each, where `sample` reaches them.
@@ -146,7 +147,7 @@ class SampledSoftmaxLoss(nn.Module):
         right = logits.detach().argmax(1) == target
         return with_nan(cross_entropy(logits if shift is None else logits + shift, target), {"accuracy": mean(right.float())})
 
-    def drawn(self, pids):
+    def drawn(self, pids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         "The rows drawn [R, dim], those of the batch first, the row of each pid [B], and what the correction adds to the logits [R]."
         own, target = pids.unique(return_inverse=True)
         others, count = draw_others(own, len(self.weight), self.sample)
@@ -167,7 +168,7 @@ def _resident(key):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1])*1024
 
-def step_cost(make, classes, images=64, dim=256, k=4, seconds=0.5):
+def step_cost(make: Callable, classes: int, images: int = 64, dim: int = 256, k: int = 4, seconds: float = 0.5) -> dict[str, float]:
     """Time and memory of one training step in this process: forward, backward and update, on synthetic embeddings.
 
     `make`: function (classes, dim) -> (loss of embeddings and pids, optimiser of its weights or None). Each step has new
@@ -202,7 +203,7 @@ def _apart(values, gap):
             if short > 0: placed[low], placed[high] = placed[low] - short/2, placed[high] + short/2
     return [placed[i] for i in range(len(values))]
 
-def cost_picture(table, floor=1.0):
+def cost_picture(table: Sequence[dict[str, Any]], floor: float = 1.0) -> Any:
     """Draw CPU seconds and megabytes of a step against the number of identities, both axes logarithmic: a matplotlib Figure.
 
     `table`: rows with `name`, `family` ("identity" or "metric"), `classes`, `cpu` and `megabytes`, as benchmarks/identities.py writes them.
@@ -221,9 +222,9 @@ def cost_picture(table, floor=1.0):
         high *= 2
         heights = _apart([math.log10(lines[n][-1][1]) for n in names], 0.058*math.log10(high/low))
         for n, h in zip(names, heights):
-            line = dict(arrowstyle="-", color=colours[n], lw=.5, alpha=.6, shrinkA=1, shrinkB=4)
+            leader = dict(arrowstyle="-", color=colours[n], lw=.5, alpha=.6, shrinkA=1, shrinkB=4)
             ax.annotate(n, lines[n][-1], (lines[n][-1][0]*1.9, 10**h), textcoords="data", va="center", fontsize=8.5, color=colours[n],
-                        annotation_clip=False, arrowprops=line)
+                        annotation_clip=False, arrowprops=leader)
         ax.set(xlabel="identities", ylabel=label, ylim=(low, high)); ax.minorticks_off(); ax.spines[["top", "right"]].set_visible(False)
         for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter("{x:,.10g}")
     return fig

@@ -45,8 +45,8 @@ class Queue(nn.Module):
         self.pids = torch.cat([self.pids[len(pids):], pids[-self.size:].to(self.pids)])
         self.batches, self.seen = self.batches + 1, self.seen + len(pids)
 
-    def get_extra_state(self): return {"batches": self.batches, "seen": self.seen}
-    def set_extra_state(self, state): self.batches, self.seen = state["batches"], state["seen"]
+    def get_extra_state(self) -> dict[str, int]: return {"batches": self.batches, "seen": self.seen}
+    def set_extra_state(self, state: dict[str, int]) -> None: self.batches, self.seen = state["batches"], state["seen"]
 
     def extra_repr(self) -> str: return f"size={self.size}, dim={self.embeddings.shape[1]}, filled={self.filled}"
 

@@ -157,8 +157,9 @@ def margin_sample(distances: Tensor, pids: Labels, ref_pids: Labels | None = Non
     return a1, p, a2, n
 
 # %% ../../nbs/43_losses.mining.ipynb #65a25c84
-MINERS = {"batch_hard": Miner(nearest, farthest), "random": Miner(random_negative, random_positive), "semi_hard": Miner(semi_hard),
-          "distance_weighted": Miner(DistanceWeighted()), "margin_sample": margin_sample}
+MINERS: dict[str, Callable] = {
+    "batch_hard": Miner(nearest, farthest), "random": Miner(random_negative, random_positive), "semi_hard": Miner(semi_hard),
+    "distance_weighted": Miner(DistanceWeighted()), "margin_sample": margin_sample}
 
 def get_miner(name: str | Callable | None) -> Callable | None:
     """A miner from its name in `MINERS`. A function is returned as it is; None and "batch_all" mean every tuple: None.

@@ -52,7 +52,7 @@ class ProxyAnchorLoss(nn.Module):
         pushes = F.softplus(others.logsumexp(0) + shift)
         return with_nan(pulls.sum()/present + pushes.mean(), self.statistics(logits.detach(), s.detach(), pids))
 
-    def statistics(self, logits, s, pids):
+    def statistics(self, logits: Tensor, s: Tensor, pids: Tensor) -> dict[str, Tensor]:
         pairs = len(s)*(logits.shape[1] - 1)
         return {"d_ap": mean(1 - s/self.scale), "d_an": (pairs - (logits.sum() - s.sum())/self.scale)/max(pairs, 1),
                 "accuracy": mean((logits.argmax(1) == pids).float())}

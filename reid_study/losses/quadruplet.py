@@ -7,6 +7,7 @@ __all__ = ['second_negative', 'all_hinges', 'QuadrupletLoss']
 
 # %% ../../nbs/42_losses.quadruplet.ipynb #a2f7dd3b
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -18,7 +19,8 @@ from .batch_all import quadruplet_sum, triplet_sum
 from .triplet import pair_statistics
 
 # %% ../../nbs/42_losses.quadruplet.ipynb #9ca5b42b
-def second_negative(distances, pids, ref_pids, indices, variant, miner):
+def second_negative(distances: Tensor, pids: Tensor, ref_pids: Tensor | None, indices: tuple[Tensor, ...], variant: str,
+                    miner: Any) -> tuple[Tensor, Tensor]:
     """For triplets (a, p, n1) the columns n2 [T] that the miner picks, and whether a third identity was there at all, bool [T].
 
     `variant`: "negatives" looks for n2 from n1, "anchor" from a. `distances` [M, N] without gradient.
@@ -30,7 +32,8 @@ def second_negative(distances, pids, ref_pids, indices, variant, miner):
     return miner.negative(distances[n1 if variant == "negatives" else a], distances[a, p], allowed), allowed.any(1)
 
 # %% ../../nbs/42_losses.quadruplet.ipynb #38fb3ee9
-def all_hinges(distances, pids, ref_pids, alpha, beta, variant):
+def all_hinges(distances: Tensor, pids: Tensor, ref_pids: Tensor | None, alpha: float, beta: float,
+               variant: str) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
     """The strong and the weak hinge over all tuples, each as (sum, number of open ones, number), and the mean distances.
 
     For the variant "anchor" the weak tuples are (a, p, n2) with n2 of any other identity, provided that a third one is there.
@@ -84,7 +87,8 @@ class QuadrupletLoss(MetricLoss):
         (value, active), (weak, active_weak) = reduce_hinges(strong, self.reduction), reduce_hinges(weak, self.reduction)
         return value + self.weak*weak, {"active": active, "active_weak": active_weak} | statistics
 
-    def tuples(self, distances, pids, ref_pids, indices):
+    def tuples(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None,
+               indices: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
         "As `all_hinges`, over triplets (a, p, n1) or quadruplets (a, p, n1, n2)."
         if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n1) or (a, p, n1, n2), not a tuple of {len(indices)}")
         a, p, n1, *n2 = indices

@@ -7,6 +7,7 @@ __all__ = ['tuple_distances', 'valid_pairs', 'pair_statistics', 'TripletLoss', '
 
 # %% ../../nbs/41_losses.triplet.ipynb #3262ff2f
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,8 @@ class TripletLoss(MetricLoss):
                  reduction: str = "mean") -> None:
         "`margin`: in units of the distance, or soft. `distance`, `miner`: as in `MetricLoss`. `reduction`: a name from `REDUCTIONS`."
         super().__init__(distance, miner)
-        self.margin, self.reduction = margin, check_reduction(reduction)
+        self.margin: Any = margin
+        self.reduction = check_reduction(reduction)
         if margin != "soft": check_number("margin", margin, least=0, note=", in units of the distance")
         elif self.miner is None:
             raise InputError('margin="soft" needs tuples; choose a miner such as "batch_hard", or a number as the margin')

@@ -18,7 +18,7 @@ from .base import NOT_POSITIVE, mean, register_loss, with_nan, zero_or_nan
 from ..networks.heads import FUSIONS, VerificationHead
 
 # %% ../../nbs/32_losses.verification.ipynb #e8c6a48e
-def draw_pairs(pids: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
+def draw_pairs(pids: Tensor, negatives: int) -> tuple[Tensor, Tensor, int]:
     """Every unordered positive pair of a batch, then `negatives` times as many negative pairs, drawn at random: one from each of as many
     equal stretches of their list. A pair on the border of two stretches may come twice, and then counts twice.
 
