@@ -1,6 +1,5 @@
 """Make README.md and the pages under docs/, with their pictures, from their notebooks."""
 import contextlib
-import functools
 import html
 import os
 import re
@@ -12,16 +11,11 @@ from execnb.shell import CaptureShell
 from fastcore.script import call_parse
 from nbconvert import MarkdownExporter
 
-from reid_study.study import results
-
 ROOT = Path(__file__).resolve().parents[1]
 NBS, DOCS = ROOT/"nbs", ROOT/"docs"
 PAGES = {NBS/"index.ipynb": ROOT/"README.md", NBS/"benchmarks.ipynb": DOCS/"benchmarks.md"}
 PAGES |= {notebook: DOCS/"results"/f"{notebook.stem}.md" for notebook in sorted((NBS/"results").glob("*.ipynb"))}
 OPTIONS = {"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hidden"}}, "MarkdownExporter": {"exclude_raw": True}}
-
-read = functools.cache(results.read_results)
-results.read_results = lambda folder: read(Path(folder).resolve())      # all notebooks run in this process; each table is read once
 
 
 def executed(notebook):

@@ -155,7 +155,8 @@ def name_points(ax, x, y, names, colours, size=7.5):
         best = min(NAME_PLACES, key=lambda place: _place_cost(_text_box(spots[i], extent, place), place, taken, frame))
         boxes[i] = _text_box(spots[i], extent, best)
         line = dict(arrowstyle="-", lw=.5, color=colours[i], shrinkA=0, shrinkB=3) if np.hypot(*best[:2]) > 10 else None
-        ax.annotate(names[i], (x[i], y[i]), best[:2], textcoords="offset pixels", ha=best[2], va=best[3], fontsize=size, color=colours[i],
+        away = np.array(best[:2])*72/ax.figure.dpi      # in points, since an SVG has pixels of its own
+        ax.annotate(names[i], (x[i], y[i]), away, textcoords="offset points", ha=best[2], va=best[3], fontsize=size, color=colours[i],
                     arrowprops=line)
 
 # %% ../../nbs/81a_report.study_figures.ipynb #27c0b65c

@@ -156,7 +156,7 @@ def forest_caption(found):
     "The caption of the forest of these answers."
     different = (found.kind == "different").any()
     undirected = " Hypotheses of a difference without a direction are drawn as first minus second." if different else ""
-    several = " A claim with two parts has a row for each, with the verdict of the claim." if (found.parts.map(len) > 1).any() else ""
+    several = " A claim with two parts has a grey row for each, with the verdict of the claim." if (found.parts.map(len) > 1).any() else ""
     hollow = " Hollow: not testable." if (~found.testable).any() else ""
     return f"{filled(FOREST)}{undirected}{several}{hollow}"
 

@@ -6,8 +6,6 @@
 __all__ = ['SEEN', 'TEXTBOOK', 'plane_training', 'draw_plane', 'textbook_picture']
 
 # %% ../../nbs/81b_report.textbook.ipynb #07af5280
-import textwrap
-
 import numpy as np
 import seaborn as sns
 import torch
@@ -107,7 +105,8 @@ def textbook_picture(seed=0):
     for column, (title, (recipe, neck)) in zip(axes.T, TEXTBOOK.items()):
         points, digits, weights = plane_training(recipe, neck, seed=seed)
         unseen = digits >= SEEN
-        draw_plane(column[0], points[~unseen], digits[~unseen], weights, title=textwrap.fill(title, 18))
+        draw_plane(column[0], points[~unseen], digits[~unseen], weights, title=title.replace(", ", ",\n"))
+        column[0].title.set_size(9)
         fitted, bias = linear_discriminant(points[unseen], digits[unseen].numpy() - SEEN)
         draw_plane(column[1], points[unseen], digits[unseen], fitted.T, bias)
     for ax, name in zip(axes[:, 0], ("seen classes", "unseen classes")): ax.set_ylabel(name)

@@ -415,10 +415,27 @@ def check_table(table):
     for _, rows in table.groupby(["arm", table.change.map(str)], sort=False): check_comparable([*rows.run])
 
 # %% ../../nbs/73_study.results.ipynb #a3183b6a
-def read_results(folder):
-    "Read the `Results` of a study. `InputError` for tables that are missing, damaged, or do not agree with each other."
+_READ = {}      # state of a folder's files -> its `Results`
+
+def read_results(folder, most=8):
+    """Read the `Results` of a study. `InputError` for tables that are missing, damaged, or do not agree with each other.
+
+    Of files that have not changed since, the `most` last results are remembered with all that was computed from them: do not change them.
+    """
     folder = Path(folder)
     if not folder.exists() and _old(folder).exists(): folder = _old(folder)      # a crash came between the two steps of `_replace`
+    state = _state(folder)
+    found = _READ.pop(state, None) or _read_results(folder)
+    if state: _READ[state] = found      # the last one
+    while len(_READ) > most: _READ.pop(next(iter(_READ)))
+    return found
+
+def _state(folder):
+    "What tells whether the files of a folder have changed; nothing where they cannot be looked at."
+    try: return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, sorted(folder.glob("*"))))
+    except OSError: return ()
+
+def _read_results(folder):
     study = read_json(folder/"study.json", "give the folder of a study's results, or make it with: reid-study study")
     with damage_named(folder/"study.json"):
         validated(_Contents, study)
