@@ -15,7 +15,7 @@ import math
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.api import OLS
+from statsmodels.regression.linear_model import OLS
 
 from ..core import InputError, check_number
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
