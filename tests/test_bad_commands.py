@@ -10,7 +10,7 @@ from cases import Case, check, table
 
 from reid_study.cli import COMMANDS, main, parse_changes, told
 from reid_study.core import InputError
-from reid_study.data.people import make_people
+from reid_study.data.people import few_people
 from reid_study.study.ablate import ablation, parse_seeds, parse_values
 from reid_study.study.config import make_config
 from reid_study.study.parameters import read_parameters
@@ -25,7 +25,7 @@ ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    make_people(folder/"people", n_train=12, n_test=4, n_distractors=2, n_junk=2, progress=False)
+    few_people(folder/"people")
     return folder
 
 def command(*arguments, environment=(), **kwargs):
@@ -121,13 +121,7 @@ UNUSUAL = {     # what surrounds a command -> (shell line, exit code, words of i
     "closed errors": ('"$@" 2>&-', "run nothing", 2, ()),
     "closed streams": ('"$@" <&- >&- 2>&-', "run nothing", 2, ()),
     "an output to a full device": ('"$@" >/dev/full', "--help", 2, ("the output", "No space left on device", "free some space")),
-    "a title that is not UTF-8": ('"$@" --title "$(printf "\\377")"', "search a b c", 2, ("udcff", "UTF-8")),
-    "RANK=0 and nothing else of torchrun's": ('RANK=0 "$@"', "run identity", 2, ("RANK is set", "WORLD_SIZE", "torchrun")),
-    "RANK=1 and nothing else of torchrun's": ('RANK=1 "$@"', "run identity", 2, ("RANK is set", "WORLD_SIZE", "torchrun")),
-    "RANK=1 and a command that torchrun does not start": ('RANK=1 "$@"', "report nowhere", 2, ("nowhere",)),
-    "a newline in a path": ('"$@" --data "$(printf "a\\nb")"', "data market1501", 2, ("a b/Market-1501-v15.09.15", "is not a folder")),
-    "a bell in a path": ('"$@" --data "$(printf "a\\007b")"', "data market1501", 2, ("a\\x07b/Market", "is not a folder")),
-    "a device for the pages of a report": ('"$@" --out /dev/null', "report results/embedded", 2, ("/dev/null", "another place"))}
+    "a title that is not UTF-8": ('"$@" --title "$(printf "\\377")"', "search a b c", 2, ("udcff", "UTF-8"))}
 
 @pytest.mark.parametrize("what", UNUSUAL)
 def test_unusual_surroundings(what):
@@ -136,6 +130,23 @@ def test_unusual_surroundings(what):
     done = subprocess.run(command, env=os.environ | ENVIRONMENT, cwd=Path(__file__).parents[1], capture_output=True, timeout=120)
     err = done.stderr.decode()
     assert done.returncode == code and err.count("\n") == bool(words) and all(word in err for word in words), err
+
+UNUSUAL_HERE = {     # what surrounds a command -> (environment, arguments, words of its only line of errors)
+    "RANK=0 and nothing else of torchrun's": ({"RANK": "0"}, ["run", "identity"], ("RANK is set", "WORLD_SIZE", "torchrun")),
+    "RANK=1 and nothing else of torchrun's": ({"RANK": "1"}, ["run", "identity"], ("RANK is set", "WORLD_SIZE", "torchrun")),
+    "RANK=1 and a command that torchrun does not start": ({"RANK": "1"}, ["report", "nowhere"], ("nowhere",)),
+    "a newline in a path": ({}, ["data", "market1501", "--data", "a\nb"], ("a b/Market-1501-v15.09.15", "is not a folder")),
+    "a bell in a path": ({}, ["data", "market1501", "--data", "a\ab"], ("a\\x07b/Market", "is not a folder")),
+    "a device for the pages of a report": ({}, ["report", "results/embedded", "--out", "/dev/null"], ("/dev/null", "another place"))}
+
+@pytest.mark.parametrize("what", UNUSUAL_HERE)
+def test_unusual_surroundings_in_this_process(what, capsys, monkeypatch):
+    environment, arguments, words = UNUSUAL_HERE[what]
+    monkeypatch.chdir(Path(__file__).parents[1])
+    for name, value in environment.items(): monkeypatch.setenv(name, value)
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and all(word in err for word in words), err
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_wrong_argument_is_refused_in_a_line(line, capsys, monkeypatch):

@@ -19,7 +19,7 @@ from cases import Case, check, table
 from fuzz import READERS, fuzz, make_results, make_run_folder, sealed
 
 from reid_study.core import InputError, atomic, digest, private_folder, read_json, scratch_name, write_json
-from reid_study.data.people import make_people, read_people
+from reid_study.data.people import few_people, make_people, read_people
 from reid_study.networks.weights import read_weights
 from reid_study.report.tables import find_runs
 from reid_study.study.config import make_config
@@ -195,7 +195,7 @@ DRAWN = tempfile.TemporaryDirectory()
 def drawn(seed=0):
     "A folder of datasets with a few people, which are drawn once."
     folder = Path(DRAWN.name)/f"data{seed}"
-    make_people(folder/"people", seed, n_train=6, n_test=2, n_distractors=1, n_junk=1, workers=1, progress=False)
+    few_people(folder/"people", n_train=6, n_test=2, seed=seed)
     return folder
 
 

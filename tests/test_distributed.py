@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reid_study.data.people import make_people
+from reid_study.data.people import few_people
 from reid_study.study.config import make_config
 from reid_study.study.run import read_run
 
@@ -23,7 +23,7 @@ def launch(*arguments):
 
 def test_torchrun_makes_an_ordinary_run(tmp_path):
     pytest.importorskip("accelerate")
-    make_people(tmp_path/"data"/"people", n_train=6, n_test=2, n_distractors=0, n_junk=0, progress=False)
+    few_people(tmp_path/"data"/"people", n_train=6, n_test=2, n_distractors=0, n_junk=0)
     settings = {"validation": 2, "epochs": 1, "p": 4, "k": 2, "height": 32, "width": 16}
     changes = [f"{name}={value}" for name, value in settings.items()]
     done = launch("identity+triplet", "--set", *changes, "--data", tmp_path/"data", "--runs", tmp_path/"runs")

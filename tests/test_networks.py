@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from reid_study.core import InputError, import_all
-from reid_study.data.people import make_people
+from reid_study.data.people import few_people
 from reid_study.inference.export import load_embedder, save_embedder
 from reid_study.networks.backbones import BACKBONES, backbone_version, get_backbone
 from reid_study.networks.osnet import WIDTHS, load_torchreid, osnet_features
@@ -80,7 +80,7 @@ def test_every_backbone_starts_from_a_checkpoint_of_its_own(name, tmp_path):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    make_people(folder/"people", n_train=14, n_test=4, n_distractors=2, n_junk=2, progress=False)
+    few_people(folder/"people")
     return folder
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from reid_study.data.people import make_people
+from reid_study.data.people import few_people
 from reid_study.inference.export import load_embedder, save_embedder
 from reid_study.inference.folders import embed_folder
 from reid_study.inference.search import search_page
@@ -56,7 +56,7 @@ def drive(page, fragment="", script="return see()"):
 def place(tmp_path_factory):
     "A page of a few drawn people, by a network that trained for a moment, and what the page was made of."
     tmp = tmp_path_factory.mktemp("search")
-    people = make_people(tmp/"data"/"people", n_train=8, n_test=5, n_distractors=4, n_junk=2, progress=False)
+    people = few_people(tmp/"data"/"people", n_train=8, n_test=5, n_distractors=4)
     config = make_config("people", "identity", validation=0, epochs=1, steps=4, p=4, k=2, height=32, width=16)
     embedder = load_embedder(save_embedder(make_run(config, tmp/"data", tmp/"runs", "cpu"), tmp/"embedder"))
     queries, gallery = (embed_folder(embedder, people/part) for part in ("query", "bounding_box_test"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reid_study.data.people import make_people
+from reid_study.data.people import few_people
 from reid_study.study.run import read_run
 
 
@@ -19,7 +19,7 @@ def answers(): return shutil.which("sinfo") and not subprocess.run(["sinfo"], ca
 @pytest.mark.skipif(not find_spec("snakemake_executor_plugin_slurm"), reason="the extra `cluster` is not installed")
 @pytest.mark.skipif(not answers(), reason="no SLURM cluster answers; tools/slurm.sh start makes one")
 def test_a_study_on_slurm(tmp_path):
-    make_people(tmp_path/"data"/"people", n_train=12, n_test=4, n_distractors=2, n_junk=2, progress=False)
+    few_people(tmp_path/"data"/"people")
     (tmp_path/"cluster.yaml").write_text(yaml.safe_dump({
         "title": "On a cluster", "dataset": "people", "protocol": dict(epochs=2, p=4, k=2, height=32, width=16, validation=4),
         "tuning": {"trials": 2, "epochs": 1, "seed": 9},

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['HEIGHT', 'WIDTH', 'VERSION', 'DIFFICULTIES', 'Person', 'attributes', 'Pose', 'Camera', 'cameras', 'Shot', 'draw',
-           'join', 'people_cast', 'make_people', 'people_fingerprint', 'read_people', 'people_sheet']
+           'join', 'people_cast', 'make_people', 'people_fingerprint', 'read_people', 'few_people', 'people_sheet']
 
 # %% ../../nbs/10_data.people.ipynb #b43a0f27
 import colorsys
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
@@ -23,7 +24,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from fastcore.basics import num_cpus
-from ..core import InputError, atomic, check_number, damage_named, digest, end_with, read_json, write_json
+from ..core import InputError, atomic, check_number, damage_named, digest, end_with, private_folder, read_json, write_json
 from .datasets import register_dataset
 from .images import fingerprint
 from .market1501 import FOLDERS, read_market
@@ -994,6 +995,15 @@ def read_people(root):
     made = _made(root)
     identities = {"train": made["settings"]["n_train"], "query": made["settings"]["n_test"], "gallery": made["settings"]["n_test"]}
     return read_market(root, {split: (made["counts"][folder], identities[split]) for split, folder in FOLDERS.items()})
+
+# %% ../../nbs/10_data.people.ipynb #4acaeed3
+def few_people(root, n_train=14, n_test=4, n_distractors=2, n_junk=2, seed=0):
+    """A copy, at `root`, of a few drawn people that lie in this user's `private_folder`, where they are drawn if they are not there yet.
+    Returns `root` as a `Path`. Raises `InputError` as `make_people` does, and where `root` is there already."""
+    counts = dict(seed=seed, n_train=n_train, n_test=n_test, n_distractors=n_distractors, n_junk=n_junk)
+    drawn = make_people(private_folder()/f"people-{digest([VERSION, counts])}", **counts, progress=False)
+    with atomic(root) as tmp: shutil.copytree(drawn, tmp)
+    return Path(root)
 
 # %% ../../nbs/10_data.people.ipynb #05476e0d
 def people_sheet(people=6, seed=0, difficulty=.5):

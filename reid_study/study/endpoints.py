@@ -23,7 +23,7 @@ from .hypotheses import RATES, eligible
 from .results import cell_name
 from ..training.recipes import RECIPES
 
-with extra("study"): from statsmodels.api import OLS
+with extra("study"): from statsmodels.regression.linear_model import OLS
 
 # %% ../../nbs/77a_study.endpoints.ipynb #a0e4b7c1
 UNITS = {     # endpoint -> factor, digits, unit

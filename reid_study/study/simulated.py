@@ -126,8 +126,9 @@ POINTS = [dict(classes=n, per_class=320//n) for n in (20, 40, 80, 160)] + [dict(
 EACH = {"rates": [dict(lr_times=t) for t in (.1, 1, 10)], "growth": POINTS}
 RECIPES_OF = {"native": [r for r in LEVEL if RECIPES[r].native != "pk"], "rates": TENFOLD, "constant": TIME, "growth": GAIN}
 
-def simulated_results(seeds=6, tuned=True, questions=tuple(QUESTIONS), first=0):
-    "The `Results` of a study. `seeds`: of all arms but defaults and native, which have three. `first`: the lowest. `tuned`: was it tuned?"
+@cache
+def _runs(seeds, first):
+    "The table of a study's runs, which are drawn once in a process."
     rows = []
     for arm, own in ARMS.items():
         score, changes = own.get("score"), {k: v for k, v in own.items() if k != "score"}
@@ -136,8 +137,12 @@ def simulated_results(seeds=6, tuned=True, questions=tuple(QUESTIONS), first=0):
                                   each=EACH.get(arm, [{}]), score=score)
             rows += [dict(arm=arm, recipe=recipe, seed=seed, change=change, run=simulated_run(config, f"{arm} {change}"))
                      for seed, change, config in plan]
+    return pd.DataFrame(rows)
+
+def simulated_results(seeds=6, tuned=True, questions=tuple(QUESTIONS), first=0):
+    "The `Results` of a study. `seeds`: of all arms but defaults and native, which have three. `first`: the lowest. `tuned`: was it tuned?"
     study = dict(study="simulated", title="A simulated study", dataset="people", questions=list(questions))
-    return Results(study, pd.DataFrame(rows), {r: simulated_tuning(r) for r in LEVEL} if tuned else {})
+    return Results(study, _runs(seeds, first).copy(), {r: simulated_tuning(r) for r in LEVEL} if tuned else {})
 
 # %% ../../nbs/79_study.simulated.ipynb #379f76e5
 def simulated_study(folder, seeds=6, tuned=True):
