@@ -312,8 +312,11 @@ class MissingExtra(ImportError, InputError):
     "A package that an extra of this library installs is not there."
 
 @contextlib.contextmanager
-def extra(name: str) -> Iterator[None]:
-    "Within it, an import of a package that is not installed is a `MissingExtra`, which names the extra that has the package."
-    try: yield
+def extra(name: str, *packages: str) -> Iterator[None]:
+    """Within it, an import of a package that is not installed is a `MissingExtra`, which names the extra that has the package.
+    `packages`: are imported first, for what needs them without a name of theirs."""
+    try:
+        for package in packages: importlib.import_module(package)
+        yield
     except ModuleNotFoundError as e:
         raise MissingExtra(f"{e.name} is not installed; install it with: pip install 'reid_study[{name}]'", name=e.name) from None

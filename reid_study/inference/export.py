@@ -322,7 +322,7 @@ def to_onnx(embedder, path, opset=OPSET, tolerance=1e-4):
     Returns `path`. The file appears when onnx's checker accepts it and onnxruntime agrees with PyTorch to `tolerance`, a share of the
     largest coordinate. Needs onnx, onnxruntime and onnxscript: `InputError` if one is missing, and for an opset that one of them lacks.
     """
-    with extra("export"): import onnx, onnxruntime as runtime, onnxscript as _
+    with extra("export", "onnxscript"): import onnx, onnxruntime as runtime
     note = ": torch exports no older ones, and the installed onnx knows no later ones"
     check_number("opset", opset, OPSET, most=onnx.defs.onnx_opset_version(), whole=True, note=note)
     embedder = copy.deepcopy(embedder).cpu()

@@ -1,4 +1,3 @@
 from ..core import extra, lazy_names
 
-with extra("train"): import pydantic as _
-__getattr__, __dir__ = lazy_names(__name__, __path__)
+with extra("train", "pydantic"): __getattr__, __dir__ = lazy_names(__name__, __path__)

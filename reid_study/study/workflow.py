@@ -334,7 +334,7 @@ def checked(workflow):
 # %% ../../nbs/76_study.workflow.ipynb #f23bf731
 def _check_options(jobs, device, profile, share):
     "(folder of the Snakemake profile, whether jobs run on this machine). Raises `InputError` for options that contradict each other."
-    with extra("study"): import snakemake as _      # before anything is made
+    with extra("study", "snakemake"): pass      # before anything is made
     if jobs is not None: check_number("jobs", jobs, least=1, whole=True)
     lookup(device, dict.fromkeys(("cpu", "cuda")), "device of a study")
     check_number("share", share, least=1, most=MOST, whole=True)

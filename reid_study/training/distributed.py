@@ -106,8 +106,8 @@ def rank_and_ranks():
 # %% ../../nbs/54_training.distributed.ipynb #f4b0980e
 def _data_parallel(device):
     "fastai's callback that wraps the network, for a kind of device."
-    with extra("distributed"): import accelerate as _      # fastai names it whether it could import it or not
-    from fastai.distributed import DistributedTrainer
+    with extra("distributed", "accelerate"):      # fastai names Accelerator whether it could import it or not
+        from fastai.distributed import DistributedTrainer
     trainer = DistributedTrainer(sync_bn=device == "cuda", cpu=device == "cpu")
     trainer._wrap_dl = lambda loader: loader
     return trainer
