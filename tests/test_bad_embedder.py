@@ -1,11 +1,14 @@
 "What an exported embedder makes of an edited description, of damaged weights, of other images, and of other types of numbers."
 import copy
 import hashlib
+import io
 import json
 import math
+import socket
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import torch
 from cases import Case, check, table
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +19,8 @@ from safetensors.torch import save
 from reid_study.core import InputError
 from reid_study.data.augment import MEAN, STD
 from reid_study.inference.compare import compare_images
-from reid_study.inference.export import ABOUT, FIELDS, WEIGHTS, load_embedder
+from reid_study.inference.export import ABOUT, FIELDS, WEIGHTS, ImageEmbedder, load_embedder
+from reid_study.inference.serve import Gallery, listen, match_picture
 from reid_study.networks.embedder import make_embedder
 
 TENSORS = {name: value.contiguous() for name, value in make_embedder("small", 8).state_dict().items()}
@@ -159,6 +163,42 @@ CASES = [
 
 @table(CASES)
 def test_embedders(case, tmp_path): check(case, tmp_path)
+
+
+ROWS = np.random.default_rng(1).standard_normal((5, 8), np.float32)
+
+def gallery(folder=None, rows=ROWS):
+    table = pd.DataFrame({"path": [f"{i}.jpg" for i in range(5)]})
+    if folder: table.attrs["folder"] = str(folder)
+    return Gallery(table, rows)
+
+def dropped(content, rows=ROWS):
+    "A picture in bytes, dropped on the page of an embedder and a gallery."
+    def call(folder): return match_picture(ImageEmbedder(make_embedder("small", 8), SEALED), gallery(folder, rows), content)
+    return call
+
+def as_png(image):
+    image.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+def on_taken_port(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken: listen(None, taken.getsockname()[1])
+
+PNG = as_png(PICTURE)
+DROPPED = [
+    Case("a picture that is dropped on the page", dropped(PNG), gives=lambda html: html.count("<li") == 5, means="its nearest images"),
+    Case("a web page, dropped", dropped(b"<html>"), ("the picture is no readable image", "save it again")),
+    Case("nothing, dropped", dropped(b""), ("the picture is no readable image", "save it again")),
+    Case("a picture that was cut short, dropped", dropped(PNG[:len(PNG)//2]), ("the picture is no readable image", "save it again")),
+    Case("a picture with transparent pixels, dropped", dropped(as_png(Image.new("RGBA", (9, 9)))), ("transparent pixels", "background")),
+    Case("a picture dropped on a gallery of another network", dropped(PNG, ROWS[:, :5].copy()), ("8 wide", "5", "use one network")),
+    Case("a gallery to serve whose table does not say where its images are", lambda folder: gallery(), "set table.attrs['folder']"),
+    Case("a gallery to serve with more rows than embeddings", lambda folder: gallery(folder, ROWS[:3]), ("5 rows", "3 embeddings", "cut")),
+    Case("a port that another program has", on_taken_port, ("cannot be opened", "--port 0")),
+    Case("a port of six digits", lambda folder: listen(None, 123_456), ("port=123456", "65535"))]
+
+@table(DROPPED)
+def test_dropped_pictures(case, tmp_path): check(case, tmp_path)
 
 
 JSON = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-10**30, 10**30), st.floats(), st.text(max_size=5)),

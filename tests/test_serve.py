@@ -103,7 +103,8 @@ def test_the_command_listens_on_this_machine_alone_and_ends_when_it_is_told(plac
     pytest.importorskip("starlette")
     tmp, _, people = place
     command = [sys.executable, "-m", "reid_study.cli", "serve", tmp/"embedder", people/"bounding_box_test"]
-    with subprocess.Popen([*command, "--port", "0", "--device", "cpu"], cwd=tmp, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--port", "0", "--device", "cpu"], cwd=tmp, **pipes) as process:
         line = process.stdout.readline()
         port = int(line.split("127.0.0.1:")[1].split()[0])
         socket.create_connection(("127.0.0.1", port), timeout=10).close()

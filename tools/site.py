@@ -51,7 +51,8 @@ def linked(target, page, there):
     if target.startswith("#"): return target.lower()
     address, mark, anchor = target.partition("#")
     place = posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(address)))
-    if place in there: return posixpath.relpath(there[place], posixpath.dirname(there[page]) or ".") + mark + anchor.lower()     # as mkdocs names headings
+    anchor = anchor.lower()      # as mkdocs names headings
+    if place in there: return posixpath.relpath(there[place], posixpath.dirname(there[page]) or ".") + mark + anchor
     if place.startswith("docs/pictures/"): return posixpath.relpath(place, posixpath.dirname(there[page]) or ".")
     if not (ROOT/place).exists(): return target
     return f"{SETTINGS['git_url']}/{'tree' if (ROOT/place).is_dir() else 'blob'}/{SETTINGS['branch']}/{place}"

@@ -54,7 +54,8 @@ class Gallery:
         pids = np.array([-1 if pid is None else pid for pid in identities(table.iloc[some])[0]])
         labelled, euclidean = bool((pids != -1).any()), isinstance(self.distance, Euclidean)
         if pairs and euclidean and not labelled:
-            self.basis, at = "images of different people, whom the embedder was validated on", np.linspace(0, 2, len(pairs["different"]) + 1)
+            self.basis = "images of different people, whom the embedder was validated on"
+            at = np.linspace(0, 2, len(pairs["different"]) + 1)
             counts = np.cumsum([0, *pairs["different"]])
         else:
             self.basis = f"images of this gallery, {'of different people' if labelled else 'whoever they show'}"
