@@ -139,7 +139,8 @@ CASES = [
     Case("a file that is missing", given_images(lambda folder: folder/"none.jpg"), refused="none.jpg"),
     # ---- two pictures to be compared
     Case("a text for a picture, to be compared", lambda folder: compared(folder, {}, folder/ABOUT), refused=(ABOUT, "no readable image")),
-    Case("two pictures for one, to be compared", lambda folder: compared(folder, {}, [PICTURE, PICTURE]), refused=("second holds 2 images",)),
+    Case("two pictures for one, to be compared", lambda folder: compared(folder, {}, [PICTURE, PICTURE]),
+         refused=("second holds 2 images",)),
     Case("pictures that are compared by an embedder without pairs", lambda folder: compared(folder, {}, PICTURE),
          gives=lambda c: c.similarity > .999 and c.match is None and "not known" in str(c), means="have a similarity, of unknown meaning"),
     Case("pictures that are compared by an embedder whose pairs are all of different people",

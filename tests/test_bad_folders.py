@@ -457,8 +457,9 @@ EMBEDDINGS = [
 def sheet(given, text, *words, name="x.csv"):
     "A row of a table of photographs that is refused; a.jpg and b.jpg lie beside it."
     def read(folder):
-        put(folder, "in/a.jpg", "in/b.jpg", "c.jpg")
-        return read_photographs(put(folder, f"in/{name}", content=text if isinstance(text, bytes) else text.format(folder).encode())/f"in/{name}")
+        content = text if isinstance(text, bytes) else text.format(folder).encode()
+        put(put(folder, "in/a.jpg", "in/b.jpg", "c.jpg"), f"in/{name}", content=content)
+        return read_photographs(folder/"in"/name)
     return Case(given, read, refused=words)
 
 def album(given, make, right, means, *words, **options):
@@ -467,7 +468,8 @@ def album(given, make, right, means, *words, **options):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", LeftOut)
             return read_photographs(make(folder), **options), " ".join(str(w.message) for w in caught)
-    return Case(given, read, means=means, gives=lambda found: right(found[0]) and bool(found[1]) == bool(words) and all(w in found[1] for w in words))
+    def good(found): return right(found[0]) and bool(found[1]) == bool(words) and all(word in found[1] for word in words)
+    return Case(given, read, means=means, gives=good)
 
 def splits(table): return table.split.value_counts().to_dict()
 
@@ -483,18 +485,21 @@ PHOTOGRAPHS = [
     album("one photograph of each person and camera", lambda f: put(f, *(f"{who}/{camera}/1.jpg" for who in "ab" for camera in "xy")),
           lambda t: splits(t) == {"train": 2, "query": 1, "gallery": 1}, "the second person has a query and a match"),
     album("a person among others whom one camera saw", lambda f: persons(f, "e/x/1.jpg", "e/x/2.jpg"),
-          lambda t: set(t.split[t.person == "e"]) == {"train"}, "trains, and a warning says so", "1 of 5 people, as 'e'", "one camera only"),
+          lambda t: set(t.split[t.person == "e"]) == {"train"}, "trains, and a warning says so",
+          "1 of 5 people, as 'e'", "one camera only"),
     album("photographs beside the folders of persons", lambda f: persons(f, "z.jpg", "notes.txt"), lambda t: len(t) == 16,
           "are left out, and a warning says so", "2 files or folders are left out"),
     album("photographs in a person's folder beside those of cameras", lambda f: persons(f, "a/1.jpg"), lambda t: t.camid.nunique() == 3,
           "count as of one camera more, and a warning says so", "1 images have no camera"),
-    album("persons and cameras with names of all kinds", lambda f: put(f, *(f"{who}/{camera}/1.jpg" for who in ("Zoë, B", "10", "9") for camera in
-          ("front door", "2"))), lambda t: t.drop_duplicates("pid").sort_values("pid").person.tolist() == ["9", "10", "Zoë, B"],
+    album("persons and cameras with names of all kinds",
+          lambda f: put(f, *(f"{who}/{camera}/1.jpg" for who in ("Zoë, B", "10", "9") for camera in ("front door", "2"))),
+          lambda t: t.drop_duplicates("pid").sort_values("pid").person.tolist() == ["9", "10", "Zoë, B"],
           "are numbered, numbers before words"),
     album("names that say who it is", lambda f: put(f, *(f"{who}_c{c}.jpg" for who in (7, 12, 30) for c in (1, 2))),
           lambda t: t.pid.max() == 3 and t.camid.max() == 2, "are taken apart by a pattern", pattern=r"(?P<pid>\d+)_c(?P<camid>\d)"),
-    Case("a table of photographs, written and read", lambda f: (t := read_photographs(persons(f/"in"), seed=1),
-         read_photographs(write_photographs(t, f/"x.parquet"))), gives=lambda both: both[0].drop(columns="name").equals(both[1].drop(columns="name")),
+    Case("a table of photographs, written and read",
+         lambda f: (t := read_photographs(persons(f/"in"), seed=1), read_photographs(write_photographs(t, f/"x.parquet"))),
+         gives=lambda both: both[0].drop(columns="name").equals(both[1].drop(columns="name")),
          means="is the same, with its split"),
     Case("photographs in one folder", lambda f: read_photographs(put(f, "1.jpg", "2.jpg")), refused=("no persons", "--pattern PATTERN")),
     Case("a folder of photographs with one person", lambda f: read_photographs(put(f, "a/1.jpg", "a/2.jpg")), refused=("one person, 'a'",)),
@@ -502,7 +507,8 @@ PHOTOGRAPHS = [
     Case("a folder of photographs that is not there", lambda f: read_photographs(f/"x"), refused=("x is not a folder",)),
     *[Case(f"the pattern {pattern}", lambda f, p=pattern: read_photographs(put(f, "1_c1.jpg"), p), refused=words)
       for pattern, words in {"(?P<pid": ("no regular expression",), r"\d+": ("named groups of nothing", "give pid"),
-                             r"(?P<pid>\d)(?P<cam>c)": ("named groups cam, pid",), "(?P<pid>x)": ("none of the names", "1_c1.jpg")}.items()],
+                             r"(?P<pid>\d)(?P<cam>c)": ("named groups cam, pid",),
+                             "(?P<pid>x)": ("none of the names", "1_c1.jpg")}.items()],
     sheet("a table of photographs without persons", "path,camid\na.jpg,1\n", "no column pid", "path, camid"),
     sheet("a table of photographs with semicolons", "path;pid\na.jpg;1\n", "no column path and no column pid", "path;pid"),
     sheet("a table of photographs without rows", "path,pid\n", "no rows"),
@@ -512,7 +518,8 @@ PHOTOGRAPHS = [
     sheet("a table with a photograph outside of its folder", "path,pid\na.jpg,1\n../c.jpg,2\n", "'../c.jpg' lies outside"),
     sheet("a table with absolute and relative paths", "path,pid\na.jpg,1\n{}/in/b.jpg,2\n", "mixes absolute paths", "as 'a.jpg'"),
     sheet("a table with a photograph that is not there", "path,pid\na.jpg,1\nd.jpg,2\n", "d.jpg is missing", "x.csv"),
-    sheet("a table with a fourth split", "path,pid,split\na.jpg,1,val\nb.jpg,2,train\n", "split is 'val' in row 1", "train, query, gallery"),
+    sheet("a table with a fourth split", "path,pid,split\na.jpg,1,val\nb.jpg,2,train\n", "split is 'val' in row 1",
+          "train, query, gallery"),
     sheet("a table whose splits share a person", "path,pid,split\na.jpg,1,train\nb.jpg,1,query\n", "1 people are in train and in query"),
     sheet("a table of photographs with an attribute out of range", "path,pid,hat\na.jpg,1,2\nb.jpg,2,0\n", "hat is '2' in row 1", "0 to 1"),
     sheet("a table of photographs that is not UTF-8", b"path,pid\n\xff.jpg,1\n", "x.csv is damaged"),

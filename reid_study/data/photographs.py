@@ -88,7 +88,8 @@ def _content(file):
         say(file, f"its columns {shown(', '.join(more))} are not read")
     for name in {"path", "pid", "camid", "split"} & set(table):
         if len(empty := np.flatnonzero(table[name] == "")):
-            raise InputError(f"{file}: {name} is empty in {len(empty)} rows, the first is row {empty[0] + 1}; fill it in, or leave them out")
+            raise InputError(f"{file}: {name} is empty in {len(empty)} rows, the first is row {empty[0] + 1}; fill it in, or leave "
+                             "them out")
     return table
 
 def _text(value):
@@ -105,7 +106,8 @@ def _places(file, given):
                          f"{shown(given[absolute.index(False)])}; write all of them in one way")
     names = [os.path.normpath(path) for path in given]
     if outside := [path for path in names if path.split(os.sep)[0] == ".."]:
-        raise InputError(f"{file}: {shown(outside[0])} lies outside of the table's folder; move the table above it, or write absolute paths")
+        raise InputError(f"{file}: {shown(outside[0])} lies outside of the table's folder; move the table above it, or write absolute "
+                         "paths")
     if len(twice := np.flatnonzero(pd.Series(names).duplicated())):
         raise InputError(f"{file}: row {twice[0] + 1} repeats {shown(names[twice[0]])}, one of {len(twice)} repeated rows; leave them out")
     files = [os.path.join(file.parent, name) for name in names]
@@ -120,7 +122,8 @@ def _attributes(file, table):
         given = table[name] if name in table else pd.Series("", table.index)
         known = {"": -1} | {str(i): i for i in range(-1, CLASSES[name])}
         if len(odd := np.flatnonzero(~given.isin(known))):
-            raise InputError(f"{file}: {name} is {shown(given[odd[0]])} in row {odd[0] + 1}; give 0 to {CLASSES[name] - 1}, or leave it empty")
+            raise InputError(f"{file}: {name} is {shown(given[odd[0]])} in row {odd[0] + 1}; give 0 to {CLASSES[name] - 1}, or leave it "
+                             "empty")
         found[name] = given.map(known).astype("int8")
     return found
 

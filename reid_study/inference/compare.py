@@ -54,10 +54,11 @@ class Comparison:
         if not self.known: return f"{said}\nwhat it means is not known: the embedder was exported without validation people"
         n, m = sum(self.known["different"]), sum(self.known["same"])
         found = share_within(self.known["same"], distance_at(self.known["different"], self.share))
-        return (f"{said}\nas similar, or more: {self.false_matches:.1%} of {n:,} pairs of different people, {self.found_matches:.1%} of {m:,} "
-                f"pairs of one person ({self.known['people']} {self.known['of']} people)\nat {self.share:.1%} false matches the threshold is "
-                f"{self.threshold:.3f}, which finds {found:.1%} of the matches: these two are {'above' if self.match else 'below'} it"
-                + "\nthe shares are rough: there are few pairs"*(n*self.share < 10))
+        return "\n".join([
+            said, f"as similar, or more: {self.false_matches:.1%} of {n:,} pairs of different people, {self.found_matches:.1%} of {m:,} "
+            f"pairs of one person ({self.known['people']} {self.known['of']} people)",
+            f"at {self.share:.1%} false matches the threshold is {self.threshold:.3f}, which finds {found:.1%} of the matches: "
+            f"these two are {'above' if self.match else 'below'} it", *["the shares are rough: there are few pairs"]*(n*self.share < 10)])
 
 # %% ../../nbs/90b_inference.compare.ipynb #d5dc2566
 def compare_images(embedder, first, second, share=0.01):

@@ -52,5 +52,6 @@ def evaluate_embedder(embedder, dataset, data="data", rerank=False, batch=64):
 # %% ../../nbs/90c_inference.evaluate.ipynb #53f98f91
 def rules_sentence(result):
     "Under which rules a `Retrieval` was judged, in words."
-    if result.protocol.same_camera == "match": return "one camera, or none that is known: every other image of the query's person is a match"
+    if result.protocol.same_camera == "match":
+        return "one camera, or none that is known: every other image of the query's person is a match"
     return "images of the query's person by the query's own camera do not count"

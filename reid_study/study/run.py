@@ -33,7 +33,7 @@ from pydantic import BaseModel, Field, model_validator
 from tqdm import tqdm
 
 from ..core import InputError, atomic, damage_named, digest, read_json, regular_file, shown, writable, write_json
-from ..data.datasets import fingerprinted
+from ..data.datasets import fingerprinted, is_path
 from ..data.images import image_store, load_store
 from ..data.market1501 import ATTRIBUTES
 from ..networks.backbones import get_backbone
@@ -317,12 +317,13 @@ def make_run(config, data="data", runs="runs", device=None, side_by_side=1, open
     final, opened = place(config, runs), {} if opened is None else opened
     if is_test(config): make_run(training_config(config), data, runs, device, side_by_side, opened, log)
     images, folder = images_of(config, data, opened), partial_folder(config, runs)
+    where = config["dataset"] if is_path(config["dataset"]) else data
     with one_at_a_time(final):
-        if final.exists(): return reused(final, images, data)
+        if final.exists(): return reused(final, images, where)
         with disk_full_named(folder):
             if is_test(config): learn, side_by_side = trained(config, data, runs, device, opened)
             else:
-                begin(folder, images, data)
+                begin(folder, images, where)
                 learn = train(config, data, device, folder, opened, log)
             return finish_run(config, learn, runs, side_by_side, images)
 
