@@ -22,7 +22,8 @@ with extra("train"):
 def check_images(images):
     """Decoded images, checked: uint8 [N, height, width, 3] in RGB, as a NumPy array; a tensor shares its memory with the array.
 
-    So are the maps of a frozen stem, float32 [N, 2, h, w, C]. Raises `InputError` for any other kind of values or shape, with the way to convert it.
+    So are the maps of a frozen stem, float32 [N, 2, h, w, C]. Raises `InputError` for any other kind of values or shape, with the
+    way to convert it.
     """
     kind, shape = getattr(images, "dtype", type(images).__name__), tuple(getattr(images, "shape", ()))
     if isinstance(images, np.ndarray) and images.dtype == np.float32 and len(shape) == 5 and shape[1] == 2: return images
