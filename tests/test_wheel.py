@@ -64,7 +64,8 @@ def test_the_wheel_has_what_a_study_needs(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(file.relative_to(ROOT)) for file in (ROOT/"reid_study").rglob("*.py")}
     project = [file for name in ("nbs/study", "workflow", "studies", "results/embedded") for file in (ROOT/name).rglob("*")]
-    wanted = {f"reid_study/project/{file.relative_to(ROOT)}" for file in project if file.is_file() and ".ipynb_checkpoints" not in str(file)}
+    kept = [file for file in project if file.is_file() and ".ipynb_checkpoints" not in str(file)]
+    wanted = {f"reid_study/project/{file.relative_to(ROOT)}" for file in kept}
     assert modules | wanted | {"reid_study/py.typed", "reid_study/losses/__init__.pyi"} <= names
     assert not [name for name in names if not name.startswith(("reid_study/", "reid_study-"))]
 

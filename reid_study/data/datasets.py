@@ -28,8 +28,8 @@ class Dataset:
     kind: str                                   # one of KINDS
     read: Callable                              # folder -> table of images
     fingerprint: Callable | None = None         # (folder, table) -> text; None: hash the image files
-    protocol: Callable | None = None            # folder -> what its runs need to differ from those of its kind; None: nothing
     terms: str = ""                             # on which its owners give it, in a sentence
+    protocol: Callable | None = None            # folder -> what its runs need to differ from those of its kind; None: nothing
 
 DATASETS = {}     # name -> Dataset, of the chapters that have been imported
 

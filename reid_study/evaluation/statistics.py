@@ -343,7 +343,6 @@ def holm(p_values: dict[str, float] | pd.Series) -> dict[str, float]:
 
     Raises `InputError` for an empty family, and for p that is NaN or outside [0, 1].
     """
-    with extra("study"): from statsmodels.stats.multitest import multipletests
     if not isinstance(p_values, (dict, pd.Series)): raise InputError("the family must be a dictionary, name -> p-value")
     p_values = dict(p_values)
     if not p_values: raise InputError("the family has no p-values; give at least one")
