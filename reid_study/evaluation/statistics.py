@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
-from ..core import InputError, check_number, extra, lookup
+from ..core import InputError, check_number, lookup
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #30324e75
 PERSON_SD, IMAGE_SD, NOISE_SD = 1.0, 0.8, 0.4      # logits: ease of a person and of an image, for both recipes; noise of one AP
