@@ -89,8 +89,8 @@ def test_everything_is_legible(window, folder, page):
 
 
 def test_the_check_finds_what_is_wrong(window):
-    window.set_content('<body style="background:#777777"><svg width="9999">'
-                       '<text y="20" fill="#777" font-size="8">faint</text></svg></body>')
+    faint = '<svg width="9999"><text y="20" fill="#777" font-size="8">faint</text></svg>'
+    window.set_content(f'<body style="background:#777777">{faint}</body>')
     width, size, contrast = window.evaluate(WRONG)
     assert "wide" in width and "8.0 pixels" in size and "1.00" in contrast
 

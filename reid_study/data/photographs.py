@@ -229,7 +229,7 @@ def photographs_at(path):
         except OSError: changed = None      # the reader says why
         return _suited(str(root), changed)
     return Dataset(place, f"the photographs in {os.path.basename(place)}", place, "photographs", read_photographs,
-                   photographs_fingerprint, suited)
+                   photographs_fingerprint, protocol=suited)
 
 @lru_cache
 def _suited(root, changed): return suited_protocol(read_photographs(root))

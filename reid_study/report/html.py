@@ -183,11 +183,11 @@ td { border-bottom: 1px solid #ececee; padding: 6px 8px; vertical-align: top } t
 td[style*=right] { white-space: nowrap }
 pre { font-size: 13px; overflow-x: auto } .query { break-inside: avoid } .note { color: #66666e; font-size: 14px }
 footer { color: #66666e; font-size: 13px; margin-top: 64px; padding-bottom: 40px }
-@media (max-width: 700px) { header, nav, main, footer { padding: 0 16px }
-                            header { padding-top: 20px } h1 { font-size: 27px; margin: 6px 0 14px }
+@media (max-width: 700px) { header, nav, main, footer { padding: 0 16px } header { padding-top: 20px }
+  h1 { font-size: 27px; margin: 6px 0 14px }
   h2 { margin-top: 34px } nav { overflow-x: auto } nav ol { flex-wrap: nowrap; white-space: nowrap } p { overflow-wrap: break-word }
   .narrow { display: block !important } .narrow + .wide { display: none } table { width: max-content; min-width: 100% }
-  td { max-width: 30ch } td:first-child { white-space: normal; max-width: 36vw; overflow-wrap: anywhere } code { white-space: normal }
+  td { max-width: 30ch } td:first-child { white-space: normal; max-width: 46vw; overflow-wrap: anywhere } code { white-space: normal }
   .query { flex-direction: column; gap: 8px !important } .ranked { flex-wrap: wrap; gap: 3px !important; margin-bottom: 8px }
   .ranked > :first-child { flex-basis: 100% !important } }
 @media print { body { font-size: 11pt } nav { display: none } header { padding-top: 0 } h2 { break-after: avoid }

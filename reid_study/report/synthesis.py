@@ -101,7 +101,7 @@ def synthesis_picture(found, narrow=False):
     come to together."""
     table, regimes = synthesis(found), list(dict.fromkeys(found.regime))
     several = len(regimes) > 1
-    width, tall, wraps, size = (3.7, .58, (21, 12), 7.2) if narrow else (WIDTH, .5, (34, 34), 8.5) if several else (8, .36, (60, 34), 8.5)
+    width, tall, wraps, size = (3.7, .58, (21, 12), 7.2) if narrow else (WIDTH, .5, (34, 34), 8.5) if several else (8, .44, (60, 34), 8.5)
     figure = Figure((width, .5 + .6*several + tall*len(table)), layout="constrained")
     ax = figure.subplots()
     for y, t in enumerate(table.itertuples()):
@@ -183,10 +183,11 @@ def ranking_table(results, arm="main", most=None):
     table = ranked(results, arm)
     head = table[:most]
     scale = head.mAP_low.min(), head.mAP_high.max()
-    span = lambda low, high: "–" if np.isnan(low) else f"{number(low)} to {number(high)}"
+    span = lambda low, high: "–" if np.isnan(low) else f"{number(low)} to {number(high)}".replace("-", "−")
     bold = lambda text, row: f"<b>{text}</b>" if row.near else text
     rows = [[bold(named(r.recipe), r), bold(number(r.mAP), r), _bar(r.mAP_low, r.mAP_high, *scale, FAMILY_COLOURS[r.family])
-             + span(r.mAP_low, r.mAP_high), number(r.gap), span(r.low, r.high), f"{r.seconds:.2g}"] for r in head.itertuples()]
+             + span(r.mAP_low, r.mAP_high), number(r.gap).replace("-", "−"), span(r.low, r.high),
+             f"{r.seconds:.2g}"] for r in head.itertuples()]
     header = ["recipe", "mAP (%)", "95 % interval", "to the best (points)", "95 % interval", "a step (s)"]
     left = len(table) - len(head)
     note = RANKED.format(most=margin_words(results), least=MIN_SEEDS, rest=f" {left} more are below." if left else "")
