@@ -156,6 +156,7 @@ def write_sources(folder):
         for name, content in files.items(): write(folder/"nbs"/name, content)
         book[SECTIONS[path.name[0]]].append({f"{path.name.split('_')[0]} · {title(texts[place])}": place})
         write(folder/"colab"/path.name, colab(path).encode())
+    texts["index.md"] = "---\nhide: [navigation]\n---\n\n" + texts["index.md"]
     for place, text in texts.items(): write(folder/place, text.encode())
     shutil.copytree(ROOT/"docs"/"pictures", folder/"docs"/"pictures", dirs_exist_ok=True)
     results = [{"Overview": RESULTS}, *({title(texts[p]): p} for p in sorted(texts) if p.startswith("docs/results/") and p != RESULTS)]
