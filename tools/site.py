@@ -192,7 +192,8 @@ def main():
         copy_katex(Path(place)/"docs")
         for name in ("site.css", "site.js"): shutil.copy(ROOT/"tools"/name, Path(place)/"docs"/name)
         config = load_config(str(ROOT/"tools"/"site.yml"), docs_dir=f"{place}/docs", site_dir=str(ROOT/"_site"), nav=nav, strict=True,
-                             site_name=SETTINGS["lib_name"], site_description=SETTINGS["description"], repo_url=SETTINGS["git_url"],
+                             site_name=SETTINGS["lib_name"], site_description=SETTINGS["description"],
+                             extra={"social": [{"icon": "fontawesome/brands/github", "link": SETTINGS["git_url"]}], "generator": False},
                              site_url=f"{SETTINGS['doc_host']}{SETTINGS['doc_baseurl']}/")
         config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [place]
         build(config)
