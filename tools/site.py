@@ -156,6 +156,7 @@ def write_sources(folder):
         for name, content in files.items(): write(folder/"nbs"/name, content)
         book[SECTIONS[path.name[0]]].append({f"{path.name.split('_')[0]} · {title(texts[place])}": place})
         write(folder/"colab"/path.name, colab(path).encode())
+    texts["index.md"] = "---\nhide: [navigation]\n---\n\n" + texts["index.md"]
     for place, text in texts.items(): write(folder/place, text.encode())
     shutil.copytree(ROOT/"docs"/"pictures", folder/"docs"/"pictures", dirs_exist_ok=True)
     results = [{"Overview": RESULTS}, *({title(texts[p]): p} for p in sorted(texts) if p.startswith("docs/results/") and p != RESULTS)]
@@ -191,7 +192,8 @@ def main():
         copy_katex(Path(place)/"docs")
         for name in ("site.css", "site.js"): shutil.copy(ROOT/"tools"/name, Path(place)/"docs"/name)
         config = load_config(str(ROOT/"tools"/"site.yml"), docs_dir=f"{place}/docs", site_dir=str(ROOT/"_site"), nav=nav, strict=True,
-                             site_name=SETTINGS["lib_name"], site_description=SETTINGS["description"], repo_url=SETTINGS["git_url"],
+                             site_name=SETTINGS["lib_name"], site_description=SETTINGS["description"],
+                             extra={"social": [{"icon": "fontawesome/brands/github", "link": SETTINGS["git_url"]}], "generator": False},
                              site_url=f"{SETTINGS['doc_host']}{SETTINGS['doc_baseurl']}/")
         config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [place]
         build(config)

@@ -111,7 +111,7 @@ def thumbnails(paths, megabytes=4):
 
 # %% ../../nbs/91_inference.search.ipynb #f2a68b05
 def in_script(value):
-    "JSON that can stand inside a <script> element, whatever it contains."
+    "JSON that can stand inside a `<script>` element, whatever it contains."
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
