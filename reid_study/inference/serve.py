@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from fastcore import xml
 
-from ..core import InputError, check_number
+from ..core import InputError, check_number, extra
 from ..data.images import open_image
 from ..distances import Euclidean, get_distance
 from .search import COLOURS, check_search, identities, thumbnail
@@ -243,16 +243,15 @@ def make_app(embedder, gallery, top=20, title="Who is it?", most=MOST_BYTES):
 
     GET / is the page, GET /image/ROW a small picture of a gallery image, POST /match with the bytes of a picture its `top` answers.
     What is no picture or larger than `most` bytes gets status 400 and the reason; a request for another host than `HOSTS` too.
-    Raises `InputError` where Starlette is missing.
+    Raises `MissingExtra` where Starlette is missing.
     """
-    try:
+    with extra("serve"):
         from starlette.applications import Starlette
         from starlette.concurrency import run_in_threadpool
         from starlette.middleware import Middleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware
         from starlette.responses import Response
         from starlette.routing import Route
-    except ImportError as e: raise InputError(f'the page needs {e.name}; get it with: pip install "reid_study[serve]"') from None
     page = xml.to_xml(drop_page(title, about_page(embedder, gallery), most), indent=False)
     headers = HEADERS | {"Content-Security-Policy": policy(page)}
     def answer(content, kind="text/html", status=200): return Response(content, status, headers, kind)
@@ -275,7 +274,7 @@ def listen(app, port=8000, ready=print):
 
     `ready` is called with the address once the port is open. Raises `InputError` for a port that is taken or may not be opened.
     """
-    import uvicorn
+    with extra("serve"): import uvicorn
     check_number("port", port, 0, most=65535, whole=True)
     try: listening = socket.create_server(("127.0.0.1", port))
     except OSError as e:
