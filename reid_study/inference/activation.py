@@ -76,4 +76,4 @@ def activations(runs: list[Run], data: str | Path | None = None, show_people: bo
     except InputError as e:
         if "no map" not in str(e): raise
         return HTML("")
-    return picture(figure, caption(activation_picture), "png")
+    return picture(figure, caption(activation_picture))
