@@ -92,7 +92,7 @@ def test_ablations_and_parameters(case, tmp_path): check(case, tmp_path)
 
 
 LINES = {     # arguments -> words of the line
-    "trian": ("unknown command 'trian'", "search, study"),
+    "trian": ("unknown command 'trian'", "search, serve, study"),
     "run nothing": ("unknown recipe 'nothing'",),
     "run identity --device abacus": ("'abacus'", "use c"),
     "run identity --device meta": ("'meta'", "use c"),

@@ -110,7 +110,7 @@ def test_length_does_not_change_a_distance(name, factor):
     assert torch.allclose(distance(x, x*factor), distance(x, x), atol=tolerance)
 
 
-@given(st.integers(-120, 120), st.integers(0, 99))
+@given(st.integers(-100, 120), st.integers(0, 99))      # below, the smallest numbers lose bits
 @settings(max_examples=60, deadline=None)
 def test_a_power_of_two_changes_no_bit(power, seed):
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(seed)).clamp(-8, 8)

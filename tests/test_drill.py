@@ -74,7 +74,7 @@ def outcome(place, name):
         for csv in sorted(folder.glob("*.csv")): tables[csv.name] = pd.read_csv(csv).drop(columns="seconds").to_json()
         found[f"{folder.parent.name}/{folder.name}"] = without_times(run.metrics), tables
     pages = sorted((place/name/"pages"/"drill").glob("*.html"))
-    return found, {page.name: page.read_text() for page in pages if not re.match("recipe|arm_", page.name)}
+    return found, {page.name: page.read_text() for page in pages if not re.match("recipe|arm_|index", page.name)}
 
 
 @pytest.fixture(scope="module")

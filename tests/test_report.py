@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors.torch import save
 
 from reid_study.core import InputError, write_json
+from reid_study.networks.embedder import make_embedder
 from reid_study.report import figures
 from reid_study.report.figures import overlap
 from reid_study.report.html import galleries, hidden_people, shown, to_html
@@ -27,6 +29,12 @@ from reid_study.study.workflow import pages
 
 TEMPLATE = PROJECT/"nbs"/"study"/"compare.ipynb"
 RECIPES = "identity", "triplet", "identity+triplet"
+
+
+@functools.cache
+def weights(backbone, dim):
+    "The content of a file of weights that no training has changed."
+    return save({name: value.contiguous() for name, value in make_embedder(backbone, dim).state_dict().items()})
 
 
 def fake_run(root, recipe, seed, metrics=None, **changes):
@@ -59,7 +67,7 @@ def fake_run(root, recipe, seed, metrics=None, **changes):
         ranking=pd.DataFrame([(q, 1, 1, r, f"gallery/{r:04}.jpg", r % 3, 2, r % 3 == 1) for q in names for r in range(1, 11)],
                              columns="query_path query_pid query_camid rank path pid camid match".split()))
     for name, table in tables.items(): table.to_parquet(folder/f"{name}.parquet", index=False)
-    (folder/"model.safetensors").touch()      # a report does not read weights
+    (folder/"model.safetensors").write_bytes(weights(config["backbone"], config["dim"]))
     return seal(folder, place(config, root))
 
 
@@ -98,7 +106,7 @@ def test_the_template_executes_and_the_page_needs_no_network(executed, tmp_path)
     assert text.count("<h1") == 1 and "Losses compared on drawn pedestrians" in text and "skip_exec" not in text and "find_runs" not in text
     for word in ("Protocol", "Results", "CMC", "Ranked galleries", "Provenance"): assert f">{word}</h2>" in text
     for target in re.findall('href="#([^"]*)"', text): assert f'id="{target}"' in text
-    assert text.count("<svg") == 6 and text.count("image/jpeg") == 6*(1 + 3*10)
+    assert text.count("<svg") == 7 and text.count("image/jpeg") == 6*(1 + 3*10)
     assert len(page) < 3e6
 
 
@@ -213,7 +221,7 @@ def test_names_are_escaped(tmp_path):
     "score_spread", "cmc_curves", "distance_histograms", "embedding_views", "training_curves", "validation_curves"])
 def test_pictures_are_the_same_bytes_for_the_same_runs(root, draw):
     one, two = (shown(getattr(figures, draw), find_runs(root)).data for _ in range(2))
-    assert one == two and f'alt="{figures.caption(getattr(figures, draw))[:20]}' in one
+    assert one == two and f'aria-label="{figures.caption(getattr(figures, draw))[:20]}' in one
 
 
 def test_every_question_has_a_page(tmp_path, monkeypatch):

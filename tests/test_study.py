@@ -109,7 +109,7 @@ def test_the_command_line_from_data_to_report(data, tmp_path, monkeypatch, capsy
     assert code == 0 and "4 runs" in out and not (tmp_path/"reports").exists(), err
     command = [Path(sys.executable).with_name("reid-study"), "study", "two.yaml", "--data", str(data), "--results", "results"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=900)
-    assert done.returncode == 0 and "4/4" in done.stderr, done.stderr
+    assert done.returncode == 0 and "4 of 4 runs" in done.stderr, done.stderr
     page = (tmp_path/"reports"/"two"/"index.html").read_text()
     assert "identity+triplet" in page and "data:image/png;base64" in page
     runs = [read_run(f) for f in (tmp_path/"runs"/"run").glob("[!.]*")]

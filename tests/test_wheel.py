@@ -100,4 +100,4 @@ def test_a_study_is_made_without_the_clone(installed, empty):
 def test_a_study_that_comes_with_the_library_is_found_by_its_name(installed, empty):
     done = subprocess.run([sys.executable, "-m", "reid_study", "study", "studies/losses.yaml", "--check"], cwd=empty, capture_output=True,
                           env=os.environ | {"PYTHONPATH": str(installed)}, text=True)
-    assert "reid_study/project/studies/losses.yaml" in done.stderr      # its people are more than those of this folder
+    assert "study losses, arm contrastive" in done.stderr      # its people are more than those of this folder

@@ -51,7 +51,7 @@ class Protocol:
         return dataclasses.asdict(self)
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #c1f86e4c
-def suited_rules(table):
+def suited_rules(table: pd.DataFrame) -> Protocol:
     """The `Protocol` for the query and gallery of a table of images: the usual one or, where all of them have one camid, the one under
     which images of the same camera are matches."""
     judged = table[table.split != "train"]
