@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fastcore.script import Param, anno_parser
 
-from .core import InputError, import_all, lookup, printable, shown
+from .core import InputError, LeftOut, import_all, lookup, printable, shown
 
 # %% ../nbs/95_cli.ipynb #4d514398
 def parse_changes(text):
@@ -189,7 +189,7 @@ def report(runs: Param("Folders of finished runs, or one folder that holds them;
            photographs: bool = False,    # Show photographs of real people too; such a page is not for publishing
            ):
     "Write the pages of a study from its tables of results, or one page over finished runs."
-    from reid_study.data.datasets import dataset_root
+    from reid_study.data.datasets import images_root
     from reid_study.report.pages import write_page, write_pages
     from reid_study.report.tables import find_runs
     from reid_study.study.config import scored_on
@@ -203,7 +203,7 @@ def report(runs: Param("Folders of finished runs, or one folder that holds them;
     else:
         found, page = find_runs(runs), Path(out).resolve()/"index.html"
         write_page("compare", {"runs": [str(Path(r.folder).resolve()) for r in found], "show_people": photographs or None,
-                               "data": str(dataset_root(scored_on(found[0].config), data).resolve())}, page)
+                               "data": str(images_root(scored_on(found[0].config), data).resolve())}, page)
     print(f"open {page}")
 
 # %% ../nbs/95_cli.ipynb #1390e824
@@ -369,10 +369,12 @@ def _drop_output(): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno(
 # %% ../nbs/95_cli.ipynb #4ddf456c
 @contextlib.contextmanager
 def _own_words():
-    "A context without warnings, unless they were asked for, and where stderr is no terminal without tqdm's bars."
+    "A context without warnings but of what is left out, unless others were asked for, and where stderr is no terminal without tqdm's bars."
     if not sys.stderr.isatty(): os.environ.setdefault("TQDM_DISABLE", "1")
     with warnings.catch_warnings():
-        if not sys.warnoptions: warnings.simplefilter("ignore")
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("default", LeftOut)
         yield
 
 # %% ../nbs/95_cli.ipynb #b034713d

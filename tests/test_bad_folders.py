@@ -4,6 +4,7 @@ import io
 import json
 import lzma
 import os
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -21,6 +22,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from cases import Case, check, table
+from reid_study.cli import main
 from reid_study.core import InputError
 from reid_study.data.datasets import check_table
 from reid_study.data.images import list_images
@@ -475,6 +477,12 @@ def splits(table): return table.split.value_counts().to_dict()
 
 def persons(folder, *more): return put(folder, *(f"{who}/{camera}/{i}.jpg" for who in "abcd" for camera in "xy" for i in range(2)), *more)
 
+def test_the_command_line_says_what_is_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "warnoptions", [])
+    persons(tmp_path/"trip", "loose.jpg")
+    assert main(["data", str(tmp_path/"trip")]) == 0
+    assert "loose.jpg" in capsys.readouterr().err
+
 PHOTOGRAPHS = [
     album("photographs of four people by two cameras", persons, lambda t: splits(t) == {"train": 8, "query": 4, "gallery": 4},
           "half of the people train, a query for each camera of the others"),
@@ -506,7 +514,7 @@ PHOTOGRAPHS = [
     Case("a folder of photographs that is empty", read_photographs, refused=("holds no images",)),
     Case("a folder of photographs that is not there", lambda f: read_photographs(f/"x"), refused=("x is not a folder",)),
     *[Case(f"the pattern {pattern}", lambda f, p=pattern: read_photographs(put(f, "1_c1.jpg"), p), refused=words)
-      for pattern, words in {"(?P<pid": ("no regular expression",), r"\d+": ("named groups of nothing", "give pid"),
+      for pattern, words in {"(?P<pid": ("no regular expression",), r"\d+": ("no named groups", "give pid"),
                              r"(?P<pid>\d)(?P<cam>c)": ("named groups cam, pid",),
                              "(?P<pid>x)": ("none of the names", "1_c1.jpg")}.items()],
     sheet("a table of photographs without persons", "path,camid\na.jpg,1\n", "no column pid", "path, camid"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'DATASETS', 'TABLES', 'SPLITS', 'Dataset', 'register_dataset', 'is_path', 'get_dataset', 'full_name',
-           'check_table', 'dataset_root', 'read_dataset', 'fingerprinted']
+           'check_table', 'dataset_root', 'images_root', 'read_dataset', 'fingerprinted']
 
 # %% ../../nbs/18_data.datasets.ipynb #4c47e69d
 import os
@@ -91,6 +91,11 @@ def check_table(table, what):
 def dataset_root(dataset, data="data"):
     "The folder of a dataset under the data folder. An unknown dataset raises `InputError`."
     return Path(data)/get_dataset(dataset).folder
+
+def images_root(dataset, data="data"):
+    "The folder below which the images of a dataset are named: of a table, the one that it lies in."
+    root = dataset_root(dataset, data)
+    return root.parent if is_path(dataset) and root.suffix.lower() in TABLES and not root.is_dir() else root
 
 # %% ../../nbs/18_data.datasets.ipynb #e56b141d
 def read_dataset(dataset, data="data"):

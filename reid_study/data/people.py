@@ -15,6 +15,7 @@ import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -1001,7 +1002,8 @@ def few_people(root, n_train=14, n_test=4, n_distractors=2, n_junk=2, seed=0):
     """A copy, at `root`, of a few drawn people that lie in this user's `private_folder`, where they are drawn if they are not there yet.
     Returns `root` as a `Path`. Raises `InputError` as `make_people` does, and where `root` is there already."""
     counts = dict(seed=seed, n_train=n_train, n_test=n_test, n_distractors=n_distractors, n_junk=n_junk)
-    drawn = make_people(private_folder()/f"people-{digest([VERSION, counts])}", **counts, progress=False)
+    name = digest([VERSION, counts, *map(version, ("pillow", "numpy", "scipy"))])
+    drawn = make_people(private_folder()/f"people-{name}", **counts, progress=False)
     with atomic(root) as tmp: shutil.copytree(drawn, tmp)
     return Path(root)
 

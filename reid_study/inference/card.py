@@ -16,8 +16,9 @@ from ..study.endpoints import counted
 
 # %% ../../nbs/90d_inference.card.ipynb #e2fb1d7b
 def card_dataset(name):
-    "(title, kind, terms) of the dataset of that name, in words; of photographs of one's own, that nobody said."
+    "(title, kind, terms) of a dataset, in words; the terms of one's own photographs are unknown."
     unknown = "Nobody has said on what terms these pictures may be used; whoever took them knows."
+    if not name: return "data that are not named", "unknown", "Nobody has said which data these are; whoever trained it knows the terms."
     try: data = get_dataset(name)
     except InputError: return "photographs of one's own", "photographs", unknown
     return data.title, data.kind, data.terms or unknown
@@ -29,7 +30,8 @@ def card_training(run):
     start = "ImageNet weights" if c["pretrained"] else f"the weights in {Path(c['weights']).name}" if c["weights"] else "random weights"
     length = counted(c["epochs"], "epoch") + (f" of {c['steps']} batches" if c["steps"] else "")
     words = (f"From {start}, on {m['train_images']:,} images of {counted(m['train_classes'], 'identity', 'identities')}, for {length}. "
-             f"A batch holds {c['p']*c['k']} images: {BATCHES[c['sampler']].format(**c)}. The learning rate goes up to {c['lr']:g}, the "
+             f"A batch holds {c['p']*c['k']} images: {BATCHES[c['sampler']].format(**c)}. The learning rate "
+             f"{'is' if c.get('schedule') == 'constant' else 'goes up to'} {c['lr']:g}, the "
              f"weight decay is {c['weight_decay']:g}, the precision {c['precision']}, the seed {c['seed']}.")
     return words + "\n\nSettings of the losses: " + ", ".join(f"`{name}={value}`" for name, value in c["settings"].items()) + "."
 

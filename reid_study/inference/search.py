@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -395,7 +396,7 @@ def page_sentence(value, rerank=False):
     "What a page shows, from its `page_data`."
     about = value["about"]
     known = {"recipe", "dataset", "run"} <= about.keys()
-    made_by = f"{about['recipe']}, trained on {about['dataset']} (run {about['run']}), " if known else ""
+    made_by = f"{about['recipe']}, trained on {os.path.basename(about['dataset'])} (run {about['run']}), " if known else ""
     return (f"{len(value['queries'])} queries, {len(value['gallery'])} gallery images; {made_by}by {about['distance']} distance"
             f"{', re-ranked'*rerank}, the {value['top']} nearest")
 

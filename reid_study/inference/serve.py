@@ -10,6 +10,7 @@ __all__ = ['SAMPLE', 'FEWEST', 'LEVELS', 'MOST_BYTES', 'HOSTS', 'HEADERS', 'stra
 # %% ../../nbs/92_inference.serve.ipynb #12f19380
 import base64
 import hashlib
+import os
 import re
 import socket
 import time
@@ -35,9 +36,9 @@ SAMPLE, FEWEST = 1000, 1000      # gallery images whose pairs are measured; pair
 class Gallery:
     """Images to search in, prepared once: a table of G rows and its embeddings [G, D], as `embed_folder` and `read_embeddings` give them.
 
-    `pairs`: of an embedder.json, {"different": counts of pairs of different people by their Euclidean distance, in equal bins over
-    [0, 2]}, for a table that does not say who it shows. Raises `InputError` for a table that does not say where its images are, and as
-    `check_search` does.
+    `pairs`: of an embedder.json, {"of": whose, "different": counts of pairs of different people by their Euclidean distance, in equal
+    bins over [0, 2]}, for a table that does not say who it shows. Raises `InputError` for a table that does not say where its images
+    are, and as `check_search` does.
     """
     def __init__(self, table, embeddings, distance="euclidean", pairs=None, seed=0):
         x = torch.as_tensor(embeddings)
@@ -54,7 +55,7 @@ class Gallery:
         pids = np.array([-1 if pid is None else pid for pid in identities(table.iloc[some])[0]])
         labelled, euclidean = bool((pids != -1).any()), isinstance(self.distance, Euclidean)
         if pairs and euclidean and not labelled:
-            self.basis = "images of different people, whom the embedder was validated on"
+            self.basis = f"images of different people, the embedder's {pairs['of']} people"
             at = np.linspace(0, 2, len(pairs["different"]) + 1)
             counts = np.cumsum([0, *pairs["different"]])
         else:
@@ -86,15 +87,15 @@ LEVELS = (0.001, "likely", "likely the same person"), (0.01, "possible", "possib
 
 def how_sure(rate):
     "(a class, words) for the share of pairs of strangers that are as near."
-    if np.isnan(rate): return "unknown", "nobody can say"
+    if np.isnan(rate): return "unknown", "too little is known to tell"
     return next(((name, words) for most, name, words in LEVELS if rate <= most), ("unlikely", "probably somebody else"))
 
 def odds(rate, pairs):
     "A share of `pairs` pairs of strangers, in words."
     if np.isnan(rate): return "too few pairs of strangers are known"
-    if rate == 0: return f"none of {pairs:,} pairs of strangers is as near"
-    if rate <= 0.1: return f"1 in {round(1/rate):,} pairs of strangers is as near"
-    return f"{rate:.0%} of pairs of strangers are as near"
+    if rate == 0: return f"none of {pairs:,} pairs of strangers is as close"
+    if rate <= 0.1: return f"1 in {round(1/rate):,} pairs of strangers is as close"
+    return f"{rate:.0%} of pairs of strangers are as close"
 
 # %% ../../nbs/92_inference.serve.ipynb #c0e0b8f9
 _STYLE = COLOURS + """
@@ -139,7 +140,7 @@ function say(words, error) {
 let asked = 0;
 async function ask(file) {
   const mine = ++asked;
-  if (!file) return say("That was no file. Drop a picture, or choose one.", true);
+  if (!file) return say("That is not a file. Drop a picture, or choose one.", true);
   URL.revokeObjectURL(at("shown").src);
   at("shown").src = URL.createObjectURL(file);
   at("shown").hidden = false;
@@ -184,7 +185,7 @@ def best_words(gallery, distance, rate, seconds):
     words = (f"Searched {len(gallery):,} images in {1000*seconds:.0f} ms. "
              f"The nearest is at a distance of {distance:.3f}: {how_sure(rate)[1]}.")
     if not np.isnan(rate) and (expected := rate*len(gallery)) >= 1:
-        words += f" If nobody in this gallery were the person, about {expected:,.0f} of its images would still be as near."
+        words += f" If nobody in this gallery were the person, about {expected:,.0f} of its images would still be as close."
     return words
 
 def answer_section(gallery, rows, distances, seconds):
@@ -228,7 +229,7 @@ def policy(page):
 def about_page(embedder, gallery):
     "What the page searches in and with, in a sentence."
     about = embedder.about
-    made_by = f" by {about['recipe']}, trained on {about['dataset']}" if {"recipe", "dataset"} <= about.keys() else ""
+    made_by = f" by {about['recipe']}, trained on {os.path.basename(about['dataset'])}" if {"recipe", "dataset"} <= about.keys() else ""
     return (f"{len(gallery):,} gallery images, ranked by {about['distance']} distance{made_by}. "
             "Pictures stay on this machine, and none is kept.")
 

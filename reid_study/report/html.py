@@ -67,7 +67,7 @@ def hidden_people(runs, data=None, show_people=None):
     dataset, start = get_dataset(scored_on(runs[0].config)), "The ranked images are left out:"
     if show_people is False: return f"{start} the report was made without them."
     if show_people is None and dataset.kind != "drawn":
-        return f"{start} {dataset.title} has photographs of real people, which are shown only on request (`show_people`)."
+        return f"{start} photographs of real people, as of {dataset.title}, are shown only on request (`show_people`)."
     if data is None: return f"{start} the folder of the dataset is not given (`data`)."
     tables = first_kept(runs, "ranking")
     if not tables: return f"{start} these results have no rankings; give the folders of the runs."

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from ..core import InputError, atomic, check_number, shown
+from ..core import InputError, atomic, check_number, digest, shown
+from ..data.datasets import full_name
 from .config import absolute
 from .spec import make_study, read_value
 
@@ -52,7 +53,7 @@ def ablation(recipe: str, over: tuple[str, list], seeds: tuple[int, int] = (0, 3
     if name in changes: raise InputError(f"{name} is varied by --over and fixed by --set; leave it out of one of them")
     arm = {"recipes": [recipe], "seeds": n} | ({name: value for name, value in changes.items() if name == "sampler"})
     fixed = {"changes": {name: value for name, value in changes.items() if name != "sampler"}}
-    return {"title": f"{recipe}: {name}", "dataset": dataset, "first_seed": first,
+    return {"title": f"{recipe}: {name}", "dataset": full_name(dataset), "first_seed": first,
             "arms": {"ablation": arm | fixed | {"each": [{name: value} for value in values]}}, "questions": []}
 
 # %% ../../nbs/76a_study.ablate.ipynb #f65eb0dd
@@ -63,10 +64,10 @@ def write_ablation(content: dict, path: str | Path) -> Path:
     with atomic(path) as temporary: temporary.write_text(HEADER + yaml.safe_dump(content, sort_keys=False, width=120), "utf-8")
     return Path(path)
 
-HEADER = "# Written by reid-study ablate, and written anew by the next one of this name; change a copy.\n"
+HEADER = "# Written by reid-study ablate.\n"
 
 def ablation_path(content: dict, runs: str | Path = "runs") -> Path:
-    "Where the study file of an `ablation` goes: runs/ablations/RECIPE-SETTING.yaml."
+    "Where the study file of an `ablation` goes: runs/ablations/RECIPE-SETTING-DATASET-HASH.yaml."
     (arm,) = content["arms"].values()
-    name = f"{arm['recipes'][0]}-{min(arm['each'][0])}-{Path(content['dataset']).stem}"
+    name = f"{arm['recipes'][0]}-{min(arm['each'][0])}-{Path(content['dataset']).stem}-{digest(content, 6)}"
     return Path(runs)/"ablations"/f"{name.replace('+', '_')}.yaml"

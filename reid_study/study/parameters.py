@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import InputError, shown
-from .run import PROJECT
+from .run import PROJECT, here_or_project
 from .spec import read_yaml
 
 # %% ../../nbs/72a_study.parameters.ipynb #b6a9820c
@@ -29,6 +29,6 @@ def _from_text(name, text):
 # %% ../../nbs/72a_study.parameters.ipynb #9ada1d2b
 def in_project(name: str, given: str | Path | None = None) -> Path:
     """The path `given`, or if that is None, the one called `name` in this project: in its clone, and where the library is installed
-    without one, in the working directory."""
+    without one, in the working directory, or else as it comes with the library."""
     if given is not None: return Path(given)
-    return (PROJECT if (PROJECT/"settings.ini").exists() else Path.cwd())/name
+    return PROJECT/name if (PROJECT/"settings.ini").exists() else here_or_project(name)

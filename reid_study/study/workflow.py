@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from ..core import (InputError, check_number, digest, end_with_parent, extra, lookup, private_folder, regular_file, remove_dead,
                              scratch_name, writable, write_json)
-from ..data.datasets import dataset_root, fingerprinted, is_path
+from ..data.datasets import fingerprinted, images_root, is_path
 from .config import run_id, scored_on
 from .endpoints import counted
 from .pace import StudyBar, Work, effort, left_words, seconds_left
@@ -91,7 +91,7 @@ def pages(study, tables, data="data"):
         links = ({"overview": "index.html"} if questions else {}) | {other: f"{name}.html" for name, other in shown.items() if name != page}
         own = {"results": str(tables), "arm": arm, "links": dict(sorted(links.items()))}      # sorted, as in a job's file
         found[page] = ("ablation", own | {"title": f"{title}: {arm}"}) if arms[arm] > 1 else (
-            "compare", own | {"title": f"{title}: {arm}, all recipes", "data": str(dataset_root(score[arm], Path(data).resolve()))})
+            "compare", own | {"title": f"{title}: {arm}, all recipes", "data": str(images_root(score[arm], Path(data).resolve()))})
     return found | {q: ("question", {"results": str(tables), "question": q}) for q in questions}
 
 def published_tables(study):

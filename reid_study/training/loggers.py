@@ -41,8 +41,9 @@ def log_callbacks(name: str | None, folder: str | Path | None, about: dict[str, 
 def check_log(name: str) -> Callable[..., Callback]:
     "What makes the callback of a log. `InputError` for an unknown name, and for a package that is missing."
     make = lookup(name, LOGS, "log")
-    if find_spec(name): return make
-    raise InputError(f"log={name!r} needs the package {name}, which is not installed; get it with: pip install {name}")
+    if (found := find_spec(name)) and found.origin: return make      # a mere folder of this name has none
+    package = "'reid_study[logging]'" if name == "tensorboard" else name
+    raise InputError(f"log={name!r} needs the package {name}, which is not installed; install it with: pip install {package}")
 
 @patch
 def gather_args(self:QuickLearner) -> dict[str, Any]:
