@@ -89,9 +89,13 @@ class ImageEmbedder(nn.Module):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (*self.size, 3):
             raise InputError(f"images must be uint8 [N, {self.size[0]}, {self.size[1]}, 3], not {images.dtype} {list(images.shape)}; "
                              "embedder.read makes them of files and of arrays")
-        x = images.to(self.scale.device).flatten(2).float().mul(self.scale).add(self.shift)
-        x = x.unflatten(2, (self.size[1], 3)).permute(0, 3, 1, 2).to(self.scale.dtype)
+        x = self.normalized(images).to(self.scale.dtype)
         return self.network.embed(x).to(torch.promote_types(x.dtype, torch.float32))
+
+    def normalized(self, images):
+        "Images uint8 [N, height, width, 3] as the network takes them: float32 [N, 3, height, width]."
+        x = images.to(self.scale.device).flatten(2).float().mul(self.scale).add(self.shift)
+        return x.unflatten(2, (self.size[1], 3)).permute(0, 3, 1, 2)
 
     def extra_repr(self):
         return ", ".join(f"{name}={self.about[name]}" for name in ("recipe", "dataset", "run", "size", "dim") if name in self.about)
