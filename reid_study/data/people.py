@@ -957,7 +957,7 @@ def _run(jobs, workers, seed, difficulty, progress):
     "The results of all jobs in order, from this process or from a pool."
     cameras(seed, difficulty)                    # before a fork, so that the workers share the scenes
     workers = min(workers or num_cpus(), len(jobs))
-    bar = lambda it: tqdm(it, total=len(jobs), desc='drawing people', unit='job', disable=not progress)
+    bar = lambda it: tqdm(it, total=len(jobs), desc='drawing people', unit='job', disable=None if progress else True)
     if workers == 1:
         yield from bar(map(_work, jobs))
         return
