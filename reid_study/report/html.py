@@ -178,7 +178,7 @@ figcaption { color: #66666e; font-size: 14px; line-height: 1.5; margin-top: 6px;
 .wide { overflow-x: auto; position: relative } td:first-child { white-space: nowrap }
 th:first-child, td:first-child { position: sticky; left: 0; z-index: 1; background: #ffffff }
 table { border-collapse: collapse; width: 100%; margin: 14px 0; font-size: 14px; line-height: 1.45; font-variant-numeric: tabular-nums }
-th { font-weight: 600; color: #55555d; border-bottom: 2px solid #55555d; white-space: nowrap; padding: 6px 8px }
+th { text-align: left; font-weight: 600; color: #55555d; border-bottom: 2px solid #55555d; white-space: nowrap; padding: 6px 8px }
 td { border-bottom: 1px solid #ececee; padding: 6px 8px; vertical-align: top } tbody tr:last-child td { border-bottom: 1px solid #b8b8be }
 td[style*=right] { white-space: nowrap }
 pre { font-size: 13px; overflow-x: auto } .query { break-inside: avoid } .note { color: #66666e; font-size: 14px }

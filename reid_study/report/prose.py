@@ -8,6 +8,8 @@ __all__ = ['DATA_TEST', 'DATA_VALIDATION', 'BATCHES', 'TRAINING', 'capital', 'fi
            'detector_messages', 'collapse_sentence', 'run_cost_sentence']
 
 # %% ../../nbs/82_report.prose.ipynb #d4f2f8fd
+import os
+
 import numpy as np
 
 from ..data.datasets import get_dataset
@@ -69,7 +71,7 @@ images a batch ({batch}), one-cycle learning rate up to {rates}, weight decay {w
 def _training_words(runs):
     "How the runs were trained, in words."
     c, seeds = runs[0].config, seeds_of(runs)
-    start = ("pretrained on ImageNet" if c["pretrained"] else f"initial weights from {c['weights']}" if c["weights"]
+    start = ("pretrained on ImageNet" if c["pretrained"] else f"initial weights from {os.path.basename(c['weights'])}" if c["weights"]
              else "random initial weights, the same for every recipe")
     words = dict(
         start=start, training=counted(c["epochs"], "epoch") + (f" of {c['steps']} batches" if c["steps"] else ""), images=c["p"]*c["k"],
