@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'SYSTEM_FILES', 'READING', 'as_rgb', 'open_image', 'check_size', 'read_image',
-           'is_system_file', 'list_images', 'fingerprint', 'load_store', 'image_store']
+           'is_system_file', 'list_images', 'fingerprint', 'write_store', 'load_store', 'image_store']
 
 # %% ../../nbs/13_data.images.ipynb #0d71a2bb
 import hashlib
@@ -142,6 +142,13 @@ def fingerprint(paths):
     return h.hexdigest()
 
 # %% ../../nbs/13_data.images.ipynb #5b28d713
+def write_store(store, blocks, shape, dtype=np.uint8):
+    "Write an array of a shape into a store, block by block along its first axis; it appears completely or not at all."
+    with atomic(store) as temporary:
+        array, done = np.lib.format.open_memmap(temporary, "w+", dtype, shape), 0
+        for block in blocks: array[done:(done := done + len(block))] = block
+        array.flush()
+
 def load_store(store, shape, dtype=np.uint8):
     "An array in a store, memory-mapped. `InputError` for one that is damaged, or of another shape or type."
     remedy = "remove it, and it is made again"
@@ -164,10 +171,8 @@ def image_store(paths, size, folder):
     if not paths: raise InputError("paths is empty; give the images to decode")
     store = Path(folder)/f"{digest([fingerprint(paths), size, READING])}.npy"
     if not store.exists():
-        with atomic(store) as temporary, ThreadPoolExecutor() as pool:
-            array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(paths), *size, 3))
+        with ThreadPoolExecutor() as pool:
             images = pool.map(lambda path: read_image(path, size), paths)
-            for i, image in enumerate(tqdm(images, total=len(paths), desc=f"decoding at {size[0]}×{size[1]}")):
-                array[i] = image
-            array.flush()
+            bar = tqdm(images, total=len(paths), desc=f"decoding at {size[0]}×{size[1]}")
+            write_store(store, (image[None] for image in bar), (len(paths), *size, 3))
     return load_store(store, (len(paths), *size, 3))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ..core import InputError
 from ..evaluation.activation import activation_maps
-from .export import ImageEmbedder, describe_embedder, fill_network, parse_weights
+from .export import ImageEmbedder, describe_embedder, embedding_weights, fill_network, parse_weights
 from ..networks.embedder import make_embedder
 from ..report.figures import WIDTH, caption, styled
 from ..report.html import foremost, hidden_people, picture
@@ -35,7 +35,7 @@ def embedder_of(run: Run) -> ImageEmbedder:
     if not (folder := weights_folder(run)): raise InputError(f"the weights of run {run.id} are not here; give the folder of the run")
     check_sums(folder, ["model.safetensors"])
     about, file = describe_embedder(run), folder/"model.safetensors"
-    weights = {k: v for k, v in parse_weights(file.read_bytes(), file).items() if k.split(".")[0] not in ("heads", "objective")}
+    weights = embedding_weights(parse_weights(file.read_bytes(), file))
     return ImageEmbedder(fill_network(make_embedder(about["backbone"], about["dim"]), weights, file), about)
 
 # %% ../../nbs/91a_inference.activation.ipynb #aeaa9288

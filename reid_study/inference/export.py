@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FILTERS', 'FORMAT', 'WEIGHTS', 'ABOUT', 'LARGEST', 'FIXED', 'FIELDS', 'NAMES', 'OPSET', 'as_pixels', 'ImageEmbedder',
            'parse_weights', 'fill_network', 'exportable_run', 'kept_pairs', 'pairs_of_run', 'describe_embedder',
-           'save_embedder', 'read_about', 'check_about', 'load_embedder', 'export_graph', 'open_session',
-           'onnx_difference', 'to_onnx']
+           'save_embedder', 'embedding_weights', 'read_about', 'check_about', 'load_embedder', 'export_graph',
+           'open_session', 'onnx_difference', 'to_onnx']
 
 # %% ../../nbs/90_inference.export.ipynb #b2b08e54
 import copy
@@ -199,7 +199,7 @@ def save_embedder(trained, out, onnx=False):
     out = Path(out)
     if out.exists(): raise InputError(f"{out} is there already; remove it or choose another place")
     weights, about, where, run = _of_run(trained) if isinstance(trained, (str, os.PathLike)) else _of_learner(trained)
-    weights = {name: value for name, value in weights.items() if name.split(".")[0] not in ("heads", "objective")}
+    weights = embedding_weights(weights)
     fill_network(make_embedder(about["backbone"], about["dim"]), weights, where)     # raises if they do not fit
     content = save(weights)
     with atomic(out) as folder:
@@ -210,6 +210,10 @@ def save_embedder(trained, out, onnx=False):
         (folder/"README.md").write_text(model_card(about, run), "utf-8")
         if onnx: to_onnx(load_embedder(folder), folder/"embedder.onnx")
     return out
+
+def embedding_weights(weights):
+    "Of the weights that a run keeps, name -> tensor, those that an embedding needs: without heads, and without what losses own."
+    return {name: value for name, value in weights.items() if name.split(".")[0] not in ("heads", "objective")}
 
 def _of_run(folder):
     "(weights, what embedder.json says, the file of the weights, the run) of a run's folder."

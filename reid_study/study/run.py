@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from ..core import InputError, atomic, damage_named, digest, read_json, regular_file, shown, writable, write_json
 from ..data.datasets import fingerprinted, is_path
-from ..data.images import image_store, load_store
+from ..data.images import image_store, load_store, write_store
 from ..data.market1501 import ATTRIBUTES
 from ..networks.backbones import get_backbone
 from ..networks.frozen import FrozenStem, stem_maps
@@ -71,15 +71,10 @@ def kept_maps(config, images, data="data"):
     start = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in stem.state_dict().items()}
     store = Path(data)/"cache"/f"maps-{digest([Path(images.filename).stem, start])}.npy"
     with one_at_a_time(store):
-        if not store.exists(): _keep_maps(store, stem, images, shape)
+        if not store.exists():
+            bar = tqdm(stem_maps(stem, images), total=-(-len(images)//256), desc="maps of the frozen stem")
+            write_store(store, bar, shape, np.float32)
     return load_store(store, shape, np.float32)
-
-def _keep_maps(store, stem, images, shape):
-    with atomic(store) as temporary:
-        kept, done = np.lib.format.open_memmap(temporary, "w+", np.float32, shape), 0
-        for maps in tqdm(stem_maps(stem, images), total=-(-len(images)//256), desc="maps of the frozen stem"):
-            kept[done:(done := done + len(maps))] = maps
-        kept.flush()
 
 # %% ../../nbs/72_study.run.ipynb #5e22f8ee
 def open_data(config, data="data", opened=None):
