@@ -219,6 +219,7 @@ def test_learning_rates_are_those_that_the_search_chose():
 
 
 EARLIER = "market1501-cpu", "market1501-gpu"      # of an earlier search or earlier defaults, as their pages say
+PARTIAL = "market1501",      # still computing: it lacks runs, and has none that its study file does not ask for
 
 
 @pytest.mark.parametrize("folder", [p.parent for p in sorted((ROOT/"results").glob("*/study.json")) if p.parent.name not in EARLIER],
@@ -235,4 +236,5 @@ def test_published_runs_are_those_that_the_study_file_asks_for(folder):
             best = best_settings(results.tuning[recipe]) if a.settings == "tuned" else None
             asked |= {(arm, recipe, seed, frozenset(change.items()), run_id(config))
                       for seed, change, config in arm_configs(study, arm, recipe, best)}
-    assert asked == {(row.arm, row.recipe, row.seed, frozenset(row.change.items()), row.run.id) for row in results.table.itertuples()}
+    found = {(row.arm, row.recipe, row.seed, frozenset(row.change.items()), row.run.id) for row in results.table.itertuples()}
+    assert found < asked if folder.name in PARTIAL else found == asked
