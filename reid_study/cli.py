@@ -124,7 +124,7 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
     """Train one recipe and score it on held-out identities; print the folder of the finished run and its scores.
     Under torchrun, train over all of its processes."""
     from reid_study.study.config import make_config
-    from reid_study.study.run import check_device, make_run
+    from reid_study.study.run import check_device, make_run, read_run
     if device: check_device(device)
     if log:
         from reid_study.training.loggers import check_log
@@ -138,7 +138,9 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
         _check_torchrun()
         folder = run_over_ranks(config, data, runs, shard)
     else: folder = make_run(config, data, runs, device, log=log)
-    if is_first_process(): print(summary(folder))
+    if not is_first_process(): return
+    print(summary(folder))
+    if told := read_run(folder).metrics.get("diverged"): raise InputError(told)
 
 # %% ../nbs/95_cli.ipynb #fc5bfc09
 def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/embedded.yaml",

@@ -138,6 +138,7 @@ def exportable_run(folder):
     if is_test(run.config):
         trained = f"train/{run_id(training_config(run.config))}"
         raise InputError(f"{run.folder} scored the weights of another run on the test split; export that one, {trained}")
+    if told := run.metrics.get("diverged"): raise InputError(f"{run.folder} is not exported, since its training diverged: {told}")
     check_sums(run.folder, ["model.safetensors"])
     return run
 

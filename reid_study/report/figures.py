@@ -146,10 +146,11 @@ def cmc_curves(runs):
 @styled
 def validation_curves(runs):
     "mAP on the validation identities during training. Mean over seeds; the band reaches from the lowest to the highest seed."
-    if "mAP" not in runs[0].history: return None      # all identities trained
+    runs = [run for run in runs if "mAP" in run.history]
+    if not runs: return None      # all identities trained, or every run diverged
     groups = by_recipe(runs)
     curve = lambda run: 100*run.history.set_index("epoch").mAP
-    tables = {recipe: pd.concat([curve(run) for run in group], axis=1).dropna() for recipe, group in groups.items()}
+    tables = {recipe: pd.concat([curve(run) for run in group], axis=1).dropna(how="all") for recipe, group in groups.items()}
     figure, axes = curve_panels(groups, tables, "epoch", "mAP on validation (%)", ylim=(0, None))
     for ax in axes: ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(8 if len(groups) <= FEW else 4, integer=True))
     return figure
@@ -307,6 +308,8 @@ def training_curves(runs, across=4):
     """The terms of each recipe on its training images: losses, shares (of hinges still active, of images classified correctly)
     and distances of the mined triplets. Losses of different recipes are not comparable in value. Mean over seeds; the band reaches from
     the lowest to the highest seed."""
+    runs = [run for run in runs if len(run.history)]
+    if not runs: return None      # all diverged in their first epoch
     groups, styles = by_recipe(runs), recipe_styles(by_recipe(runs))
     found = {recipe: drawn_columns(group[0].history) for recipe, group in groups.items()}
     rows = [row for row in ROWS if any(columns[row] for columns in found.values())]

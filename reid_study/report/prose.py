@@ -151,6 +151,7 @@ def identity_sentence(runs):
 # %% ../../nbs/82_report.prose.ipynb #6df2615b
 def detector_messages(run):
     "What the collapse detector reports for each term of a run: a list of texts, empty where it finds nothing."
+    if told := run.metrics.get("diverged"): return [told]
     history, settings = run.history, run.config["settings"]
     if "mAP" not in history:      # nobody was held out: the score of the test split is that of the last epoch
         history = history.assign(mAP=[*[np.nan]*(len(history) - 1), run.metrics["mAP"]])

@@ -125,7 +125,8 @@ _LINE_KEY = [mpl.lines.Line2D([], [], color="#55555d", ls=line, label=name) for 
 
 def _tuple_distances(ax, runs, recipe, colour):
     "Draw the distances of the tuples that a recipe trains on, epoch by epoch."
-    histories = [run.history.set_index("epoch") for run in runs]
+    histories = [run.history.set_index("epoch") for run in runs if len(run.history)]
+    if not histories: return      # all diverged in their first epoch
     term = next(t for t in get_recipe(recipe).terms if f"{t}.d_ap" in histories[0])
     for column, line in (("d_ap", "-"), ("d_an", DASHED)):
         ax.plot(pd.concat([history[f"{term}.{column}"] for history in histories], axis=1).mean(axis=1), color=colour, ls=line, lw=1.7)
@@ -183,7 +184,8 @@ def mining_picture(results, arm="rates"):
         scores = pd.DataFrame({t: pd.Series(mAP_points(results.runs(arm, recipe, {"lr_times": t}))) for t in times})
         left.plot(times, scores.T, "o", color=colour, ms=4.5, alpha=.6, mew=0)
         left.plot(times, scores.mean(), color=colour, lw=1.8)
-        runs = results.runs(arm, recipe, {"lr_times": 1}).values()
+        runs = [run for run in results.runs(arm, recipe, {"lr_times": 1}).values() if "mAP" in run.history]
+        if not runs: continue      # all diverged in their first epoch
         mean = band(right, pd.concat([100*run.history.set_index("epoch").mAP.dropna() for run in runs], axis=1), color=colour, lw=1.8)
         ends[recipe] = mean.index[-1], mean.iloc[-1], colour
     left.set(xscale="log", xlabel="learning rate, in multiples of the chosen one", ylabel="mAP on validation (%)", title="Learning rate")

@@ -139,7 +139,7 @@ freedom, because Satterthwaite's are too generous so far out in the tails), and 
 5 %, or the least that so few seeds can reach ({seeds} seeds reach {least:.4g}, where all have the same sign, and no less). Of the rest
 it is *negligible* when the interval lies within the margin on both sides and an equivalence test holds after Holm's correction over all
 of these; else it is *undecided*. A claim with two parts has the verdict of the worse one. *Not testable* are hypotheses with fewer than
-{seeds} seeds, those whose means would mix runs that trained with runs that failed (collapsed, or a mAP under {fails} times that of a
+{seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under {fails} times that of a
 random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), and
 those about something that happened in no run."""
 
@@ -216,8 +216,8 @@ def failure_counts(results, arm="rates"):
     ended = {r: [failed(run) for run in rows.run[rows.recipe == r]] for r in results.recipes(arm)}
     counts = [f"{sum(each)} of {counted(len(each), 'run')} of `{r}`" for r, each in ended.items() if any(each)]
     if not counts: return f"None of the {counted(len(rows), 'run')} of the arm *{arm}* failed to train."
-    return (f"Failed to train, with a mAP under {FAILS} times that of a random ranking or with queries less than {COLLAPSED} from other "
-            f"people on average: {listed(counts)} (arm *{arm}*).")
+    return (f"Failed to train, with a loss that was not finite, a mAP under {FAILS} times that of a random ranking or queries less than "
+            f"{COLLAPSED} from other people on average: {listed(counts)} (arm *{arm}*).")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #b6469022
 def low_recipes(results, arm="main", than="triplet"):
@@ -227,9 +227,10 @@ def low_recipes(results, arm="main", than="triplet"):
     if than not in scores: return ""
     lines = []
     for recipe in scores.index[scores < scores[than]/2]:
-        last = pd.DataFrame([run.history.iloc[-1] for run in results.runs(arm, recipe).values()]).mean(numeric_only=True).dropna()
+        ends = [run.history.iloc[-1] for run in results.runs(arm, recipe).values() if len(run.history)]
+        last = pd.DataFrame(ends).mean(numeric_only=True).dropna()
         shown = [f"{name.split('.', 1)[1]} {last[name]:.2f}" for name in last.index if "." in name]
-        lines.append(f"- **{recipe}** ({scores[recipe]:.1f} %): {', '.join(shown)}")
+        lines.append(f"- **{recipe}** ({scores[recipe]:.1f} %): {', '.join(shown) or 'it diverged in its first epoch'}")
     if not lines: return f"No recipe has less than half of the mAP of **{than}** ({scores[than]:.1f} %)."
     return "\n".join([f"With less than half of the mAP of **{than}** ({scores[than]:.1f} %), and how their training ended:\n", *lines])
 

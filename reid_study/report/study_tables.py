@@ -40,7 +40,7 @@ ENDPOINTS = {
     "steps": f"steps until the validation mAP first reaches a level that was fixed beforehand ({LEVEL_WORDS}, "
              "or what the study file says); all of them where it never does",
     "loss": "mAP lost at other learning rates than the best",
-    "trains": f"share of runs that train: their mAP is at least {FAILS} times that of a random ranking, and their queries are on average "
+    "trains": f"share of runs that train: their loss stays finite, their mAP is at least {FAILS} times that of a random ranking, and their queries are on average "
               f"{COLLAPSED} or more from other people, where unrelated directions are 1.41 apart (half a pair added to each kind)",
     "separability": "accuracy of a linear classifier of unseen people, fitted on half of each one's images",
     "compactness": "mean distance between images of one unseen person, divided by that between people"}

@@ -100,7 +100,7 @@ def steps_per_epoch(run):
 # %% ../../nbs/77a_study.endpoints.ipynb #b0d36d0f
 def steps_to(run, level):
     "(Steps until the validation mAP of a run first reaches a level, whether it does); one that never does has all of its steps."
-    epochs = epochs_to(run.history, level)
+    epochs = math.inf if run.metrics.get("diverged") else epochs_to(run.history, level)
     reached = math.isfinite(epochs)
     return (epochs if reached else run.config["epochs"])*steps_per_epoch(run), reached
 
@@ -118,8 +118,9 @@ def collapsed(run):
 FAILS = 3      # times the mAP of a random ranking
 
 def failed(run):
-    "Whether a run has failed to train: it has collapsed, or its mAP is under `FAILS` times that of a random ranking of its gallery."
-    return collapsed(run) or run.metrics["mAP"] < FAILS*run.metrics.get("chance", 0)
+    """Whether a run has failed to train: it diverged, it has collapsed, or its mAP is under `FAILS` times that of a random ranking of
+    its gallery."""
+    return bool(run.metrics.get("diverged")) or collapsed(run) or run.metrics["mAP"] < FAILS*run.metrics.get("chance", 0)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #433c6716
 def arm_rates(results, arm):

@@ -313,8 +313,8 @@ def _check_identities(table, scores):
 
 def _check_history(table, scores):
     "Has each run all of its epochs, with numbers where they must be, and possible scores?"
-    epochs = table.groupby("run").size().reindex(scores.index)
-    _demand(epochs == scores.epochs, scores.index, "it does not have all of its epochs")
+    epochs = table.groupby("run").size().reindex(scores.index, fill_value=0)
+    _demand((epochs == scores.epochs) | scores.diverged & (epochs < scores.epochs), scores.index, "it does not have all of its epochs")
     _demand(table.epoch == table.groupby("run").cumcount() + 1, table.run, "its epochs are not 1, 2, 3, …")
     check_columns(table, [], table.columns.drop("run"))
     _demand(possible_epochs(table), table.run, f"an epoch lacks one of {', '.join(HISTORY)}, or its mAP or rank1 is not between 0 and 1")
@@ -328,8 +328,8 @@ def _check_examples(table, scores):
 
 def _scores(runs):
     "A row a run, by its id: what the other tables must agree with."
-    rows = [{"mAP": run.metrics["mAP"], "valid": run.metrics["queries"] - run.metrics["dropped"], "epochs": run.config["epochs"]}
-            for run in runs.values()]
+    rows = [{"mAP": run.metrics["mAP"], "valid": run.metrics["queries"] - run.metrics["dropped"], "epochs": run.config["epochs"],
+             "diverged": "diverged" in run.metrics} for run in runs.values()]
     return pd.DataFrame(rows, index=[*runs])
 
 # %% ../../nbs/73_study.results.ipynb #1b08dfbf
@@ -457,7 +457,8 @@ def _complete_runs(tables, folder):
         with damage_named(folder/f"{name}.parquet"):
             _demand(tables[name].run.isin(scores.index), tables[name].run, "it is not in runs.parquet")
             check(tables[name], scores)
-    found = {"identities": _by_run(tables["identities"]), "history": _histories(tables["history"])}
+    nothing = pd.DataFrame(columns=HISTORY, dtype=float)      # of runs that diverged in their first epoch
+    found = {"identities": _by_run(tables["identities"]), "history": dict.fromkeys(runs, nothing) | _histories(tables["history"])}
     found |= {kind: _examples(tables["examples"], kind) for kind in EXAMPLES}
     for name, run in runs.items(): run.tables.update({kind: rows.get(name) for kind, rows in found.items()})
     return runs

@@ -7,9 +7,9 @@ __all__ = ['SCORED', 'FILES', 'BEGUN', 'PROJECT', 'ENCODINGS', 'Share', 'HISTORY
            'stored_images', 'one_at_a_time', 'kept_maps', 'open_data', 'default_device', 'check_device', 'prepare',
            'train', 'place', 'partial_folder', 'disk_full_named', 'files_of', 'seal', 'read_sums', 'check_sums',
            'versions_of_packages', 'here_or_project', 'commit', 'environment', 'write_table', 'finish_run', 'images_of',
-           'check_images', 'reused', 'begin', 'make_run', 'trained', 'RunConfig', 'TrainingCost', 'RunMetrics',
-           'RunEnvironment', 'Run', 'check_columns', 'possible_scores', 'possible_epochs', 'possible_pairs',
-           'identity_table', 'check_run', 'read_run', 'make_runs']
+           'check_images', 'reused', 'begin', 'make_run', 'train_or_diverge', 'trained', 'RunConfig', 'TrainingCost',
+           'RunMetrics', 'RunEnvironment', 'Run', 'check_columns', 'possible_scores', 'possible_epochs',
+           'possible_pairs', 'identity_table', 'check_run', 'read_run', 'make_runs']
 
 # %% ../../nbs/72_study.run.ipynb #89638126
 import contextlib
@@ -37,6 +37,7 @@ from ..data.datasets import fingerprinted, is_path
 from ..data.images import image_store, load_store, write_store
 from ..data.market1501 import ATTRIBUTES
 from ..networks.backbones import get_backbone
+from ..networks.embedder import NotFinite
 from ..networks.frozen import FrozenStem, stem_maps
 from .config import check_data, checked_by, is_test, run_id, scored_on, training_config, training_table, validated
 
@@ -244,25 +245,24 @@ def write_table(table, path):
                          store_schema=False, write_statistics=False)
 
 # %% ../../nbs/72_study.run.ipynb #0f13a343
-def finish_run(config, learn, runs="runs", side_by_side=1, env=None):
+def finish_run(config, learn, runs="runs", side_by_side=1, env=None, diverged=None):
     """Score a trained learner as its configuration says, write every artefact, and seal the folder, which is returned.
-    `env`: more about how it was made, such as the fingerprints of the images."""
+    `env`: more about how it was made, such as the fingerprints of the images. `diverged`: why training ended early, if it did."""
     from reid_study.evaluation.scoring import score
-    folder, history = partial_folder(config, runs), learn.history.table
+    folder, history = partial_folder(config, runs), learn.history.table.reindex(columns=HISTORY if not learn.history.rows else None)
     folder.mkdir(parents=True, exist_ok=True)
     metrics, tables = score(learn) if config["score"] else ({}, {})
     write_json(folder/"config.json", config)
-    write_json(folder/"metrics.json", metrics | _cost(config, learn, history))
+    write_json(folder/"metrics.json", metrics | _cost(config, learn, history) | ({"diverged": diverged} if diverged else {}))
     write_json(folder/"env.json", environment(config["threads"], learn.dls.device) | {"side_by_side": side_by_side} | (env or {}))
     for name, t in tables.items(): write_table(t, folder/f"{name}.parquet")
-    if is_test(config):
-        with atomic(folder/"history.csv") as temporary: history.to_csv(temporary, index=False)
-    else: _save_weights(learn, folder)
+    with atomic(folder/"history.csv") as temporary: history.to_csv(temporary, index=False)
+    if not is_test(config): _save_weights(learn, folder)
     return seal(folder, place(config, runs))
 
 def _cost(config, learn, history):
     seconds, seen = history.seconds.sum(), config["p"]*config["k"]*len(learn.dls.train)*len(history)
-    return {"train_seconds": round(seconds, 2), "images_per_second": round(seen/seconds, 1),
+    return {"train_seconds": round(seconds, 2), "images_per_second": round(seen/seconds, 1) if seen else 0.0,
             "train_images": int((learn.dls.train.dataset.split == "train").sum()), "train_classes": learn.dls.c,
             "parameters": sum(p.numel() for part in (learn.model, learn.loss_func) for p in part.parameters())}
 
@@ -305,8 +305,9 @@ def make_run(config, data="data", runs="runs", device=None, side_by_side=1, open
     It trains and is scored on its validation identities, trains on all identities and is scored on nothing, or is scored on a
     test split with the weights of such a training. `side_by_side`: how many runs share the machine, which its times depend on.
     `opened`: a dictionary, shared by runs that follow each other, that keeps datasets open. `log`: "tensorboard" or "wandb",
-    to watch the training there, which changes no number. Raises `InputError` for a run that was
-    made, or has been begun, from other images than `data` holds.
+    to watch the training there, which changes no number. A training that diverges, with a loss or a weight that is not finite,
+    is scored with the weights of its last finished epoch, and `diverged` in its metrics says what happened. Raises `InputError`
+    for a run that was made, or has been begun, from other images than `data` holds.
     """
     if "ranks" in config: raise InputError(f"this run is made by {config['ranks']} processes; start it with torchrun --nproc-per-node")
     final, opened = place(config, runs), {} if opened is None else opened
@@ -316,15 +317,22 @@ def make_run(config, data="data", runs="runs", device=None, side_by_side=1, open
     with one_at_a_time(final):
         if final.exists(): return reused(final, images, where)
         with disk_full_named(folder):
-            if is_test(config): learn, side_by_side = trained(config, data, runs, device, opened)
+            if is_test(config):
+                learn, run = trained(config, data, runs, device, opened)
+                side_by_side, diverged = run.env["side_by_side"], run.metrics.get("diverged")
             else:
                 begin(folder, images, where)
-                learn = train(config, data, device, folder, opened, log)
-            return finish_run(config, learn, runs, side_by_side, images)
+                learn, diverged = train_or_diverge(config, data, device, folder, opened, log)
+            return finish_run(config, learn, runs, side_by_side, images, diverged)
+
+def train_or_diverge(config, data, device, folder, opened, log=None):
+    "(the trained learner, None), or (it as it was after its last finished epoch, why training could not go on)."
+    try: return train(config, data, device, folder, opened, log), None
+    except NotFinite as e: return prepare(config, data, device, folder, opened), _last_line(e)      # from its checkpoint
 
 # %% ../../nbs/72_study.run.ipynb #67803a10
 def trained(config, data="data", runs="runs", device=None, opened=None):
-    """(learner, how many runs shared the machine) of a test's configuration, with the weights and the history of its training,
+    """(learner, `Run`) of a test's configuration: with the weights and the history of its training, and this training,
     which must be finished. `InputError` for weights that are damaged or do not fit."""
     from safetensors.torch import load_file
     run = read_run(place(training_config(config), runs))
@@ -336,7 +344,7 @@ def trained(config, data="data", runs="runs", device=None, opened=None):
         own = {k.removeprefix("objective."): v for k, v in weights.items() if k.startswith("objective.")}
         learn.loss_func.load_state_dict(objective | own)
     learn.history.rows = run.history.to_dict("records")
-    return learn, run.env["side_by_side"]
+    return learn, run
 
 def _to_test(config, data, device, opened):
     "The untrained learner of a training, with the images of the test split where validation images are."
@@ -373,6 +381,7 @@ class TrainingCost(BaseModel, strict=True, allow_inf_nan=False):
     "What is read of the metrics of every run."
     train_seconds: Annotated[float, Field(ge=0)]
     parameters: Annotated[int, Field(ge=0, lt=2**63)]
+    diverged: str = ""
 
 class RunMetrics(TrainingCost):
     "What is read of the metrics of a run that is scored."
@@ -456,9 +465,10 @@ def _check_queries(table, metrics):
     if not abs((found := valid.AP.astype("float64").mean()) - metrics["mAP"]) <= 1e-6:
         raise InputError(f"the mean AP of its queries is {found:.6f}, and metrics.json says mAP={metrics['mAP']:.6f}")
 
-def _check_epochs(table, epochs):
-    "Raise `InputError` for a history that is not of these epochs, or with impossible numbers."
-    if table.epoch.tolist() != [*range(1, epochs + 1)]: raise InputError(f"it does not have the epochs 1 to {epochs}")
+def _check_epochs(table, epochs, diverged=False):
+    "Raise `InputError` for a history that is not of these epochs, the last of which may lack if it diverged, or with impossible numbers."
+    if table.epoch.tolist() != [*range(1, (len(table) if diverged else epochs) + 1)] or len(table) > epochs:
+        raise InputError(f"it does not have the epochs 1 to {epochs}")
     check_columns(table, [], table.columns)
     if not (good := possible_epochs(table)).all():
         raise InputError(f"epoch {good.argmin() + 1} lacks one of {', '.join(HISTORY)}, or its mAP or rank1 is not from 0 to 1")
@@ -479,12 +489,13 @@ class _Files(dict):
         regular_file(path, "it is not scored" if self.folder.parent.name == "train" else remedy)
         with damage_named(path, remedy):
             table = pd.read_csv(path) if file.endswith(".csv") else pd.read_parquet(path)
+            if name == "history" and table.empty: table = table.astype(float)      # it diverged in its first epoch
             check_columns(table, *TABLES[path.stem])
             self._check(name, table)
             self[name] = identity_table(table) if name == "identities" else table
         return self[name]
     def _check(self, name, table):
-        if name == "history": _check_epochs(table, self.config["epochs"])
+        if name == "history": _check_epochs(table, self.config["epochs"], "diverged" in self.metrics)
         elif name == "identities": _check_queries(table, self.metrics)
         elif name == "pairs" and not possible_pairs(table[["distance", "positive", "negative"]]):
             raise InputError("its distances and counts must be numbers of at least 0")
@@ -517,7 +528,7 @@ def read_run(folder, config=None):
 def make_runs(plan, data="data", runs="runs", device=None, side_by_side=1, known=None):
     """The finished `Run` of every configuration of a plan, [(seed, change, configuration)], in order.
 
-    `known`: id -> `Run`, runs that need not be made, such as published ones. Raises `RuntimeError` at the end if runs failed.
+    `known`: id -> `Run`, runs that need not be made, such as published ones. Raises `RuntimeError` at the end if runs raised errors.
     """
     opened, found, failed = {}, [], []
     for seed, change, config in plan:
