@@ -33,7 +33,7 @@ BACKBONES = {}     # name -> Backbone, of the chapters that have been imported
 # %% ../../nbs/20_networks.backbones.ipynb #f858e387
 _Make = TypeVar("_Make", bound=Callable)
 
-def register_backbone(version: int = 1, load: Callable[[nn.Module, str | Path], nn.Module] | None = None) -> Callable[[_Make], _Make]:
+def register_backbone(version: int = 1, load: Callable | None = None) -> Callable[[_Make], _Make]:
     """Decorate a factory, pretrained=False -> backbone, to enter it in `BACKBONES` under the name of the function.
 
     `load`: a function (backbone, path) that loads a checkpoint in published names, for `get_backbone(..., weights=path)`.
