@@ -47,7 +47,7 @@ def as_pixels(image: Picture, size: tuple[int, int]) -> np.ndarray:
 
     Raises `InputError` for whatever else it is, and for images that `open_image` would refuse in a file.
     """
-    if isinstance(image, (str, os.PathLike)): return read_image(image, size)
+    if isinstance(image, (str, os.PathLike)): return read_image(os.fspath(image), size)
     try: image = np.asarray(as_rgb(image, "a Pillow image") if isinstance(image, Image.Image) else image)
     except InputError: raise
     except Exception as e: raise InputError(f"an image, a {type(image).__name__}, cannot be read ({e}); give a file or RGB bytes") from None
