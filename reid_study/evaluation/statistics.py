@@ -581,8 +581,8 @@ def simulate(seeds: int = 5, identities: int = 80, seed_sd: float | Sequence[flo
     resampled), t intervals over "seeds only" and "identities only", and "queries only" (`query_bootstrap`). The resamples are
     drawn once for all replicates. Columns: coverage, its Monte Carlo standard error, mean width, share that excludes zero; truth.
     """
-    for name, number in dict(seeds=seeds, identities=identities).items(): check_number(name, number, least=2, most=10**6, whole=True)
-    for name, number in dict(replicates=replicates, resamples=resamples).items(): check_number(name, number, least=1, most=10**7, whole=True)
+    for name, n in dict(seeds=seeds, identities=identities).items(): check_number(name, n, least=2, most=10**6, whole=True)
+    for name, n in dict(replicates=replicates, resamples=resamples).items(): check_number(name, n, least=1, most=10**7, whole=True)
     for name, value in dict(gap=gap, ease=ease).items(): check_number(name, value)
     for name, value in dict(identity_sd=identity_sd, both_sd=both_sd, unequal=unequal).items(): check_number(name, value, least=0)
     for value in np.atleast_1d(seed_sd): check_number("seed_sd", value, least=0)

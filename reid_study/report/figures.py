@@ -8,7 +8,7 @@ __all__ = ['WIDTH', 'STYLE', 'LINES', 'ROWS', 'STATISTICS', 'styled', 'caption',
            'distance_histograms', 'embedding_views', 'drawn_columns', 'training_curves']
 
 # %% ../../nbs/81_report.figures.ipynb #e679b096
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 

@@ -8,7 +8,6 @@ __all__ = ['ARM_STYLES', 'NAME_PLACES', 'turned', 'forest_plot', 'colour_of', 'r
 
 # %% ../../nbs/81a_report.study_figures.ipynb #37978061
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl

@@ -10,7 +10,7 @@ __all__ = ['ENDS', 'SYMBOLS', 'RANKED', 'ONE_LOSS', 'CHEAPER', 'NOTHING', 'regim
 # %% ../../nbs/86_report.synthesis.ipynb #a3c83699
 import html
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np

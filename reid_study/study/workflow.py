@@ -89,7 +89,8 @@ def pages(study: Study | Results, tables: str | Path, data: str | Path = "data")
         score = {a: study.dataset if study.arms[a].score in ("validation", "test") else study.arms[a].score for a in arms}
     shown = arm_pages(questions, arms)
     name = study.study["study"] if isinstance(study, Results) else study.name
-    found: dict[str, tuple[str, dict[str, Any]]] = {"index": ("overview", {"results": str(tables), "published": published_tables(name)})} if questions else {}
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    if questions: found["index"] = "overview", {"results": str(tables), "published": published_tables(name)}
     for page, arm in shown.items():
         links = ({"overview": "index.html"} if questions else {}) | {other: f"{name}.html" for name, other in shown.items() if name != page}
         own = {"results": str(tables), "arm": arm, "links": dict(sorted(links.items()))}      # sorted, as in a job's file
