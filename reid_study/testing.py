@@ -7,12 +7,16 @@ __all__ = ['DEGENERATE', 'refuses', 'unequal_batches', 'check_gradient', 'check_
            'check_precision', 'check_loss', 'toy_training']
 
 # %% ../nbs/02_testing.ipynb #1a42bf3b
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from .core import InputError
 
 # %% ../nbs/02_testing.ipynb #18028611
-def refuses(call, *words, hide=""):
+def refuses(call: Callable[[], Any], *words: str, hide: str = "") -> None:
     "Assert that `call()` raises an `InputError` whose message has all the `words`; print it, with dots in place of `hide`."
     try: call()
     except InputError as e:
@@ -21,7 +25,8 @@ def refuses(call, *words, hide=""):
     else: raise AssertionError(f"no InputError with {words}")
 
 # %% ../nbs/02_testing.ipynb #fa1f70d9
-def unequal_batches(n=10, dim=5, dtype=torch.float64, seed=0, classes=4):
+def unequal_batches(n: int = 10, dim: int = 5, dtype: torch.dtype = torch.float64, seed: int = 0,
+                    classes: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
     "Yield `n` random batches of two identities or more, one with several images: embeddings [B, dim] and pids [B] below `classes`."
     generator = torch.Generator().manual_seed(seed)
     while n:
@@ -38,14 +43,14 @@ def _seeded(loss, x, pids):
         torch.manual_seed(0)
         return loss(x, pids)
 
-def check_gradient(loss, **batches):
+def check_gradient(loss: Callable[..., Tensor], **batches: Any) -> None:
     "Gradients with respect to the embeddings and to the loss's own parameters equal finite differences, in float64, on unequal batches."
     own = [p for p in getattr(loss, "parameters", list)() if p.requires_grad]
     for x, pids in unequal_batches(3, **batches):
         assert torch.autograd.gradcheck(lambda x, *own: _seeded(loss, x, pids), (x, *own), atol=1e-5)
 
 # %% ../nbs/02_testing.ipynb #e25ac6cc
-def check_invariance(loss, relabel=True, **batches):
+def check_invariance(loss: Callable[..., Tensor], relabel: bool = True, **batches: Any) -> None:
     "The value does not depend on the order of the batch, nor (`relabel`) on what the identities are called."
     generator = torch.Generator().manual_seed(0)
     for x, pids in unequal_batches(5, **batches):
@@ -56,7 +61,7 @@ def check_invariance(loss, relabel=True, **batches):
 # %% ../nbs/02_testing.ipynb #a6da98b0
 DEGENERATE = {"one identity": [0, 0, 0], "all singletons": [0, 1, 2], "one image": [0], "nothing": []}
 
-def check_degenerate(loss, dim=5, zero=True):
+def check_degenerate(loss: Callable[..., Tensor], dim: int = 5, zero: bool = True) -> None:
     """Batches of one identity, of singletons, of one image, of none, and of duplicates give finite values and gradients.
 
     `zero`: where a batch holds no positive or no negative pair, the loss is zero with a graph. Say False for losses that
@@ -77,7 +82,7 @@ def check_degenerate(loss, dim=5, zero=True):
         assert value.isfinite() and x.grad.isfinite().all(), "duplicates"
 
 # %% ../nbs/02_testing.ipynb #b8d56227
-def check_precision(loss, dim=5):
+def check_precision(loss: Callable[..., Tensor], dim: int = 5) -> None:
     "Finite in float32 or better under autocast, for float16 and bfloat16 embeddings, large and small."
     pids, generator = torch.tensor([0, 0, 0, 1, 1, 2]), torch.Generator().manual_seed(0)
     for dtype in (torch.float16, torch.bfloat16):
@@ -88,7 +93,7 @@ def check_precision(loss, dim=5):
             assert value.dtype in (torch.float32, torch.float64) and value.isfinite() and x.grad.isfinite().all(), (dtype, scale)
 
 # %% ../nbs/02_testing.ipynb #4df873eb
-def check_loss(loss, relabel=True, random=False, zero=True, dim=5):
+def check_loss(loss: Callable[..., Tensor], relabel: bool = True, random: bool = False, zero: bool = True, dim: int = 5) -> None:
     """All checks of this chapter. `loss` has float64 parameters, if it has any, and takes embeddings [B, dim] and pids below 4.
 
     `relabel`: identities may be renamed (not where the loss owns a weight for each). `random`: the loss draws at random, so
@@ -100,7 +105,8 @@ def check_loss(loss, relabel=True, random=False, zero=True, dim=5):
     check_precision(loss, dim)
 
 # %% ../nbs/02_testing.ipynb #5c6acdd9
-def toy_training(loss, pids=None, dim=8, steps=300, lr=0.1, seed=0):
+def toy_training(loss: Callable[..., Tensor], pids: Tensor | None = None, dim: int = 8, steps: int = 300, lr: float = 0.1,
+                 seed: int = 0) -> tuple[Tensor, float]:
     """Minimise `loss` over free embeddings (and its own weights) with Adam. Returns (embeddings [B, dim], last value).
 
     `pids` None: 4 identities with 4 images each.

@@ -10,13 +10,14 @@ import math
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from ..core import InputError, check_number
 
 # %% ../../nbs/14_data.augment.ipynb #c12d9c9f
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)   # of ImageNet, as the published weights expect
 
-def normalize(images):
+def normalize(images: Tensor) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] normalised by ImageNet's mean and deviation (channels last in memory).
 
     Of the maps of images and their mirror images, float32 [B, 2, h, w, C], the first: [B, C, h, w].
@@ -50,18 +51,19 @@ class Augment:
     All draws come from `generator`, which lives on `device`: its state is all that a resumed run needs.
     Maps of a [frozen stem](23a_networks.frozen.ipynb), float32 [B, 2, h, w, C], are flipped alone; `InputError` for another change.
     """
-    def __init__(self, flip=0.5, shift=1/16, erase=0.5, seed=0, device="cpu"):
+    def __init__(self, flip: float = 0.5, shift: float = 1/16, erase: float = 0.5, seed: int = 0,
+                 device: str | torch.device = "cpu") -> None:
         for name, value in (("flip", flip), ("shift", shift), ("erase", erase)): check_number(name, value, least=0, most=1)
         self.flip, self.shift, self.erase = flip, shift, erase
         self.generator = torch.Generator(device).manual_seed(seed)
 
-    def __call__(self, images): return self.change(images, self.draw(images))
+    def __call__(self, images: Tensor) -> Tensor: return self.change(images, self.draw(images))
 
-    def draw(self, images):
+    def draw(self, images: Tensor) -> Tensor:
         "The random numbers [B, 8] in [0, 1) that decide what is done to a batch."
         return torch.rand(len(images), 8, generator=self.generator, device=images.device)
 
-    def change(self, images, r):
+    def change(self, images: Tensor, r: Tensor) -> Tensor:
         "A batch changed as the random numbers r [B, 8] say."
         if images.ndim == 5: return self._flipped(images, r[:, 2] < self.flip)
         (B, H, W, _), device = images.shape, images.device

@@ -12,9 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..core import InputError, import_all, lookup
 from .images import fingerprint
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/18_data.datasets.ipynb #063e3145
 KINDS = "drawn", "photographs"
@@ -34,7 +38,10 @@ class Dataset:
 DATASETS = {}     # name -> Dataset, of the chapters that have been imported
 
 # %% ../../nbs/18_data.datasets.ipynb #34d6dc6c
-def register_dataset(name, title, folder, kind, fingerprint=None, terms="", **options):
+_Read = TypeVar("_Read", bound=Callable)
+
+def register_dataset(name: str, title: str, folder: str, kind: Literal["drawn", "photographs"], fingerprint: Callable | None = None,
+                     terms: str = "", **options: Any) -> Callable[[_Read], _Read]:
     """Decorate a reader, folder -> table of images, to enter it in `DATASETS`.
 
     `title`: the name in reports. `folder`: its place under the data folder. `kind`: "drawn" or "photographs".
@@ -51,14 +58,14 @@ def register_dataset(name, title, folder, kind, fingerprint=None, terms="", **op
 # %% ../../nbs/18_data.datasets.ipynb #0024f0d3
 TABLES = ".csv", ".parquet"      # suffixes of tables of one's own photographs
 
-def is_path(name):
+def is_path(name: Any) -> bool:
     "Whether what is given as a dataset is a path: it has a separator, ends as a table does, or is a folder and no dataset's name."
     if isinstance(name, os.PathLike): return True
     if not isinstance(name, str): return False
     if name not in DATASETS: import_all("reid_study.data")
     return name not in DATASETS and (os.sep in name or name.lower().endswith(TABLES) or os.path.isdir(name))
 
-def get_dataset(name):
+def get_dataset(name: str | Path) -> Dataset:
     """The `Dataset` of a name or, given a path, that of one's own photographs there, see `photographs_at`; its name is the absolute path.
     An unknown name raises `InputError`."""
     if is_path(name):
@@ -67,14 +74,14 @@ def get_dataset(name):
     try: return lookup(name, DATASETS, "dataset")
     except InputError as e: raise InputError(f"{e}; or give the path of a folder or a table of photographs") from None
 
-def full_name(dataset):
+def full_name(dataset: str | Path) -> str:
     "The name of a dataset as configurations have it: of one's own photographs, the absolute path."
-    return get_dataset(dataset).name if is_path(dataset) else dataset
+    return dataset if isinstance(dataset, str) and not is_path(dataset) else get_dataset(dataset).name
 
 # %% ../../nbs/18_data.datasets.ipynb #c73f9e10
 SPLITS = "train", "query", "gallery"
 
-def check_table(table, what):
+def check_table(table: "pd.DataFrame", what: str | Path) -> None:
     """Raise `InputError` unless a table of images has the columns path, pid, camid and split, whole numbers for people and cameras,
     splits of `SPLITS`, and no image twice. `what`: whose table it is, for the message."""
     lacking = [name for name in ("path", "pid", "camid", "split") if name not in table]
@@ -88,17 +95,17 @@ def check_table(table, what):
         raise InputError(f"{what}: {twice.iloc[0]} is in the table twice; leave one row out")
 
 # %% ../../nbs/18_data.datasets.ipynb #9c037a24
-def dataset_root(dataset, data="data"):
+def dataset_root(dataset: str | Path, data: str | Path = "data") -> Path:
     "The folder of a dataset under the data folder. An unknown dataset raises `InputError`."
     return Path(data)/get_dataset(dataset).folder
 
-def images_root(dataset, data="data"):
+def images_root(dataset: str | Path, data: str | Path = "data") -> Path:
     "The folder below which the images of a dataset are named: of a table, the one that it lies in."
     root = dataset_root(dataset, data)
     return root.parent if is_path(dataset) and root.suffix.lower() in TABLES and not root.is_dir() else root
 
 # %% ../../nbs/18_data.datasets.ipynb #e56b141d
-def read_dataset(dataset, data="data"):
+def read_dataset(dataset: str | Path, data: str | Path = "data") -> "pd.DataFrame":
     """The table of images of a dataset under the data folder, from `get_dataset(dataset).read`, checked by `check_table`.
 
     People are drawn if they are not there. Raises `InputError` for an unknown dataset and where the reader or the check does.
@@ -108,7 +115,7 @@ def read_dataset(dataset, data="data"):
     return table
 
 # %% ../../nbs/18_data.datasets.ipynb #0ac998f1
-def fingerprinted(dataset, data="data"):
+def fingerprinted(dataset: str | Path, data: str | Path = "data") -> tuple["pd.DataFrame", str]:
     """(table of images, fingerprint of the images: 12 hexadecimal digits) of a dataset under the data folder.
 
     Raises `InputError` as `read_dataset` does, and for an image that cannot be read.

@@ -14,10 +14,12 @@ import re
 import threading
 import warnings
 from collections import deque
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -46,7 +48,7 @@ def _unfit(image):
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         return "has transparent pixels; put it on a background, or leave it out"
 
-def as_rgb(image, name):
+def as_rgb(image: Image.Image, name: str | Path) -> Image.Image:
     "A Pillow image upright, in RGB of 8 bits; `InputError`, which calls it `name`, for one that `open_image` refuses."
     if why := _unfit(image): raise InputError(f"{name} {why}")
     return ImageOps.exif_transpose(image).convert("RGB")
@@ -54,7 +56,7 @@ def as_rgb(image, name):
 # %% ../../nbs/13_data.images.ipynb #4b614d8c
 _OPENING = threading.Lock()      # the filters of warnings belong to the process, not to a thread
 
-def open_image(path, name="the picture"):
+def open_image(path: str | Path | bytes, name: str = "the picture") -> Image.Image:
     """The image in a file, or in the bytes of one, as a Pillow image, decoded: upright, in RGB of 8 bits.
 
     Raises `InputError` for what is no regular file or no image in one of `FORMATS`, is damaged, has more than `MOST_PIXELS` pixels,
@@ -76,7 +78,7 @@ def open_image(path, name="the picture"):
         raise InputError(f"{path} is no readable image ({e}); {remedy}") from e
 
 # %% ../../nbs/13_data.images.ipynb #c2af4e8a
-def check_size(size):
+def check_size(size: Sequence[int]) -> tuple[int, int]:
     "A size of images, (height, width), as two of Python's whole numbers; `InputError` for another, or one of more than `MOST_PIXELS`."
     try: height, width = size
     except (TypeError, ValueError): raise InputError(f"size={shown(size)} must be two whole numbers, (height, width)") from None
@@ -85,7 +87,7 @@ def check_size(size):
         raise InputError(f"size={shown((height, width))} has more than {MOST_PIXELS:,} pixels; give a smaller height and width")
     return height, width
 
-def read_image(path, size=None):
+def read_image(path: str | Path | bytes, size: Sequence[int] | None = None) -> np.ndarray:
     """The pixels of an image file: uint8 [height, width, 3], resized to `size`, (height, width), if one is given.
 
     Raises `InputError` as `open_image` does, and for a size as `check_size` does.
@@ -98,7 +100,7 @@ def read_image(path, size=None):
 SYSTEM_FILES = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "system volume information", "lost+found",      # beside hidden ones
                 "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin")
 
-def is_system_file(path):
+def is_system_file(path: Path) -> bool:
     "Whether the name of a file or folder is one that operating systems or storage devices give to their own files."
     return path.name.startswith(".") or path.name.lower() in SYSTEM_FILES
 
@@ -119,7 +121,7 @@ def _walk(folder):
             else: waiting.appendleft(path)
 
 # %% ../../nbs/13_data.images.ipynb #28f5a4e0
-def list_images(folder):
+def list_images(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
     """The image files under a folder, its subfolders and linked folders: (paths in the order of their names, {path: why} of all the rest).
 
     A file is taken for an image by its suffix, one of `SUFFIXES`. Hidden files and those of `SYSTEM_FILES` are in neither.
@@ -132,7 +134,7 @@ def list_images(folder):
     return files, rest
 
 # %% ../../nbs/13_data.images.ipynb #e6a18a14
-def fingerprint(paths):
+def fingerprint(paths: Iterable[str | Path]) -> str:
     "SHA-256 over the names and bytes of the image files, in order. A missing or empty file, or no regular one, is an `InputError`."
     h, remedy = hashlib.sha256(), "unpack the dataset again"
     for path in map(Path, paths):
@@ -142,14 +144,14 @@ def fingerprint(paths):
     return h.hexdigest()
 
 # %% ../../nbs/13_data.images.ipynb #5b28d713
-def write_store(store, blocks, shape, dtype=np.uint8):
+def write_store(store: str | Path, blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> None:
     "Write an array of a shape into a store, block by block along its first axis; it appears completely or not at all."
     with atomic(store) as temporary:
         array, done = np.lib.format.open_memmap(temporary, "w+", dtype, shape), 0
         for block in blocks: array[done:(done := done + len(block))] = block
         array.flush()
 
-def load_store(store, shape, dtype=np.uint8):
+def load_store(store: str | Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> np.memmap:
     "An array in a store, memory-mapped. `InputError` for one that is damaged, or of another shape or type."
     remedy = "remove it, and it is made again"
     regular_file(store, remedy)
@@ -161,7 +163,7 @@ def load_store(store, shape, dtype=np.uint8):
 # %% ../../nbs/13_data.images.ipynb #c1a88f32
 READING = 2      # enters the names of stores; to be raised when `read_image` gives other pixels for a file
 
-def image_store(paths, size, folder):
+def image_store(paths: Iterable[str | Path], size: Sequence[int], folder: str | Path) -> np.memmap:
     """Decoded images as a memory-mapped array, made on first use: uint8 [N, height, width, 3], rows in the order of `paths`.
 
     `size` is (height, width) in pixels; stores are kept in `folder`. Raises `InputError` naming an image that is missing, empty,

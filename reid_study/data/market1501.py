@@ -16,6 +16,7 @@ import re
 import tarfile
 import zipfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -38,7 +39,7 @@ ATTRIBUTES = "age backpack bag handbag clothes down up hair hat gender".split() 
 CLASSES = dict.fromkeys(ATTRIBUTES, 2) | {"age": 4}     # attribute -> how many classes
 
 # %% ../../nbs/11_data.market1501.ipynb #d7f01823
-def parse_name(path):
+def parse_name(path: str | Path) -> tuple[int, int]:
     "`0002_c1s1_000451_03.jpg` -> (pid 2, camid 1). A name of another form is an `InputError`."
     match = re.match(r"(-1|\d{1,9})_c(\d{1,9})(?!\d)", Path(path).name, re.ASCII)
     if match is None:
@@ -46,7 +47,7 @@ def parse_name(path):
     return int(match[1]), int(match[2])
 
 # %% ../../nbs/11_data.market1501.ipynb #91d3e5f7
-def most_unpacked(path):
+def most_unpacked(path: str | Path) -> int:
     "How many bytes an archive of images may unpack to."
     return max(2**24, 20*os.path.getsize(path))
 
@@ -105,7 +106,7 @@ def _check_names(path, members):
 
 ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz"
 
-def unpack(path):
+def unpack(path: str | Path) -> Path:
     """Unpack an archive of `ARCHIVES` beside itself and return the folder; a folder is returned as it is.
 
     A path that does not exist stands for an archive of that name beside it, if there is one. The folder appears when it is
@@ -134,7 +135,7 @@ def unpack(path):
     return target
 
 # %% ../../nbs/11_data.market1501.ipynb #60469dbe
-def find_layout(root, names=tuple(FOLDERS.values())):
+def find_layout(root: str | Path, names: Sequence[str] = tuple(FOLDERS.values())) -> Path:
     "The folder at or one level below `root`, a folder or an archive, that has all `names`. `InputError` if there is none, or several."
     root = unpack(root)
     if not root.is_dir(): raise InputError(f"{root} is not a folder; get the dataset from its authors and unpack it there")
@@ -152,7 +153,7 @@ def _number(text):
     if re.fullmatch(r"\d{1,9}", text, re.ASCII): return int(text)
     raise ValueError(f"{text[:80]!r} is no number of a person")
 
-def read_attributes(path):
+def read_attributes(path: str | Path) -> pd.DataFrame:
     """Read `market_attribute.mat` -> table with `pid` and the 27 attribute columns, int8 (class indices from 0).
 
     Raises `InputError` for another file, a person who is listed twice and a value out of the coding.
@@ -175,7 +176,7 @@ def read_attributes(path):
     return table.astype(dict.fromkeys(ATTRIBUTES, "int8"))
 
 # %% ../../nbs/11_data.market1501.ipynb #87b3eac0
-def read_market(root, counts=None):
+def read_market(root: str | Path, counts: Mapping[str, tuple[int, int]] | None = None) -> pd.DataFrame:
     """Read a folder in the Market-1501 layout, or a zip or tar archive of one, into the table of images.
 
     `counts` maps a split to its expected (images, identities); None takes what is there.
@@ -215,6 +216,6 @@ def _check_counts(root, table, counts):
 # %% ../../nbs/11_data.market1501.ipynb #7a9c6701
 @register_dataset("market1501", title="Market-1501", folder="Market-1501-v15.09.15", kind="photographs",
                   terms="Its authors give it for research only, and its photographs may not be passed on.")
-def read_market1501(root):
+def read_market1501(root: str | Path) -> pd.DataFrame:
     "Read the authors' Market-1501 release (folder or archive) and check its counts."
     return read_market(root, MARKET1501_COUNTS)

@@ -9,6 +9,9 @@ __all__ = ['RESEARCH', 'MSMT17_COUNTS', 'MSMT17_VAL', 'MSMT17_FOLDERS', 'CUHK03_
 # %% ../../nbs/17_data.others.ipynb #1723fa9e
 import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -61,7 +64,8 @@ def _listed(path, folder):
 # %% ../../nbs/17_data.others.ipynb #de4d8763
 @register_dataset("msmt17_v2", title="MSMT17 (V2)", folder="MSMT17_V2", kind="photographs", version="v2", terms=RESEARCH)
 @register_dataset("msmt17", title="MSMT17", folder="MSMT17_V1", kind="photographs", terms=RESEARCH)
-def read_msmt17(root, version="v1", val=True, counts=MSMT17_COUNTS):
+def read_msmt17(root: str | Path, version: Literal["v1", "v2"] = "v1", val: bool = True,
+                counts: Mapping[str, tuple[int, int]] | None = MSMT17_COUNTS) -> pd.DataFrame:
     """Read MSMT17 (folder or archive; `version` "v1" or "v2") into the table of images and check its counts.
 
     `val`: add the images of list_val.txt, which show training people, to training. `counts`: split -> (images, identities); None
@@ -75,7 +79,7 @@ def read_msmt17(root, version="v1", val=True, counts=MSMT17_COUNTS):
     first = 2 + max((pid for _, pid, _ in known), default=-1)       # the numbers of test people follow those of training people
     rows = [(path, pid + 1, camid, "train") for path, pid, camid in known]
     rows += [(path, pid + first, camid, split) for split in SPLITS[1:] for path, pid, camid in _listed(root/f"list_{split}.txt", root/test)]
-    if counts and not val: counts = counts | {"train": (counts["train"][0] - MSMT17_VAL, counts["train"][1])}
+    if counts and not val: counts = {**counts, "train": (counts["train"][0] - MSMT17_VAL, counts["train"][1])}
     return _table(root, rows, counts)
 
 # %% ../../nbs/17_data.others.ipynb #41d1b87e
@@ -112,7 +116,8 @@ def _named(name, source):
 # %% ../../nbs/17_data.others.ipynb #3dbf056a
 @register_dataset("cuhk03_labeled", title="CUHK03 (labeled)", folder="cuhk03", kind="photographs", boxes="labeled", terms=RESEARCH)
 @register_dataset("cuhk03_detected", title="CUHK03 (detected)", folder="cuhk03", kind="photographs", terms=RESEARCH)
-def read_cuhk03(root, boxes="detected", counts=CUHK03_COUNTS):
+def read_cuhk03(root: str | Path, boxes: Literal["detected", "labeled"] = "detected",
+                counts: Mapping[str, Mapping[str, tuple[int, int]]] | None = CUHK03_COUNTS) -> pd.DataFrame:
     """Read CUHK03 with the new protocol's splits, `boxes` "detected" or "labeled", into the table of images and check its counts.
 
     `root` holds images_detected or images_labeled, and a file of splits. pid is 1000 times the pair of cameras plus the person.
@@ -133,7 +138,7 @@ DUKE_COUNTS = {"train": (16522, 702), "query": (2228, 702), "gallery": (17661, 1
 
 @register_dataset("dukemtmc", title="DukeMTMC-reID", folder="DukeMTMC-reID", kind="photographs",
                   terms="Its authors withdrew it in 2019, since it shows people who had not agreed to it; do not use this network.")
-def read_duke(root, counts=DUKE_COUNTS):
+def read_duke(root: str | Path, counts: Mapping[str, tuple[int, int]] | None = DUKE_COUNTS) -> pd.DataFrame:
     """Read a folder or archive of DukeMTMC-reID, which its authors withdrew, into the table of images and check its counts.
 
     `counts`: split -> (images, identities); None takes what is there. Raises `InputError` as `read_market` does.

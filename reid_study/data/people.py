@@ -13,10 +13,12 @@ import multiprocessing
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -29,6 +31,9 @@ from ..core import InputError, atomic, check_number, damage_named, digest, end_w
 from .datasets import register_dataset
 from .images import fingerprint
 from .market1501 import FOLDERS, read_market
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/10_data.people.ipynb #335bdf53
 HEIGHT, WIDTH = 128, 64     # pixels of an image, as in Market-1501
@@ -80,7 +85,7 @@ class Person:
     hair: str              # 'short' or 'long'
     hair_colour: tuple
     tail: bool             # long hair tied at the back
-    hat: str               # None, 'cap', 'beanie' or 'brim'
+    hat: str | None        # 'cap', 'beanie' or 'brim'
     hat_colour: tuple
     up: str                # name of the upper colour
     up_colour: tuple
@@ -96,16 +101,16 @@ class Person:
     trim: str              # of the lower garment: 'plain', 'seam', 'checks' or 'cuffs'
     shoes: tuple
     socks: bool
-    backpack: tuple
-    bag: tuple             # shoulder bag
-    handbag: tuple
+    backpack: tuple | None
+    bag: tuple | None      # shoulder bag
+    handbag: tuple | None
     side: int              # +1 or -1: which side a bag hangs on
     stride: float          # length of the step, relative
     beard: bool
     glasses: bool
 
     @classmethod
-    def sample(cls, rng, difficulty=.5):
+    def sample(cls, rng: np.random.Generator, difficulty: float | str = .5) -> Self:
         "Draw a person; `rng` gives the same amount of chance at every difficulty."
         return cls(**_sample_person(rng.random(72), _level(difficulty)))
 
@@ -166,7 +171,7 @@ def _sample_lower(nxt, of, chance, woman, p, d):
 # %% ../../nbs/10_data.people.ipynb #5be59603
 _AGES = ('young', 'teenager', 'adult', 'old')
 
-def attributes(person):
+def attributes(person: Person) -> dict[str, int]:
     "The 27 Market-1501 attributes of a `Person`: a dict from name to 1 or 2 (1 to 4 for age)."
     two = lambda yes: 2 if yes else 1
     return dict(
@@ -556,14 +561,14 @@ _CAMERAS = (
     (.18, .75, (-.75, .50, .43, .60), .55, (1.22, 1.04, .72), .70, 1.18, 1.02, .78, .06, .60))
 
 @lru_cache(maxsize=4)
-def cameras(seed=0, difficulty=.5):
+def cameras(seed: int = 0, difficulty: float | str = .5) -> tuple[Camera, ...]:
     "The six `Camera`s of a data set, a tuple in the order of camid."
     d, out = _level(difficulty), []
     k = 1.5*d                                   # strength of the response: 0.75 at the middle
     for i, (pitch, heading, sun, ambient, gain, exposure, gamma, contrast, saturation, haze, blur) in enumerate(_CAMERAS):
         rng = np.random.default_rng([seed, 6, i])
-        gain = np.array(gain)*np.exp(rng.normal(0, .05, 3))
-        out.append(Camera(i + 1, _scene(i, rng), pitch, heading, sun, ambient, tuple((gain/gain.mean())**k), exposure**k, gamma**k,
+        own = np.array(gain)*np.exp(rng.normal(0, .05, 3))
+        out.append(Camera(i + 1, _scene(i, rng), pitch, heading, sun, ambient, tuple((own/own.mean())**k), exposure**k, gamma**k,
                           contrast**k, saturation**k, haze*k, .30 + (.25 + blur)*k, .005 + .013*d, int(94 - 24*d), d))
     return tuple(out)
 
@@ -716,10 +721,10 @@ class Shot:
     dy: float = 0.          # offset of the box down, in heights
     zoom: float = 1.        # of the person in the box
     obstacle: bool = False
-    other: tuple = None     # another `Person` in the image, as (person, pose, x in widths, z towards the camera)
+    other: tuple | None = None     # another `Person` in the image, as (person, pose, x in widths, z towards the camera)
     empty: bool = False     # no person at all
 
-def draw(person, camera, pose=Pose(), shot=Shot(), rng=None):
+def draw(person: Person, camera: Camera, pose: Pose = Pose(), shot: Shot = Shot(), rng: np.random.Generator | None = None) -> np.ndarray:
     "One image of `person` by `camera`: uint8 [128, 64, 3], before JPEG. `rng` (default: seed 0) gives noise and obstacles."
     rng = np.random.default_rng(0) if rng is None else rng
     canvas = _Canvas(HEIGHT*_FINE, WIDTH*_FINE)
@@ -780,7 +785,7 @@ def _expose(camera, image, rng):
     c = gaussian_filter(c, (camera.blur, camera.blur, 0)) + camera.noise*rng.standard_normal(c.shape, dtype=np.float32)
     return (np.clip(c, 0, 1)*255 + .5).astype(np.uint8)
 
-def join(rows):
+def join(rows: Iterable[Iterable[np.ndarray]]) -> np.ndarray:
     "Rows of images of one size -> one image."
     return np.concatenate([np.concatenate(list(r), 1) for r in rows])
 
@@ -904,7 +909,7 @@ def _settings(seed, n_train, n_test, n_distractors, n_junk, difficulty):
         raise InputError(f"n_train + n_test = {n_train + n_test} is more than the 1501 pids of Market-1501; ask for fewer identities")
     return dict(out, difficulty=_level(difficulty), version=VERSION)
 
-def people_cast(seed=0, n_train=240, n_test=120, difficulty=.5):
+def people_cast(seed: int = 0, n_train: int = 240, n_test: int = 120, difficulty: float | str = .5) -> dict[str, dict[int, Person]]:
     "The identities of a data set without drawing them: `{'train': {pid: Person}, 'test': {pid: Person}}`, pids from 1 to 1501."
     _settings(seed, n_train, n_test, 0, 0, difficulty)
     pids = 1 + np.random.default_rng([seed, 0]).permutation(1501)
@@ -912,7 +917,8 @@ def people_cast(seed=0, n_train=240, n_test=120, difficulty=.5):
     return {part: {pid: _cast(seed, difficulty, part, i)[1] for i, pid in enumerate(own[part])} for part in own}
 
 # %% ../../nbs/10_data.people.ipynb #b24896b1
-def make_people(root, seed=0, n_train=240, n_test=120, n_distractors=350, n_junk=350, difficulty=.5, workers=None, progress=True):
+def make_people(root: str | Path, seed: int = 0, n_train: int = 240, n_test: int = 120, n_distractors: int = 350, n_junk: int = 350,
+                difficulty: float | str = .5, workers: int | None = None, progress: bool = True) -> Path:
     """Write a data set of drawn pedestrians at `root` in the layout of Market-1501, and return `root` as a `Path`.
 
     JPEG images of 128 x 64 pixels in `bounding_box_train`, `query` and `bounding_box_test`, the attributes in
@@ -977,7 +983,7 @@ def _made(root):
         for folder in _FOLDERS: check_number(folder, made["counts"][folder], least=0, whole=True)
     return made
 
-def people_fingerprint(root, table):
+def people_fingerprint(root: str | Path, table: "pd.DataFrame") -> str:
     "A hash of the settings that the people at `root` were drawn with. Images that have changed since raise `InputError`."
     made = _made(root)
     if made.get("images") != fingerprint(sorted(map(Path, table.path))):
@@ -987,7 +993,7 @@ def people_fingerprint(root, table):
 # %% ../../nbs/10_data.people.ipynb #f8d15477
 @register_dataset("people", title="drawn pedestrians", folder="people", kind="drawn", fingerprint=people_fingerprint,
                   terms="The pictures are drawn by this library, under its licence, and show nobody.")
-def read_people(root):
+def read_people(root: str | Path) -> "pd.DataFrame":
     """Read the drawn pedestrians at `root` into the table of images; they are drawn first if the folder is not there.
 
     Raises `InputError` for a folder that another version drew, and for counts that differ from those in `people.json`.
@@ -998,7 +1004,7 @@ def read_people(root):
     return read_market(root, {split: (made["counts"][folder], identities[split]) for split, folder in FOLDERS.items()})
 
 # %% ../../nbs/10_data.people.ipynb #4acaeed3
-def few_people(root, n_train=14, n_test=4, n_distractors=2, n_junk=2, seed=0):
+def few_people(root: str | Path, n_train: int = 14, n_test: int = 4, n_distractors: int = 2, n_junk: int = 2, seed: int = 0) -> Path:
     """A copy, at `root`, of a few drawn people that lie in this user's `private_folder`, where they are drawn if they are not there yet.
     Returns `root` as a `Path`. Raises `InputError` as `make_people` does, and where `root` is there already."""
     counts = dict(seed=seed, n_train=n_train, n_test=n_test, n_distractors=n_distractors, n_junk=n_junk)
@@ -1008,7 +1014,7 @@ def few_people(root, n_train=14, n_test=4, n_distractors=2, n_junk=2, seed=0):
     return Path(root)
 
 # %% ../../nbs/10_data.people.ipynb #05476e0d
-def people_sheet(people=6, seed=0, difficulty=.5):
+def people_sheet(people: int | Sequence[Person] = 6, seed: int = 0, difficulty: float | str = .5) -> np.ndarray:
     """A sheet of images, one row for each person and one column for each camera: uint8 [rows * 128, 6 * 64, 3].
 
     `people` is a number of people, who are drawn from the seed, or a list of `Person`.
@@ -1017,5 +1023,5 @@ def people_sheet(people=6, seed=0, difficulty=.5):
     rows = []
     for i, person in enumerate(people):
         rng = np.random.default_rng([seed, 5, i])
-        rows.append([draw(person, c, *_shots(rng, c, 1)[0], rng) for c in cameras(seed, difficulty)])
+        rows.append([draw(person, c, *_shots(rng, c, 1)[0], rng=rng) for c in cameras(seed, difficulty)])
     return join(rows)

@@ -10,6 +10,7 @@ __all__ = ['say', 'numbered', 'parse_pattern', 'read_photographs', 'write_photog
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,10 +24,10 @@ from .market1501 import ATTRIBUTES, CLASSES, FOLDERS, read_market
 from .splits import divide, searchable
 
 # %% ../../nbs/19_data.photographs.ipynb #a03e174d
-def say(where, words): warnings.warn(f"{where}: {words}", LeftOut, stacklevel=2)
+def say(where: str | Path, words: str) -> None: warnings.warn(f"{where}: {words}", LeftOut, stacklevel=2)
 
 # %% ../../nbs/19_data.photographs.ipynb #f81339ff
-def numbered(names):
+def numbered(names: Sequence[str]) -> np.ndarray:
     "Names, a list of texts, as numbers from 1 in a fixed order, an array: numbers by size come before words."
     order = sorted(set(names), key=lambda name: (not _is_number(name), int(name) if _is_number(name) else 0, name))
     place = {name: i for i, name in enumerate(order, 1)}
@@ -35,7 +36,7 @@ def numbered(names):
 def _is_number(name): return bool(re.fullmatch(r"\d{1,18}", name, re.ASCII))
 
 # %% ../../nbs/19_data.photographs.ipynb #12f4f426
-def parse_pattern(pattern):
+def parse_pattern(pattern: str) -> re.Pattern[str]:
     "A pattern with the groups pid and, perhaps, camid, compiled. `InputError` for another."
     example = r"such as '(?P<pid>\d+)_c(?P<camid>\d+)'"
     try: compiled = re.compile(pattern)
@@ -160,7 +161,7 @@ def _check_people(root, table):
         say(root, f"{n} of {people} people, as {shown(who)}, are {why}, so nobody can search for them; they train")
 
 # %% ../../nbs/19_data.photographs.ipynb #ce249f1f
-def read_photographs(root, pattern=None, seed=0):
+def read_photographs(root: str | Path, pattern: str | None = None, seed: int = 0) -> pd.DataFrame:
     """The table of one's own photographs: path, pid, camid, split; name (below the folder), person and camera; perhaps attributes.
 
     `root`: a folder person/camera/*.jpg or person/*.jpg, one in Market-1501's layout, or a table, see `TABLES`. `pattern`: a regular
@@ -183,7 +184,7 @@ def read_photographs(root, pattern=None, seed=0):
     return table[first + [name for name in table if name not in first]]
 
 # %% ../../nbs/19_data.photographs.ipynb #c732ba5f
-def write_photographs(table, path):
+def write_photographs(table: pd.DataFrame, path: str | Path) -> Path:
     """Write a table of `read_photographs` as CSV or Parquet, by the suffix of `path`, which is returned.
 
     Paths are relative to its folder where all images lie below it, else absolute. Raises `InputError` for another suffix, and for a
@@ -202,12 +203,12 @@ def write_photographs(table, path):
     return path
 
 # %% ../../nbs/19_data.photographs.ipynb #85e2a2a9
-def photographs_fingerprint(root, table):
+def photographs_fingerprint(root: str | Path, table: pd.DataFrame) -> str:
     "A hash of the photographs, and of what the table says about each."
     return digest([fingerprint(table.path), table.drop(columns="path").to_csv(index=False)])
 
 # %% ../../nbs/19_data.photographs.ipynb #fae30f0b
-def suited_protocol(table):
+def suited_protocol(table: pd.DataFrame) -> dict[str, int]:
     """What training on a table's people needs to differ from the protocol of large datasets, field -> value.
 
     A fifth of the training people, 150 at most, are held out for validation; a batch has 16 people or all; an epoch has 20 batches
@@ -219,7 +220,7 @@ def suited_protocol(table):
     return {"validation": validation, "p": p} | ({"steps": 20, "epochs": 12} if images < 20*4*p else {})
 
 # %% ../../nbs/19_data.photographs.ipynb #c80c8b08
-def photographs_at(path):
+def photographs_at(path: str | Path) -> Dataset:
     "The `Dataset` of one's own photographs at a path, which need not be there; its name and its folder are the absolute path."
     place = os.path.abspath(os.path.expanduser(path))
     def suited(root):

@@ -6,7 +6,10 @@
 __all__ = ['SAMPLERS', 'BatchSampler', 'check_pids', 'UniformSampler', 'PKSampler', 'TupleSampler', 'make_sampler']
 
 # %% ../../nbs/15_data.samplers.ipynb #7f83ec47
+from collections.abc import Iterator
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..core import InputError, check_number, lookup
 
@@ -18,13 +21,13 @@ class BatchSampler:
     `drawn`, the number of batches drawn so far, is the whole state: set it to resume.
     Raises `InputError` for steps below 1, and for a seed that is no whole number from 0 to 2⁶³ - 1.
     """
-    def __init__(self, steps=None, seed=0):
+    def __init__(self, steps: int | None = None, seed: int = 0) -> None:
         self.seed, self.drawn, self._pass = check_number("seed", seed, least=0, below=2**63, whole=True), 0, (None, None)
         if steps is not None: check_number("steps", steps, least=1, whole=True, note="; leave it out for one pass over the data")
         self.pass_length = len(self._batches(0))
         self.steps = self.pass_length if steps is None else steps
 
-    def one_pass(self, rng):
+    def one_pass(self, rng: np.random.Generator) -> np.ndarray:
         "Row indices [T, B] of one pass over the data; T must not depend on `rng`."
         raise NotImplementedError
 
@@ -33,16 +36,16 @@ class BatchSampler:
             self._pass = number, self.one_pass(np.random.default_rng([self.seed, number]))
         return self._pass[1]
 
-    def __len__(self): return self.steps
+    def __len__(self) -> int: return self.steps
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[np.ndarray]:
         for _ in range(self.steps):
             number, position = divmod(self.drawn, self.pass_length)
             self.drawn += 1
             yield self._batches(number)[position]
 
 # %% ../../nbs/15_data.samplers.ipynb #577b0bc8
-def check_pids(pids):
+def check_pids(pids: ArrayLike) -> np.ndarray:
     "Identities as an integer array [N]. `InputError` for what are no whole numbers, and for none."
     array = np.asarray(pids)
     if array.ndim != 1 or not len(array): raise InputError(f"pids of shape {list(array.shape)} must be [N], one for each image")
@@ -52,14 +55,14 @@ def check_pids(pids):
 # %% ../../nbs/15_data.samplers.ipynb #4ceedd1f
 class UniformSampler(BatchSampler):
     "Every image once per pass, in random order; the last batch is filled up with other images, drawn at random."
-    def __init__(self, n, batch_size=64, steps=None, seed=0):
+    def __init__(self, n: int, batch_size: int = 64, steps: int | None = None, seed: int = 0) -> None:
         for name, value in (("n", n), ("batch_size", batch_size)): check_number(name, value, least=1, whole=True)
         if batch_size > n:
             raise InputError(f"batch_size={batch_size} does not fit {n} images; choose 1 to {n}")
         self.n, self.batch_size = n, batch_size
         super().__init__(steps, seed)
 
-    def one_pass(self, rng):
+    def one_pass(self, rng: np.random.Generator) -> np.ndarray:
         order = rng.permutation(self.n)
         full = self.n - self.n % self.batch_size
         filler = rng.permutation(order[:full])[:-self.n % self.batch_size]
@@ -71,7 +74,7 @@ class PKSampler(BatchSampler):
 
     `pids` [N]: identity of each image. Raises `InputError` when there are fewer than P identities.
     """
-    def __init__(self, pids, p=16, k=4, steps=None, seed=0):
+    def __init__(self, pids: ArrayLike, p: int = 16, k: int = 4, steps: int | None = None, seed: int = 0) -> None:
         self.p, self.k, pids = p, k, check_pids(pids)
         self.rows = [np.flatnonzero(pids == pid) for pid in np.unique(pids)]
         for name, value in (("p", p), ("k", k)): check_number(name, value, least=1, whole=True)
@@ -79,7 +82,7 @@ class PKSampler(BatchSampler):
             raise InputError(f"a batch of p={p} identities cannot be drawn from {len(self.rows)}; choose p up to {len(self.rows)}")
         super().__init__(steps, seed)
 
-    def one_pass(self, rng):
+    def one_pass(self, rng: np.random.Generator) -> np.ndarray:
         chunks = np.array([-(-len(r)//self.k) for r in self.rows])
         T = max(-(-chunks.sum()//self.p), chunks.max())
         while missing := T*self.p - chunks.sum():
@@ -112,7 +115,7 @@ class TupleSampler(BatchSampler):
     Places of a batch that are too few for another tuple hold images drawn at random. A single image is paired with itself.
     Raises `InputError` when there are fewer than `negatives` + 1 identities or a batch holds no tuple.
     """
-    def __init__(self, pids, negatives=1, batch_size=64, steps=None, seed=0):
+    def __init__(self, pids: ArrayLike, negatives: int = 1, batch_size: int = 64, steps: int | None = None, seed: int = 0) -> None:
         self.pids, self.negatives, self.batch_size = check_pids(pids), negatives, batch_size
         self.rows = [np.flatnonzero(self.pids == pid) for pid in np.unique(self.pids)]
         check_number("negatives", negatives, least=1, most=2, whole=True)
@@ -122,7 +125,7 @@ class TupleSampler(BatchSampler):
         if not self.tuples: raise InputError(f"batch_size={batch_size} holds no tuple; choose at least {2 + negatives}")
         super().__init__(steps, seed)
 
-    def one_pass(self, rng):
+    def one_pass(self, rng: np.random.Generator) -> np.ndarray:
         pairs = np.concatenate([np.resize(rng.permutation(r), (-(-len(r)//2), 2)) for r in self.rows])
         missing = -len(pairs) % self.tuples
         pairs = rng.permutation(np.concatenate([pairs, pairs[rng.choice(len(pairs), missing)]]))
@@ -145,7 +148,7 @@ SAMPLERS = {"pk": lambda pids, p, k, *stream: PKSampler(pids, p, k, *stream),
             "triplets": lambda pids, p, k, *stream: TupleSampler(pids, 1, p*k, *stream),
             "quadruplets": lambda pids, p, k, *stream: TupleSampler(pids, 2, p*k, *stream)}
 
-def make_sampler(name, pids, p=16, k=4, steps=None, seed=0):
+def make_sampler(name: str, pids: ArrayLike, p: int = 16, k: int = 4, steps: int | None = None, seed: int = 0) -> BatchSampler:
     """The sampler of a name in `SAMPLERS`, with p·k images per batch in every case.
 
     `steps`: batches per iteration; None: the number of full batches in the data, so that training takes equally long with every sampler.

@@ -24,7 +24,7 @@ def _check(table, seed):
         if table[name].dtype.kind not in "iu": raise InputError(f"the column {name} is {table[name].dtype}; give whole numbers")
 
 # %% ../../nbs/12_data.splits.ipynb #33fc24ff
-def searchable(table, twice=False):
+def searchable(table: pd.DataFrame, twice: bool = False) -> pd.Index:
     """The people of a table for whom the others can be searched, pids in their order: two cameras saw them or, where all images are of
     one camera, they have two images. `twice`: one camera took two images of them, so that a query leaves another to its camera."""
     images = table.groupby(["pid", "camid"]).path.size().unstack(fill_value=0)
@@ -32,7 +32,7 @@ def searchable(table, twice=False):
     return images.index[enough & ((images > 1).any(axis=1) | (not twice))]
 
 # %% ../../nbs/12_data.splits.ipynb #44d10db3
-def choose_queries(table, held, rng):
+def choose_queries(table: pd.DataFrame, held: pd.Series, rng: np.random.Generator) -> None:
     "Give the rows of a table where `held` is true the split query or gallery; one person at least must be `searchable`."
     table.loc[held, "split"] = "gallery"
     for _, rows in table[held].groupby(["pid", "camid"]).groups.items():
@@ -41,7 +41,7 @@ def choose_queries(table, held, rng):
     for _, rows in table[held & ~table.pid.isin(asked)].groupby("pid").groups.items(): table.loc[rng.choice(rows), "split"] = "query"
 
 # %% ../../nbs/12_data.splits.ipynb #6d3f55e4
-def hold_out(table, identities, seed=0):
+def hold_out(table: pd.DataFrame, identities: int, seed: int = 0) -> pd.DataFrame:
     """Hold out training identities as validation: a table with the splits train, query and gallery, made from train alone.
 
     `identities`: how many to hold out; with 0, all of them train. The choice depends on `seed` and on the names of the images,
@@ -62,7 +62,7 @@ def hold_out(table, identities, seed=0):
     return train
 
 # %% ../../nbs/12_data.splits.ipynb #ae730236
-def divide(table, seed=0):
+def divide(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """A table of images, path, pid and camid, with an identity-disjoint `split`: half of the `searchable` people are query and gallery.
 
     Both halves have about as many images. All others train. The choice depends on `seed` and on the names of the images.
@@ -76,7 +76,7 @@ def divide(table, seed=0):
     return table
 
 # %% ../../nbs/12_data.splits.ipynb #c52a50e3
-def thin(table, classes=0, per_class=0, seed=0):
+def thin(table: pd.DataFrame, classes: int = 0, per_class: int = 0, seed: int = 0) -> pd.DataFrame:
     """Keep `classes` training identities with `per_class` images each; 0 keeps all. Other splits stay as they are.
 
     Identities that have `per_class` images come first, then those with fewer, which keep what they have. The choice depends

@@ -9,7 +9,7 @@ __all__ = ['compare_pairs', 'ranking', 'view', 'score']
 import contextlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,9 @@ from .retrieval import Protocol, chance_mAP, evaluate_split
 from ..losses.attributes import attribute_accuracy
 from ..losses.diagnostics import gradient_share
 from ..networks.embedder import outputs_all
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #755d73e3
 def _evenly(n, most):
@@ -147,7 +150,7 @@ def view(embeddings: Tensor, table: pd.DataFrame, identities: int = 12, protocol
     return pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], "pid": part.pid.to_numpy(), "camid": part.camid.to_numpy()})
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #dcb97eb9
-def score(learn: Any, queries: int = 1000, images: int = 3000) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+def score(learn: "Learner", queries: int = 1000, images: int = 3000) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """(metrics, tables) of a trained learner on its query and gallery: what a run's metrics.json and parquet files hold.
 
     Metrics: those of the primary retrieval under the learner's protocol, "chance" (the mAP of random rankings), "retrievals" (mAP and

@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -567,8 +568,9 @@ def _intervals(ap, counts, paired, by_query, by_identity, by_seed):
 # %% ../../nbs/63_evaluation.statistics.ipynb #56550db9
 SEED_SDS, BOTH_SDS = {"weak": 0.03, "strong": 0.3}, {"weak": 0.15, "strong": 0.6}      # logits; our own runs lie between
 
-def simulate(seeds=5, identities=80, seed_sd=0.2, both_sd=0.6, identity_sd=0.33, gap=0.2, ease=0.0, unequal=0.5, paired=True,
-             seed_law=NORMAL, replicates=2000, resamples=800, rng=0) -> pd.DataFrame:
+def simulate(seeds: int = 5, identities: int = 80, seed_sd: float | Sequence[float] = 0.2, both_sd: float = 0.6, identity_sd: float = 0.33,
+             gap: float = 0.2, ease: float = 0.0, unequal: float = 0.5, paired: bool = True, seed_law: Any = NORMAL, replicates: int = 2000,
+             resamples: int = 800, rng: int | np.random.Generator = 0) -> pd.DataFrame:
     """How often 95% intervals cover the truth: draw whole studies of two recipes and count. A DataFrame with a row per method.
 
     seeds: of each recipe. seed_sd (one, or one per recipe), identity_sd, both_sd: standard deviations of a recipe's seeds, leanings
@@ -579,8 +581,8 @@ def simulate(seeds=5, identities=80, seed_sd=0.2, both_sd=0.6, identity_sd=0.33,
     resampled), t intervals over "seeds only" and "identities only", and "queries only" (`query_bootstrap`). The resamples are
     drawn once for all replicates. Columns: coverage, its Monte Carlo standard error, mean width, share that excludes zero; truth.
     """
-    for name, value in dict(seeds=seeds, identities=identities).items(): check_number(name, value, least=2, most=10**6, whole=True)
-    for name, value in dict(replicates=replicates, resamples=resamples).items(): check_number(name, value, least=1, most=10**7, whole=True)
+    for name, n in dict(seeds=seeds, identities=identities).items(): check_number(name, n, least=2, most=10**6, whole=True)
+    for name, n in dict(replicates=replicates, resamples=resamples).items(): check_number(name, n, least=1, most=10**7, whole=True)
     for name, value in dict(gap=gap, ease=ease).items(): check_number(name, value)
     for name, value in dict(identity_sd=identity_sd, both_sd=both_sd, unequal=unequal).items(): check_number(name, value, least=0)
     for value in np.atleast_1d(seed_sd): check_number("seed_sd", value, least=0)
@@ -625,8 +627,10 @@ def _family_draws(n, gap, counts, seeds, fails, rng, **model):
     return [np.concatenate(column) for column in zip(*parts)]
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #6d858e31
-def simulate_families(hypotheses=30, real=0, seeds=10, identities=80, gap=0.2, fails=0.0, seed_sd=0.2, both_sd=0.6, identity_sd=0.33,
-                      ease=0.0, unequal=0.5, seed_law=NORMAL, families=200, rng=0) -> dict[str, float]:
+def simulate_families(hypotheses: int = 30, real: int = 0, seeds: int = 10, identities: int = 80, gap: float = 0.2, fails: float = 0.0,
+                      seed_sd: float | Sequence[float] = 0.2, both_sd: float = 0.6, identity_sd: float = 0.33, ease: float = 0.0,
+                      unequal: float = 0.5, seed_law: Any = NORMAL, families: int = 200,
+                      rng: int | np.random.Generator = 0) -> dict[str, float]:
     """How often a family of hypotheses has a wrong verdict: a dictionary of shares, by simulation of whole families.
 
     hypotheses: in a family, independent of each other, `real` of them with the gap and the others without a difference. fails: the

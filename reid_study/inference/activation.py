@@ -65,7 +65,7 @@ def activations(runs: list[Run], data: str | Path | None = None, show_people: bo
     """The `activation_picture` of the best recipe of each family, by its lowest seed; nothing where no weights are kept, where a
     backbone has no feature maps, and where people are not shown (see `hidden_people`, which the galleries say)."""
     runs = [run for run in runs if run.ranking is not None and weights_folder(run)]
-    if not runs or hidden_people(runs, data, show_people): return HTML("")
+    if not runs or data is None or hidden_people(runs, data, show_people): return HTML("")
     best = foremost(runs, most=1, each=1)
     try: figure = activation_picture([found[0] for recipe, found in by_recipe(runs).items() if recipe in best], data)
     except InputError as e:

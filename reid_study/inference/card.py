@@ -6,16 +6,19 @@
 __all__ = ['USES', 'LOADING', 'card_dataset', 'card_training', 'card_scores', 'card_limits', 'model_card']
 
 # %% ../../nbs/90d_inference.card.ipynb #34fcf36e
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..core import InputError
 from ..data.datasets import get_dataset
 from ..report.prose import BATCHES, capital, retrieval_words
 from ..study.config import scored_on
 from ..study.endpoints import counted
+from ..study.run import Run
 
 # %% ../../nbs/90d_inference.card.ipynb #e2fb1d7b
-def card_dataset(name):
+def card_dataset(name: str) -> tuple[str, str, str]:
     "(title, kind, terms) of a dataset, in words; the terms of one's own photographs are unknown."
     unknown = "Nobody has said on what terms these pictures may be used; whoever took them knows."
     if not name: return "data that are not named", "unknown", "Nobody has said which data these are; whoever trained it knows the terms."
@@ -24,7 +27,7 @@ def card_dataset(name):
     return data.title, data.kind, data.terms or unknown
 
 # %% ../../nbs/90d_inference.card.ipynb #30abcc57
-def card_training(run):
+def card_training(run: Run) -> str:
     "Markdown: how the network of a run was trained, with each setting of its losses."
     c, m = run.config, run.metrics
     start = "ImageNet weights" if c["pretrained"] else f"the weights in {Path(c['weights']).name}" if c["weights"] else "random weights"
@@ -36,7 +39,7 @@ def card_training(run):
     return words + "\n\nSettings of the losses: " + ", ".join(f"`{name}={value}`" for name, value in c["settings"].items()) + "."
 
 # %% ../../nbs/90d_inference.card.ipynb #fb1c7581
-def card_scores(run):
+def card_scores(run: Run) -> str:
     "Markdown: what the network of a run scored and on whom, or that it was not scored."
     m, config = run.metrics, run.config
     if "mAP" not in m: return "It was trained on all identities of its data, and none were held out to score it on."
@@ -48,7 +51,7 @@ def card_scores(run):
             f"A ranking by chance has an mAP of {100*m['chance']:.1f}. {retrieval_words(m)}\n\n{head}")
 
 # %% ../../nbs/90d_inference.card.ipynb #da9374fc
-def card_limits(kind):
+def card_limits(kind: str) -> str:
     "Markdown: what each person re-identification network cannot do; `kind`: of the dataset, drawn or photographs."
     drawn = "- It learned from drawings. It shows how the method works, and is of no use on photographs.\n" if kind == "drawn" else ""
     return drawn + """- It knows people by what they wear and carry. After a change of clothes it does not know them.
@@ -74,7 +77,7 @@ distances = embed.distance(embeddings)
 From a terminal: `reid-study search FOLDER QUERIES GALLERY`, `reid-study serve FOLDER GALLERY`."""
 
 # %% ../../nbs/90d_inference.card.ipynb #711ea045
-def model_card(about, run=None):
+def model_card(about: Mapping[str, Any], run: Run | None = None) -> str:
     """The card of an exported embedder, in Markdown. about: the content of its embedder.json; run: the `Run` that it comes from, or None
     where there is none, and the card says less."""
     title, kind, terms = card_dataset(about.get("dataset", ""))

@@ -6,20 +6,25 @@
 __all__ = ['share_within', 'distance_at', 'Comparison', 'compare_images']
 
 # %% ../../nbs/90b_inference.compare.ipynb #ed93254f
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core import InputError, check_number
 from ..distances import Euclidean
 
+if TYPE_CHECKING:
+    from reid_study.inference.export import ImageEmbedder, Picture
+
 # %% ../../nbs/90b_inference.compare.ipynb #96e701f5
-def share_within(counts, distance):
+def share_within(counts: Sequence[int], distance: float) -> float:
     "The share of pairs that are at most `distance` apart. `counts`: of pairs, by their distance in equal bins over [0, 2], not all 0."
     below = np.concatenate([[0], np.cumsum(counts)])
     return float(np.interp(distance, np.linspace(0, 2, len(below)), below/below[-1]))
 
-def distance_at(counts, share):
+def distance_at(counts: Sequence[int], share: float) -> float:
     "The distance within which a `share` of pairs lies, above 0 and below 1."
     check_number("share", share, above=0, below=1)
     below = np.concatenate([[0], np.cumsum(counts)])
@@ -37,17 +42,17 @@ class Comparison:
     known: dict | None = None
 
     @property
-    def similarity(self): return 1 - self.distance**2/2
+    def similarity(self) -> float: return 1 - self.distance**2/2
     @property
-    def false_matches(self): return self.known and share_within(self.known["different"], self.distance)
+    def false_matches(self) -> float | None: return share_within(self.known["different"], self.distance) if self.known else None
     @property
-    def found_matches(self): return self.known and share_within(self.known["same"], self.distance)
+    def found_matches(self) -> float | None: return share_within(self.known["same"], self.distance) if self.known else None
     @property
-    def threshold(self):
+    def threshold(self) -> float | None:
         "The similarity from which on a `share` of different people would match."
-        return self.known and 1 - distance_at(self.known["different"], self.share)**2/2
+        return 1 - distance_at(self.known["different"], self.share)**2/2 if self.known else None
     @property
-    def match(self): return self.known and self.similarity >= self.threshold
+    def match(self) -> bool | None: return self.similarity >= self.threshold if self.known else None
 
     def __str__(self):
         said = f"similarity {self.similarity:.3f} (cosine: 1 is the same picture)"
@@ -61,7 +66,7 @@ class Comparison:
             f"these two are {'above' if self.match else 'below'} it", *["the shares are rough: there are few pairs"]*(n*self.share < 10)])
 
 # %% ../../nbs/90b_inference.compare.ipynb #d5dc2566
-def compare_images(embedder, first, second, share=0.01):
+def compare_images(embedder: "ImageEmbedder", first: "Picture", second: "Picture", share: float = 0.01) -> Comparison:
     """The `Comparison` of two images, files or whatever else an `ImageEmbedder` takes, at a tolerated `share` of false matches.
 
     Raises `InputError` for what is no image, and for a share that is not between 0 and 1.

@@ -6,21 +6,28 @@
 __all__ = ['embed_files', 'evaluate_embedder', 'rules_sentence']
 
 # %% ../../nbs/90c_inference.evaluate.ipynb #50f5f521
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from fastcore.basics import num_cpus
+from torch import Tensor
 from tqdm import tqdm
 
 from ..core import InputError, check_number
 from ..data.datasets import read_dataset
 from ..data.images import read_image
 from ..evaluation.reranking import Reranked
-from ..evaluation.retrieval import evaluate_retrieval, suited_rules
+from ..evaluation.retrieval import Retrieval, evaluate_retrieval, suited_rules
+
+if TYPE_CHECKING:
+    from reid_study.inference.export import ImageEmbedder
 
 # %% ../../nbs/90c_inference.evaluate.ipynb #1ce72d37
-def embed_files(embedder, paths, batch=64):
+def embed_files(embedder: "ImageEmbedder", paths: Iterable[str | Path], batch: int = 64) -> Tensor:
     "Embeddings float32 [N, D] of image files, on the CPU. Raises `InputError` for the first that cannot be read."
     check_number("batch", batch, least=1, whole=True)
     paths, parts = list(paths), []
@@ -32,7 +39,8 @@ def embed_files(embedder, paths, batch=64):
     return torch.cat(parts) if parts else torch.empty(0, embedder.dim)
 
 # %% ../../nbs/90c_inference.evaluate.ipynb #84001b58
-def evaluate_embedder(embedder, dataset, data="data", rerank=False, batch=64):
+def evaluate_embedder(embedder: "ImageEmbedder", dataset: str | Path, data: str | Path = "data", rerank: bool = False,
+                      batch: int = 64) -> Retrieval:
     """The `Retrieval` of an embedder on the split query against the split gallery of a dataset.
 
     `dataset`: a name, or the path of one's own photographs. `rerank`: by k-reciprocal neighbours, with the usual settings. The rules are
@@ -46,11 +54,12 @@ def evaluate_embedder(embedder, dataset, data="data", rerank=False, batch=64):
                          "images of each, of two cameras where cameras are known")
     x = embed_files(embedder, [*query.path, *gallery.path], batch)
     q, g = x[:len(query)], x[len(query):]
-    ranked = (Reranked(q, g, distance=embedder.distance), None) if rerank else (q, g)
-    return evaluate_retrieval(*ranked, query.pid, gallery.pid, query.camid, gallery.camid, embedder.distance, suited_rules(table))
+    asked, searched = (Reranked(q, g, distance=embedder.distance), None) if rerank else (q, g)
+    return evaluate_retrieval(asked, searched, query.pid, gallery.pid, query.camid, gallery.camid, embedder.distance,
+                              suited_rules(table))
 
 # %% ../../nbs/90c_inference.evaluate.ipynb #53f98f91
-def rules_sentence(result):
+def rules_sentence(result: Retrieval) -> str:
     "Under which rules a `Retrieval` was judged, in words."
     if result.protocol.same_camera == "match":
         return "one camera, or none that is known: every other image of the query's person is a match"

@@ -12,23 +12,30 @@ import html
 import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import num_cpus
 from PIL import Image
+from torch import Tensor
 
 from ..core import InputError, atomic, check_number
 from ..data.images import open_image
 from ..data.market1501 import parse_name
-from ..distances import check_embeddings, get_distance
+from ..distances import Distance, Labels, check_embeddings, get_distance
 from ..evaluation.reranking import Reranked
+from .folders import Embedded
+
+if TYPE_CHECKING:
+    from reid_study.inference.export import ImageEmbedder
 
 # %% ../../nbs/91_inference.search.ipynb #9b7d4e3a
-def check_search(queries, gallery, own):
+def check_search(queries: Tensor, gallery: Tensor, own: Tensor) -> None:
     "Raise `InputError` for embeddings [Q, D], [G, D] that cannot be searched, or an `own` (see `nearest_rows`) that does not fit them."
     check_embeddings(queries, gallery)
     if not len(gallery): raise InputError("the gallery is empty; give embeddings to search in")
@@ -39,7 +46,8 @@ def check_search(queries, gallery, own):
         raise InputError(f"own must be {len(queries)} rows of the gallery, each below {len(gallery)}, or -1; give one a query")
 
 # %% ../../nbs/91_inference.search.ipynb #bf4c52a1
-def nearest_rows(queries, gallery, distance="euclidean", top=20, own=None, rerank=False, block=512):
+def nearest_rows(queries: np.ndarray | Tensor, gallery: np.ndarray | Tensor, distance: str | Distance = "euclidean", top: int = 20,
+                 own: Labels | None = None, rerank: bool = False, block: int = 512) -> tuple[np.ndarray, np.ndarray]:
     """The `top` nearest gallery embeddings of each query, the nearest first: (rows [Q, k], distances [Q, k]), numpy; k = min(top, G).
 
     queries [Q, D], gallery [G, D]: arrays or tensors. `own` [Q]: the gallery row that is the query itself and is left out, or -1.
@@ -65,7 +73,7 @@ def nearest_rows(queries, gallery, distance="euclidean", top=20, own=None, reran
     return rows.masked_fill(d.isinf(), -1).cpu().numpy(), d.cpu().numpy()
 
 # %% ../../nbs/91_inference.search.ipynb #8060adf6
-def whole_numbers(table, column):
+def whole_numbers(table: pd.DataFrame, column: str) -> list[int | None]:
     "The whole numbers of a column, a list with None where one is missing. `InputError` for any other value."
     def number(row, value):
         try:
@@ -76,7 +84,7 @@ def whole_numbers(table, column):
     return [number(row, value) for row, value in enumerate(table[column])]
 
 # %% ../../nbs/91_inference.search.ipynb #5d02ea8c
-def identities(table):
+def identities(table: pd.DataFrame) -> tuple[list[int | None], list[int | None]]:
     """(pids, camids): lists with an entry for each row of the table, None where unknown.
 
     They are read from the columns `pid` and `camid`, or from names like 0002_c1s1_000451_03.jpg. `InputError` for a value in a column
@@ -85,15 +93,15 @@ def identities(table):
     def parsed(path):
         try: return parse_name(path)
         except InputError: return None, None
-    pids, camids = zip(*map(parsed, table.path)) if len(table) else ((), ())
+    pids, camids = map(list, zip(*map(parsed, table.path))) if len(table) else ([], [])
     if "pid" in table: pids, camids = whole_numbers(table, "pid"), [None]*len(table)
     if "camid" in table: camids = whole_numbers(table, "camid")
-    return list(pids), list(camids)
+    return pids, camids
 
 # %% ../../nbs/91_inference.search.ipynb #c1049507
 HEIGHTS = 192, 160, 128, 112, 96, 80, 64, 48     # of thumbnails, in pixels
 
-def thumbnail(path, height, quality=70):
+def thumbnail(path: str | Path | bytes, height: int, quality: int = 70) -> bytes:
     "A picture of at most `height` pixels, twice as wide at most, as WebP bytes. Raises `InputError` as `open_image` does."
     image = open_image(path)
     image.thumbnail((2*height, height), Image.Resampling.LANCZOS)
@@ -101,7 +109,7 @@ def thumbnail(path, height, quality=70):
     return content.getvalue()
 
 # %% ../../nbs/91_inference.search.ipynb #2b79f6c3
-def thumbnails(paths, megabytes=4):
+def thumbnails(paths: Sequence[str | Path], megabytes: float = 4) -> list[str]:
     "data: URIs of the pictures, at the greatest of `HEIGHTS` where all take about `megabytes` or less, else at the smallest."
     some = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(len(paths), 40)).round().astype(int))]
     for height in HEIGHTS:
@@ -111,7 +119,7 @@ def thumbnails(paths, megabytes=4):
         return [f"data:image/webp;base64,{base64.b64encode(t).decode()}" for t in pool.map(lambda path: thumbnail(path, height), paths)]
 
 # %% ../../nbs/91_inference.search.ipynb #f2a68b05
-def in_script(value):
+def in_script(value: Any) -> str:
     "JSON that can stand inside a `<script>` element, whatever it contains."
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -119,7 +127,7 @@ def in_script(value):
 # %% ../../nbs/91_inference.search.ipynb #8e41f9d2
 MOST_IMAGES = 10_000     # images on a page
 
-def check_page(queries, gallery):
+def check_page(queries: Embedded, gallery: Embedded) -> None:
     "Raise `InputError` for (table, embeddings) pairs that cannot be shown on a page."
     for name, (table, x) in (("queries", queries), ("gallery", gallery)):
         if not len(table): raise InputError(f"there are no {name}; give images")
@@ -133,7 +141,7 @@ def check_page(queries, gallery):
         if len(table) != len(x): raise InputError(f"{name}: {len(table)} rows of the table and {len(x)} embeddings; cut both to one length")
 
 # %% ../../nbs/91_inference.search.ipynb #ac7e2f80
-def page_items(table, thumbs, rows, distances):
+def page_items(table: pd.DataFrame, thumbs: Sequence[int], rows: np.ndarray, distances: np.ndarray) -> list[dict[str, Any]]:
     "For each row of a table its name, identity, thumbnail, and nearest gallery rows with their distances, a list of dictionaries."
     names = [str(path).encode("utf-8", "backslashreplace").decode() for path in table.path]
     return [{"name": name, "pid": pid, "cam": cam, "thumb": thumb, "near": near[near >= 0].tolist(),
@@ -141,7 +149,8 @@ def page_items(table, thumbs, rows, distances):
             for name, pid, cam, thumb, near, d in zip(names, *identities(table), thumbs, rows, distances)]
 
 # %% ../../nbs/91_inference.search.ipynb #4dcbf175
-def page_data(queries, gallery, embedder=None, top=20, megabytes=4, title="Search", rerank=False):
+def page_data(queries: Embedded, gallery: Embedded, embedder: "ImageEmbedder | None" = None, top: int = 20, megabytes: float = 4,
+              title: str = "Search", rerank: bool = False) -> dict[str, Any]:
     """The JSON value behind a page. `queries`, `gallery`: (table, embeddings), as `embed_folder` and `read_embeddings` give them.
 
     `rerank`: see `nearest_rows`. Raises `InputError` for tables that do not say where their images are, tables and embeddings of different
@@ -392,7 +401,7 @@ _PAGE = """<!DOCTYPE html>
 """
 
 # %% ../../nbs/91_inference.search.ipynb #73d1f5a8
-def page_sentence(value, rerank=False):
+def page_sentence(value: Mapping[str, Any], rerank: bool = False) -> str:
     "What a page shows, from its `page_data`."
     about = value["about"]
     known = {"recipe", "dataset", "run"} <= about.keys()
@@ -401,7 +410,8 @@ def page_sentence(value, rerank=False):
             f"{', re-ranked'*rerank}, the {value['top']} nearest")
 
 # %% ../../nbs/91_inference.search.ipynb #8d53e0b2
-def search_page(queries, gallery, path, embedder=None, top=20, megabytes=4, title="Search", rerank=False):
+def search_page(queries: Embedded, gallery: Embedded, path: str | Path, embedder: "ImageEmbedder | None" = None, top: int = 20,
+                megabytes: float = 4, title: str = "Search", rerank: bool = False) -> Path:
     """Write a page for searching as one HTML file, atomically; returns `path`.
 
     `queries`, `gallery`: (table, embeddings), as `embed_folder` and `read_embeddings` give them. `embedder`: its distance ranks, and the

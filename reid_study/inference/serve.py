@@ -14,18 +14,26 @@ import os
 import re
 import socket
 import time
+from collections.abc import AsyncIterable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from fastcore import xml
+from torch import Tensor
 
 from ..core import InputError, check_number, extra
 from ..data.images import open_image
-from ..distances import Euclidean, get_distance
+from ..distances import Distance, Euclidean, get_distance
 from .search import COLOURS, check_search, identities, thumbnail
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import starlette.applications
+    from reid_study.inference.export import ImageEmbedder
+
 # %% ../../nbs/92_inference.serve.ipynb #2dd3a1af
-def strangers(pids):
+def strangers(pids: np.ndarray) -> np.ndarray:
     "Which pairs of images [N, N] show different people, each pair once; a distractor is a stranger to all, and -1 is nobody known."
     known, differ = pids != -1, (pids[:, None] != pids) | (pids == 0)
     return np.triu(known & known[:, None] & differ, 1)
@@ -40,7 +48,8 @@ class Gallery:
     bins over [0, 2]}, for a table that does not say who it shows. Raises `InputError` for a table that does not say where its images
     are, and as `check_search` does.
     """
-    def __init__(self, table, embeddings, distance="euclidean", pairs=None, seed=0):
+    def __init__(self, table: "pd.DataFrame", embeddings: np.ndarray | Tensor, distance: str | Distance = "euclidean",
+                 pairs: Mapping[str, Any] | None = None, seed: int = 0) -> None:
         x = torch.as_tensor(embeddings)
         if len(table) != len(x):
             raise InputError(f"the gallery: {len(table)} rows of the table and {len(x)} embeddings; cut both to one length")
@@ -68,7 +77,7 @@ class Gallery:
     def __len__(self): return len(self.files)
 
     @torch.no_grad()
-    def nearest(self, embedding, top=20):
+    def nearest(self, embedding: np.ndarray | Tensor, top: int = 20) -> tuple[np.ndarray, np.ndarray]:
         "The `top` nearest images of an embedding [D], the nearest first: (rows [k], distances [k]), k = min(top, G)."
         check_number("top", top, 1, whole=True)
         query = self.distance.prepare(torch.as_tensor(embedding)[None].to(self.prepared.dtype))
@@ -77,7 +86,7 @@ class Gallery:
         found = self.distance.compare(query, self.prepared)[0].topk(min(top, len(self)), largest=False)
         return found.indices.numpy(), found.values.numpy()
 
-    def rate(self, distances):
+    def rate(self, distances: np.ndarray) -> np.ndarray:
         "The share of pairs of strangers that are at most as far apart as each of the distances; NaN for fewer than `FEWEST` pairs."
         if self.strangers < FEWEST: return np.full(len(distances), np.nan)
         return np.interp(distances, self._at, self._counts, left=0)/self.strangers
@@ -85,12 +94,12 @@ class Gallery:
 # %% ../../nbs/92_inference.serve.ipynb #99314d6a
 LEVELS = (0.001, "likely", "likely the same person"), (0.01, "possible", "possibly the same person")     # most strangers as near, ...
 
-def how_sure(rate):
+def how_sure(rate: float) -> tuple[str, str]:
     "(a class, words) for the share of pairs of strangers that are as near."
     if np.isnan(rate): return "unknown", "too little is known to tell"
     return next(((name, words) for most, name, words in LEVELS if rate <= most), ("unlikely", "probably somebody else"))
 
-def odds(rate, pairs):
+def odds(rate: float, pairs: int) -> str:
     "A share of `pairs` pairs of strangers, in words."
     if np.isnan(rate): return "too few pairs of strangers are known"
     if rate == 0: return f"none of {pairs:,} pairs of strangers is as close"
@@ -166,7 +175,7 @@ addEventListener("drop", e => { e.preventDefault(); at("drop").classList.remove(
 # %% ../../nbs/92_inference.serve.ipynb #29b8fde9
 MOST_BYTES = 20_000_000      # of a dropped picture
 
-def drop_page(title, sentence, most=MOST_BYTES):
+def drop_page(title: str, sentence: str, most: int = MOST_BYTES) -> xml.FT:
     "The page on which a picture is dropped, an element of `fastcore.xml`."
     head = xml.Head(xml.Meta(charset="utf-8"), xml.Meta(name="viewport", content="width=device-width, initial-scale=1"),
                     xml.Title(title), xml.Style(xml.Safe(_STYLE)), xml.Link(rel="icon", href="data:,"))
@@ -180,7 +189,7 @@ def drop_page(title, sentence, most=MOST_BYTES):
     return xml.Html(head, body, lang="en")
 
 # %% ../../nbs/92_inference.serve.ipynb #dcedcf9b
-def best_words(gallery, distance, rate, seconds):
+def best_words(gallery: Gallery, distance: float, rate: float, seconds: float) -> str:
     "What the nearest image means, in a sentence or two."
     words = (f"Searched {len(gallery):,} images in {1000*seconds:.0f} ms. "
              f"The nearest is at a distance of {distance:.3f}: {how_sure(rate)[1]}.")
@@ -188,7 +197,7 @@ def best_words(gallery, distance, rate, seconds):
         words += f" If nobody in this gallery were the person, about {expected:,.0f} of its images would still be as close."
     return words
 
-def answer_section(gallery, rows, distances, seconds):
+def answer_section(gallery: Gallery, rows: np.ndarray, distances: np.ndarray, seconds: float) -> xml.FT:
     "The nearest images of a picture, by `Gallery.nearest`, as an element: for each its rank, distance, name, and how sure the match is."
     rates = gallery.rate(distances)
     def card(rank, row, distance, rate):
@@ -201,7 +210,7 @@ def answer_section(gallery, rows, distances, seconds):
     return xml.Div(xml.Ol(*cards), xml.P(basis, cls="soft"), data_status=status)
 
 # %% ../../nbs/92_inference.serve.ipynb #6f06b568
-async def read_body(parts, most=MOST_BYTES):
+async def read_body(parts: AsyncIterable[bytes], most: int = MOST_BYTES) -> bytes:
     "The bytes of a request, from its `parts` as they arrive; `InputError` as soon as there are more than `most`."
     content = bytearray()
     async for part in parts:
@@ -210,7 +219,7 @@ async def read_body(parts, most=MOST_BYTES):
     return bytes(content)
 
 # %% ../../nbs/92_inference.serve.ipynb #034b8467
-def match_picture(embedder, gallery, content, top=20):
+def match_picture(embedder: "ImageEmbedder", gallery: Gallery, content: bytes, top: int = 20) -> str:
     "The `answer_section` for a picture in bytes, as HTML. Raises `InputError` for what `open_image` refuses."
     start = time.perf_counter()
     embedding = embedder(open_image(content))[0].cpu()
@@ -218,7 +227,7 @@ def match_picture(embedder, gallery, content, top=20):
     return xml.to_xml(answer_section(gallery, rows, distances, time.perf_counter() - start), indent=False)
 
 # %% ../../nbs/92_inference.serve.ipynb #330e7cad
-def policy(page):
+def policy(page: str) -> str:
     "The Content-Security-Policy of a page in HTML: its own scripts and styles, by their hashes, its own pictures, and nothing else."
     def hashes(name):
         inside = re.findall(f"<{name}>(.*?)</{name}>", page, re.S)
@@ -226,7 +235,7 @@ def policy(page):
     return (f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src 'self' blob: data:; "
             "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
-def about_page(embedder, gallery):
+def about_page(embedder: "ImageEmbedder", gallery: Gallery) -> str:
     "What the page searches in and with, in a sentence."
     about = embedder.about
     made_by = f" by {about['recipe']}, trained on {os.path.basename(about['dataset'])}" if {"recipe", "dataset"} <= about.keys() else ""
@@ -239,7 +248,8 @@ HOSTS = ["127.0.0.1", "localhost"]      # the names under which the page answers
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
            "Cross-Origin-Resource-Policy": "same-origin"}
 
-def make_app(embedder, gallery, top=20, title="Who is it?", most=MOST_BYTES):
+def make_app(embedder: "ImageEmbedder", gallery: Gallery, top: int = 20, title: str = "Who is it?",
+             most: int = MOST_BYTES) -> "starlette.applications.Starlette":
     """The page over an `ImageEmbedder` and a `Gallery` of its embeddings, as an ASGI application of Starlette.
 
     GET / is the page, GET /image/ROW a small picture of a gallery image, POST /match with the bytes of a picture its `top` answers.
@@ -270,7 +280,7 @@ def make_app(embedder, gallery, top=20, title="Who is it?", most=MOST_BYTES):
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)])
 
 # %% ../../nbs/92_inference.serve.ipynb #bf616899
-def listen(app, port=8000, ready=print):
+def listen(app: Callable, port: int = 8000, ready: Callable[[str], Any] = print) -> None:
     """Serve an ASGI application on 127.0.0.1 alone until it is stopped, as by Ctrl-C. `port` 0: any that is free.
 
     `ready` is called with the address once the port is open. Raises `InputError` for a port that is taken or may not be opened.

@@ -7,8 +7,8 @@ __all__ = ['attribute_targets', 'class_weights', 'AttributeLoss', 'attribute_cou
 
 # %% ../../nbs/31_losses.attributes.ipynb #d1cc6a29
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from ..networks.heads import AttributeHead, TASKS
 # %% ../../nbs/31_losses.attributes.ipynb #c3980dfc
 _COLUMNS = len(TASKS) - 2, TASKS["upper_colour"], TASKS["lower_colour"]    # single attributes, upper colours, lower colours
 
-def attribute_targets(attributes: Tensor | Any) -> Tensor:
+def attribute_targets(attributes: Tensor | np.ndarray) -> Tensor:
     """Attribute columns [B, 27] (`ATTRIBUTES` of `data.market1501`: class indices from 0, -1 unknown) -> classes [B, 12], -1 unknown.
 
     They may be a tensor or an array of any integer type. A colour is known where exactly one of its columns is 1.
@@ -107,7 +107,7 @@ class AttributeLoss(nn.Module):
         self.label_smoothing = check_number("label_smoothing", label_smoothing, least=0, below=1)
         self.register_buffer("weights", None if counts is None else class_weights(counts), persistent=False)
 
-    def compute(self, logits: Tensor, attributes: Tensor | Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute(self, logits: Tensor, attributes: Tensor | np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, statistics) of logits [B, 39] and attribute columns [B, 27].
 
         A task is averaged over the images where it is known, then over the tasks known in the batch; zero with a graph where
@@ -128,21 +128,21 @@ class AttributeLoss(nn.Module):
         right = (answer == targets.T).to(scores.dtype)
         return with_nan(_mean_of_tasks(each, known), {"accuracy": _mean_of_tasks(right, known)})
 
-    def forward(self, logits: Tensor, attributes: Tensor | Any) -> Tensor:
+    def forward(self, logits: Tensor, attributes: Tensor | np.ndarray) -> Tensor:
         "The loss, a scalar: the first of what `compute` returns, for the same arguments."
         return self.compute(logits, attributes)[0]
 
     def extra_repr(self) -> str: return f"weighted={self.weights is not None}, label_smoothing={self.label_smoothing}"
 
 # %% ../../nbs/31_losses.attributes.ipynb #e2d79b0a
-def attribute_counts(attributes: Tensor | Any) -> list[int]:
+def attribute_counts(attributes: Tensor | np.ndarray) -> list[int]:
     "Attribute columns [N, 27] of a training table -> the number of images of each class of each task, a list of 39."
     targets = attribute_targets(attributes)
     _check_targets(targets)
     return [count for t, classes in zip(targets.T, TASKS.values()) for count in t[t >= 0].bincount(minlength=classes).tolist()]
 
 # %% ../../nbs/31_losses.attributes.ipynb #063af227
-def attribute_accuracy(logits: Tensor, attributes: Tensor | Any) -> dict[str, dict[str, float]]:
+def attribute_accuracy(logits: Tensor, attributes: Tensor | np.ndarray) -> dict[str, dict[str, float]]:
     """How well each task is answered: logits [N, 39], attribute columns [N, 27] -> task -> {"accuracy", "balanced", "majority"}.
 
     `balanced`: the mean over the classes that occur of the share of their images that are named right. `majority`: the accuracy of

@@ -12,7 +12,7 @@ __all__ = ['REDUCTIONS', 'FILLED', 'NOT_A_MARGIN', 'NOT_POSITIVE', 'NOT_A_COUNT'
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -261,7 +261,9 @@ class Loss:
 # %% ../../nbs/39_losses.base.ipynb #8ad365a7
 LOSSES: dict[str, Loss] = {}
 
-def register_loss(name: str, **about: Any) -> Callable[[type], type]:
+_Class = TypeVar("_Class", bound=type)
+
+def register_loss(name: str, **about: Any) -> Callable[[_Class], _Class]:
     """A class decorator that enters a loss in `LOSSES`; `about`: the fields of `Loss` beside its class.
 
     Raises `InputError` for a name that another class has.

@@ -8,11 +8,14 @@ __all__ = ['gradient_share', 'collapse']
 # %% ../../nbs/43b_losses.diagnostics.ipynb #5b919401
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/43b_losses.diagnostics.ipynb #5b8bbef6
 def gradient_share(terms: Mapping[str, Tensor], feature: Tensor) -> dict[str, float]:
@@ -29,7 +32,7 @@ def gradient_share(terms: Mapping[str, Tensor], feature: Tensor) -> dict[str, fl
     return {name: norm/total if total else 0.0 for name, norm in norms.items()}
 
 # %% ../../nbs/43b_losses.diagnostics.ipynb #30c49660
-def collapse(history: Any, term: str, margin: float | None = None, chance: float | None = None) -> str:
+def collapse(history: "pd.DataFrame", term: str, margin: float | None = None, chance: float | None = None) -> str:
     """One sentence that names why a term of the loss does not learn, with the likely cause and remedy; "" where nothing speaks against it.
 
     `history`: a pandas table, a row an epoch, with columns `term`, `term.active`, `term.d_ap`, `term.d_an`, `mAP`; what is missing is not

@@ -7,16 +7,24 @@ __all__ = ['COLOURS', 'arrows', 'gradient_field', 'on_circle', 'of_anchor', 'cos
 
 # %% ../../nbs/38_losses.pictures.ipynb #66669432
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core import extra
+from ..distances import Labels
+
+if TYPE_CHECKING:
+    import matplotlib.axes
 
 # %% ../../nbs/38_losses.pictures.ipynb #aed7e54f
 COLOURS = ["#1b1b1f", "#2b6fb3", "#c8443c", "#d9962b", "#6b6b73"]   # anchor, positive, negative, second negative, others
 
-def arrows(ax, loss, points, pids, title="", roles=None, scale=0.6):
+def arrows(ax: "matplotlib.axes.Axes", loss: Callable[[Tensor, Tensor], Tensor], points: Tensor | Sequence[Sequence[float]], pids: Labels,
+           title: str = "", roles: Sequence[int] | None = None, scale: float = 0.6) -> None:
     """Draw points [B, 2] and the step that gradient descent on `loss(points, pids)` would take from each.
 
     `roles` [B]: index into `COLOURS` (0 anchor, 1 positive, 2 negative, 3 second negative); None: a colour an identity.
@@ -34,7 +42,8 @@ def arrows(ax, loss, points, pids, title="", roles=None, scale=0.6):
     ax.set(title=title, xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xticks=[], yticks=[])
 
 # %% ../../nbs/38_losses.pictures.ipynb #55850337
-def gradient_field(ax, each, fixed=(), colours=(), title="", side=1.5, n=17, level=None):
+def gradient_field(ax: "matplotlib.axes.Axes", each: Callable[[Tensor], Tensor], fixed: Tensor | Sequence[Sequence[float]] = (),
+                   colours: Sequence[str] = (), title: str = "", side: float = 1.5, n: int = 17, level: float | None = None) -> None:
     """Draw where a loss moves one point, wherever in the plane it stands.
 
     `each`: points [n², 2] -> the loss of each, as if it were alone, [n²]. `fixed`, `colours`: points [F, 2] that are held, to be marked.
@@ -53,13 +62,13 @@ def gradient_field(ax, each, fixed=(), colours=(), title="", side=1.5, n=17, lev
     ax.set(title=title, aspect="equal", xticks=[], yticks=[], xlim=(-side, side), ylim=(-side, side))
 
 # %% ../../nbs/38_losses.pictures.ipynb #42d28960
-def on_circle(*degrees):
+def on_circle(*degrees: float) -> Tensor:
     "Points [N, 2] on the unit circle, from their angles in degrees."
     angle = torch.tensor(degrees, dtype=torch.float).deg2rad()
     return torch.stack([angle.cos(), angle.sin()], 1)
 
 # %% ../../nbs/38_losses.pictures.ipynb #9f870493
-def of_anchor(loss, fixed):
+def of_anchor(loss: Callable[..., Tensor], fixed: Tensor) -> Callable[[Tensor], Tensor]:
     """The loss of an anchor as a function of where it is, for `gradient_field`: the first of `fixed` [F, 2] is its positive, the others are
     negatives. Near the origin, where what is normalised has a steep gradient, it has none."""
     pid, pids = torch.tensor([0]), torch.arange(len(fixed))
@@ -67,7 +76,8 @@ def of_anchor(loss, fixed):
     return lambda grid: torch.stack([alone(p) for p in grid])
 
 # %% ../../nbs/38_losses.pictures.ipynb #22b0c7e5
-def cost_curve(losses, sizes=(64, 128, 256, 512, 1024), dim=256, k=4, rounds=5):
+def cost_curve(losses: Mapping[str, Callable[[Tensor, Tensor], Tensor]], sizes: Sequence[int] = (64, 128, 256, 512, 1024), dim: int = 256,
+               k: int = 4, rounds: int = 5) -> dict[str, list[float]]:
     """Draw milliseconds of CPU time, which other programs disturb less than the clock, of forward and backward against the batch size,
     with the slope of the last doubling in the legend.
 

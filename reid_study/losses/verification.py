@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..core import InputError, check_number
 from ..distances import Labels, as_pids, check_embeddings, unit
 from .base import NOT_POSITIVE, mean, register_loss, with_nan, zero_or_nan
-from ..networks.heads import FUSIONS, VerificationHead
+from ..networks.heads import FUSIONS, Fusion, VerificationHead
 
 # %% ../../nbs/32_losses.verification.ipynb #e8c6a48e
 def draw_pairs(pids: Tensor, negatives: int) -> tuple[Tensor, Tensor, int]:
@@ -47,7 +47,7 @@ class VerificationLoss(nn.Module):
     `fusion`: a name from `FUSIONS`. `negatives`: negative pairs for each positive pair, above 0.
     Raises `InputError` for an unknown fusion and for numbers that make no sense.
     """
-    def __init__(self, dim: int, fusion: str = "squared", negatives: int = 16) -> None:
+    def __init__(self, dim: int, fusion: Fusion = "squared", negatives: int = 16) -> None:
         "`dim`: width of the embeddings. `fusion`: a name from `FUSIONS`. `negatives`: negative pairs for each positive pair."
         super().__init__()
         check_number("dim", dim, least=1, whole=True); check_number("negatives", negatives, above=0)

@@ -10,8 +10,10 @@ __all__ = ['WIDEST', 'BACKBONES', 'BLOCKS', 'PLACES', 'Backbone', 'register_back
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InputError, extra, import_all, lookup
@@ -29,7 +31,9 @@ WIDEST = 16_384     # an embedding's most coordinates: its neck, head and statis
 BACKBONES = {}     # name -> Backbone, of the chapters that have been imported
 
 # %% ../../nbs/20_networks.backbones.ipynb #f858e387
-def register_backbone(version=1, load=None):
+_Make = TypeVar("_Make", bound=Callable)
+
+def register_backbone(version: int = 1, load: Callable | None = None) -> Callable[[_Make], _Make]:
     """Decorate a factory, pretrained=False -> backbone, to enter it in `BACKBONES` under the name of the function.
 
     `load`: a function (backbone, path) that loads a checkpoint in published names, for `get_backbone(..., weights=path)`.
@@ -42,7 +46,7 @@ def register_backbone(version=1, load=None):
 # %% ../../nbs/20_networks.backbones.ipynb #007a6a63
 class ResidualBlock(nn.Module):
     "Two 3×3 convolutions beside a shortcut: [B, c_in, H, W] -> [B, c_out, H/stride, W/stride]."
-    def __init__(self, c_in, c_out, stride=1):
+    def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(c_out)
@@ -51,7 +55,7 @@ class ResidualBlock(nn.Module):
         same = stride == 1 and c_in == c_out
         self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return F.relu(self.bn2(self.conv2(y)).add_(self.shortcut(x)), inplace=True)
 
@@ -63,7 +67,7 @@ class SmallResNet(nn.Sequential):
 
     `width`: channels of the first block. `blocks`: how many of the five.
     """
-    def __init__(self, width=16, blocks=5):
+    def __init__(self, width: int = 16, blocks: int = 5) -> None:
         channels = [width, *(width*times for times, _ in BLOCKS[:blocks])]
         super().__init__(
             nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
@@ -74,12 +78,12 @@ class SmallResNet(nn.Sequential):
 
 # %% ../../nbs/20_networks.backbones.ipynb #d15556e7
 @register_backbone()
-def small(pretrained=False):
+def small(pretrained: bool = False) -> SmallResNet:
     "`SmallResNet` from random weights: [B, 3, H, W] -> [B, 128, H/16, W/16]."
     return _untrained("small", pretrained, SmallResNet())
 
 @register_backbone()
-def tiny(pretrained=False):
+def tiny(pretrained: bool = False) -> SmallResNet:
     "`SmallResNet` with three blocks, from random weights, for images of 32×16: [B, 3, H, W] -> [B, 64, H/8, W/8]."
     return _untrained("tiny", pretrained, SmallResNet(blocks=3))
 
@@ -104,7 +108,7 @@ def _resnet(name, pretrained):
 # %% ../../nbs/20_networks.backbones.ipynb #45cf4962
 PLACES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 
-def load_torchvision(backbone, path):
+def load_torchvision(backbone: nn.Sequential, path: str | Path) -> nn.Sequential:
     "Load a checkpoint in the names of torchvision's ResNets into a backbone made of one, which is returned; the classifier is left out."
     def rename(name):
         place, _, rest = name.partition(".")
@@ -114,12 +118,12 @@ def load_torchvision(backbone, path):
 
 # %% ../../nbs/20_networks.backbones.ipynb #71080a00
 @register_backbone(load=load_torchvision)
-def resnet18(pretrained=False):
+def resnet18(pretrained: bool = False) -> nn.Sequential:
     "torchvision's ResNet-18 with last stride 1: [B, 3, H, W] -> [B, 512, H/16, W/16]."
     return _resnet("resnet18", pretrained)
 
 @register_backbone(load=load_torchvision)
-def resnet50(pretrained=False):
+def resnet50(pretrained: bool = False) -> nn.Sequential:
     "torchvision's ResNet-50 with last stride 1: [B, 3, H, W] -> [B, 2048, H/16, W/16]."
     return _resnet("resnet50", pretrained)
 
@@ -133,12 +137,12 @@ def _registered(name):
     return lookup(name, BACKBONES | {"timm/NAME": None}, "backbone")
 
 # %% ../../nbs/20_networks.backbones.ipynb #ecbbe4d6
-def backbone_version(name):
+def backbone_version(name: str) -> int:
     "The version of a backbone; an unknown name raises `InputError`."
     return _registered(name).version
 
 # %% ../../nbs/20_networks.backbones.ipynb #a548d877
-def get_backbone(name, pretrained=False, weights=None):
+def get_backbone(name: str, pretrained: bool = False, weights: str | Path | None = None) -> nn.Module:
     """A backbone by its name, one of `BACKBONES` or timm/NAME; `backbone.width_out` is its number of channels.
 
     `pretrained`: start from the weights that its authors publish. `weights`: the path of a checkpoint to start from, in the

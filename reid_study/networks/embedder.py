@@ -6,12 +6,19 @@
 __all__ = ['Embedder', 'make_embedder', 'NotFinite', 'outputs_all', 'embed_all']
 
 # %% ../../nbs/22_networks.embedder.ipynb #a1555ec8
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import InputError, check_number
 from .backbones import WIDEST, get_backbone
 from .heads import BNNeck
+
+if TYPE_CHECKING:
+    from reid_study.networks.parts import PCB
 
 # %% ../../nbs/22_networks.embedder.ipynb #ca54bea4
 class Embedder(nn.Module):
@@ -20,7 +27,7 @@ class Embedder(nn.Module):
     The dictionary holds the feature "before" the neck [B, D], the one "after" it [B, D], and the output of each head under
     its name. `embed` gives only the feature after the neck, which retrieval compares.
     """
-    def __init__(self, backbone, dim=256):
+    def __init__(self, backbone: nn.Module, dim: int = 256) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooled = nn.BatchNorm1d(backbone.width_out, affine=False)
@@ -29,23 +36,24 @@ class Embedder(nn.Module):
         self.heads = nn.ModuleDict()
         nn.init.kaiming_normal_(self.embedding.weight, mode="fan_out", nonlinearity="linear")
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         before = self._before(images)
         after = self.neck(before)
         return {"before": before, "after": after} | {name: head(after) for name, head in self.heads.items()}
 
-    def embed(self, images):
+    def embed(self, images: Tensor) -> Tensor:
         "Images [B, 3, H, W] -> the feature after the neck [B, D]."
         return self.neck(self._before(images))
 
-    def attach(self, heads):
+    def attach(self, heads: Mapping[str, Callable[[int], nn.Module]]) -> None:
         "Build heads, name -> function of the width D that makes the module; each reads the feature after the neck."
         self.heads.update({name: make(self.neck.num_features) for name, make in heads.items()})
 
     def _before(self, images): return self.embedding(self.pooled(self.backbone(images).mean((2, 3))))
 
 # %% ../../nbs/22_networks.embedder.ipynb #bab1e02b
-def make_embedder(backbone="small", dim=256, heads=None, seed=0, pretrained=False, weights=None):
+def make_embedder(backbone: str = "small", dim: int = 256, heads: Mapping[str, Callable[[int], nn.Module]] | None = None, seed: int = 0,
+                  pretrained: bool = False, weights: str | Path | None = None) -> "Embedder | PCB":
     """An `Embedder` whose weights are a function of `seed`, the same for every recipe.
 
     A backbone with an attribute `embedder` chooses another class, as [PCB](26_networks.parts.ipynb) does. `heads`: name -> function
@@ -66,7 +74,7 @@ class NotFinite(InputError, FloatingPointError):
 
 # %% ../../nbs/22_networks.embedder.ipynb #008105b5
 @torch.no_grad()
-def outputs_all(network, loader):
+def outputs_all(network: nn.Module, loader: Iterable[tuple[Tensor, Any]]) -> dict[str, Tensor]:
     """The network's outputs, a dictionary, for every image of a loader of (images, targets): float32 [N, ...], on the loader's device.
 
     Raises `InputError` for a loader without images, and `NotFinite` where an output is NaN or infinite.
@@ -86,6 +94,6 @@ def _check_finite(name, x):
                     f"{int(bad.nonzero()[0])}; its weights are spoilt: train it again with a lower learning rate")
 
 # %% ../../nbs/22_networks.embedder.ipynb #fec15735
-def embed_all(network, loader):
+def embed_all(network: nn.Module, loader: Iterable[tuple[Tensor, Any]]) -> Tensor:
     "The feature after the neck for every image of a loader: [N, D]."
     return outputs_all(network, loader)["after"]

@@ -6,9 +6,12 @@
 __all__ = ['FrozenStem', 'freeze_stem', 'unfrozen', 'stem_maps']
 
 # %% ../../nbs/23a_networks.frozen.ipynb #f63243fd
+from collections.abc import Iterator
+from typing import Self
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import InputError
 from ..data.augment import normalize
@@ -19,32 +22,32 @@ class FrozenStem(nn.Module):
 
     Maps that the layers made before pass unchanged.
     """
-    def __init__(self, layers):
+    def __init__(self, layers: nn.Module) -> None:
         super().__init__()
         self.layers = layers.requires_grad_(False)
         self.train()
 
-    def train(self, mode=True): return super().train(False)
+    def train(self, mode: bool = True) -> Self: return super().train(False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != 3: return x
         with torch.no_grad(): return self.layers(x)
 
 # %% ../../nbs/23a_networks.frozen.ipynb #04e1a2a0
-def freeze_stem(backbone, layers):
+def freeze_stem(backbone: nn.Sequential, layers: int) -> nn.Sequential:
     "A backbone, an `nn.Sequential`, whose first layers are a `FrozenStem`; the others, and the width, are its own."
     every = [*backbone]
     frozen = nn.Sequential(FrozenStem(nn.Sequential(*every[:layers])), *every[layers:])
     frozen.width_out = backbone.width_out
     return frozen
 
-def unfrozen(backbone):
+def unfrozen(backbone: nn.Sequential) -> nn.Sequential:
     "The layers of a backbone with a frozen stem in one `nn.Sequential`, as they were before; the weights are shared."
     return nn.Sequential(*backbone[0].layers, *backbone[1:])
 
 # %% ../../nbs/23a_networks.frozen.ipynb #1546c729
 @torch.no_grad()
-def stem_maps(stem, images, batch=256):
+def stem_maps(stem: nn.Module, images: np.ndarray, batch: int = 256) -> Iterator[np.ndarray]:
     """Yield the maps of decoded images, uint8 [N, H, W, 3], batch by batch: float32 [B, 2, h, w, C], of the images and their mirror images.
 
     Raises `InputError` if the stem makes maps that are NaN or infinite.

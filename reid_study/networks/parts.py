@@ -6,8 +6,10 @@
 __all__ = ['Stripes', 'EachPart', 'PCB', 'small_pcb', 'resnet50_pcb']
 
 # %% ../../nbs/26_networks.parts.ipynb #26ef0f82
+from collections.abc import Callable, Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InputError, check_number
@@ -19,7 +21,7 @@ class Stripes(nn.Module):
 
     `shared`: one reduction for all stripes instead of one each. PCB, section 3. Maps with fewer rows than stripes raise `InputError`.
     """
-    def __init__(self, channels, parts=6, width=256, shared=False):
+    def __init__(self, channels: int, parts: int = 6, width: int = 256, shared: bool = False) -> None:
         super().__init__()
         for name, value in (("channels", channels), ("parts", parts), ("width", width)): check_number(name, value, least=1, whole=True)
         self.parts, self.width, self.shared = parts, width, shared
@@ -28,7 +30,7 @@ class Stripes(nn.Module):
         self.norm = nn.BatchNorm1d(times*width)
         nn.init.kaiming_normal_(self.reduce.weight, mode="fan_out")
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if x.shape[2] < self.parts:
             raise InputError(f"a map of {x.shape[2]} rows cannot be cut into {self.parts} stripes; a row is 16 pixels of the image, "
                              f"so use images at least {16*self.parts} pixels high")
@@ -40,7 +42,7 @@ class Stripes(nn.Module):
 # %% ../../nbs/26_networks.parts.ipynb #9e822606
 class EachPart(nn.ModuleList):
     "A module for each of the parts that lie side by side: [B, parts·width] -> [B, parts, ...]."
-    def forward(self, x): return torch.stack([head(part) for head, part in zip(self, x.chunk(len(self), 1))], 1)
+    def forward(self, x: Tensor) -> Tensor: return torch.stack([head(part) for head, part in zip(self, x.chunk(len(self), 1))], 1)
 
 # %% ../../nbs/26_networks.parts.ipynb #f01e7f8e
 class PCB(nn.Module):
@@ -50,22 +52,22 @@ class PCB(nn.Module):
     [B, parts, C]; other heads read all parts. `dim` is the width of all parts together, 256 each in Sun et al., ECCV 2018.
     Raises `InputError` if `dim` is not a multiple of `parts`.
     """
-    def __init__(self, backbone, dim=384, parts=6, shared=False):
+    def __init__(self, backbone: nn.Module, dim: int = 384, parts: int = 6, shared: bool = False) -> None:
         super().__init__()
         for name, value in (("parts", parts), ("dim", dim)): check_number(name, value, least=1, whole=True)
         if dim % parts:
             raise InputError(f"dim={dim} cannot be shared among {parts} parts; use a multiple, such as dim={-(-dim//parts)*parts}")
         self.backbone, self.stripes, self.heads = backbone, Stripes(backbone.width_out, parts, dim//parts, shared), nn.ModuleDict()
 
-    def attach(self, heads):
+    def attach(self, heads: Mapping[str, Callable[[int], nn.Module]]) -> None:
         "Build heads, name -> function of the width of its input that makes the module."
         parts, width = self.stripes.parts, self.stripes.width
         for name, make in heads.items():
             self.heads[name] = EachPart(make(width) for _ in range(parts)) if name == "identity" else make(parts*width)
 
-    def embed(self, images): return self.stripes(self.backbone(images)).flatten(1)
+    def embed(self, images: Tensor) -> Tensor: return self.stripes(self.backbone(images)).flatten(1)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         after = self.embed(images)
         return {"before": after, "after": after} | {name: head(after) for name, head in self.heads.items()}
 
@@ -75,11 +77,11 @@ def _for_pcb(backbone):
     return backbone
 
 @register_backbone()
-def small_pcb(pretrained=False):
+def small_pcb(pretrained: bool = False) -> nn.Module:
     "The small backbone, embedded by `PCB`: images at least 96 pixels high."
     return _for_pcb(small(pretrained))
 
 @register_backbone(load=load_torchvision)
-def resnet50_pcb(pretrained=False):
+def resnet50_pcb(pretrained: bool = False) -> nn.Sequential:
     "ResNet-50 with last stride 1, embedded by `PCB`: images at least 96 pixels high, 384×128 in the paper, with dim=1536."
     return _for_pcb(resnet50(pretrained))

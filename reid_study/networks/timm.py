@@ -6,6 +6,10 @@
 __all__ = ['TimmBackbone', 'timm_backbone']
 
 # %% ../../nbs/29_networks.timm.ipynb #fca4c4a9
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
 from ..core import InputError
 from .vit import FromTimm, timm_network, vit
 
@@ -15,12 +19,12 @@ class TimmBackbone(FromTimm):
 
     `mean`, `std`: as in `FromTimm`. A network that is tied to its own image size raises `InputError` for images of another.
     """
-    def __init__(self, network, mean=None, std=None):
+    def __init__(self, network: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         super().__init__(mean, std)
         self.network = network
         self.width_out = getattr(network, "head_hidden_size", None) or network.num_features
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         features = self._features(self.normalised(images))
         if features.ndim == 4: return features.movedim(-1, 1) if getattr(self.network, "output_fmt", "") == "NHWC" else features
         has_class = getattr(self.network, "cls_token", None) is not None
@@ -37,7 +41,7 @@ class TimmBackbone(FromTimm):
                              "or choose another network".format(*own, *size, str(e).splitlines()[0])) from e
 
 # %% ../../nbs/29_networks.timm.ipynb #1003fd89
-def timm_backbone(name, pretrained=False):
+def timm_backbone(name: str, pretrained: bool = False) -> FromTimm:
     """A backbone of any of timm's networks: `Tokens` for a vision transformer with patches of 16, else a `TimmBackbone`.
 
     Raises `InputError` where timm is not installed, for a name that timm does not have (with similar ones that it has), and where

@@ -8,9 +8,12 @@ __all__ = ['SIDE', 'FromTimm', 'load_timm', 'Tokens', 'timm_network', 'vit', 'vi
 # %% ../../nbs/27_networks.vit.ipynb #9e24ae8b
 import difflib
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import InputError, extra, lookup
 from ..data.augment import MEAN, STD
@@ -23,23 +26,23 @@ class FromTimm(nn.Module):
 
     `mean`, `std`: three numbers each, of the network's normalisation; None takes images as the study normalises them.
     """
-    def __init__(self, mean=None, std=None):
+    def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         super().__init__()
         if (mean is None) != (std is None): raise InputError("mean and std belong together; give both or neither")
         self.register_buffer("scale", torch.ones(3, 1, 1))
         self.register_buffer("offset", torch.zeros(3, 1, 1))
-        if mean: self.normalise_by(mean, std)
+        if mean and std: self.normalise_by(mean, std)
 
-    def normalise_by(self, mean, std):
+    def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
         "From now on, turn images as the study normalises them into images normalised by `mean` and `std`."
         own_mean, own_std, mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD, mean, std))
         self.scale.copy_(own_std/std)
         self.offset.copy_((own_mean - mean)/std)
 
-    def normalised(self, images): return images*self.scale + self.offset
+    def normalised(self, images: Tensor) -> Tensor: return images*self.scale + self.offset
 
 # %% ../../nbs/27_networks.vit.ipynb #37b78e8e
-def load_timm(backbone, path):
+def load_timm(backbone: FromTimm, path: str | Path) -> FromTimm:
     "Load a checkpoint in timm's names into a `FromTimm`, which is returned and from then on normalises images as the checkpoint expects."
     from timm.layers import resample_abs_pos_embed
     (part, network), = backbone.named_children()
@@ -63,14 +66,15 @@ class Tokens(FromTimm):
     `output`: "class" for the class token, "map" for the patches. `mean`, `std`: as in `FromTimm`. A network without a class token,
     such as one that pools, raises `InputError` for "class", and so do images whose sides are not multiples of 16.
     """
-    def __init__(self, vit, output="class", mean=None, std=None):
+    def __init__(self, vit: nn.Module, output: Literal["class", "map"] = "class", mean: Sequence[float] | None = None,
+                 std: Sequence[float] | None = None) -> None:
         super().__init__(mean, std)
         lookup(output, dict.fromkeys(("class", "map")), "output")
         if output == "class" and getattr(vit, "cls_token", None) is None:
             raise InputError("this vision transformer has no class token; use output='map'")
         self.vit, self.output, self.width_out = vit, output, vit.embed_dim
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         B, _, H, W = images.shape
         if H % SIDE or W % SIDE:
             raise InputError(f"images of {H}×{W} cannot be cut into patches of {SIDE}×{SIDE}; "
@@ -80,7 +84,7 @@ class Tokens(FromTimm):
         return tokens[:, self.vit.num_prefix_tokens:].transpose(1, 2).reshape(B, -1, H//SIDE, W//SIDE)
 
 # %% ../../nbs/27_networks.vit.ipynb #94482f34
-def timm_network(name, pretrained=False, **options):
+def timm_network(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
     """A network of timm's without its classifier; `options` are passed on to `timm.create_model`.
 
     Raises `InputError` where timm is not installed, and where the network or its weights cannot be had.
@@ -97,7 +101,7 @@ def timm_network(name, pretrained=False, **options):
         raise InputError(f"timm cannot make {name} without its classifier ({str(e).splitlines()[0]}); choose another network") from e
 
 # %% ../../nbs/27_networks.vit.ipynb #c77dc042
-def vit(name, pretrained=False, output="class", size=(256, 128)):
+def vit(name: str, pretrained: bool = False, output: Literal["class", "map"] = "class", size: tuple[int, int] = (256, 128)) -> Tokens:
     """A `Tokens` backbone of a timm vision transformer with patches of 16, such as vit_small_patch16_224.
 
     Its positions are learnt for images of `size`, (height, width) in pixels. Raises `InputError` as `timm_network` does, for
@@ -115,11 +119,11 @@ def vit(name, pretrained=False, output="class", size=(256, 128)):
 
 # %% ../../nbs/27_networks.vit.ipynb #ac7abf4c
 @register_backbone(load=load_timm)
-def vit_small(pretrained=False):
+def vit_small(pretrained: bool = False) -> Tokens:
     "ViT-S/16, its class token: [B, 3, H, W] -> [B, 384, 1, 1]."
     return vit("vit_small_patch16_224", pretrained)
 
 @register_backbone(load=load_timm)
-def vit_small_map(pretrained=False):
+def vit_small_map(pretrained: bool = False) -> Tokens:
     "ViT-S/16, its patches as a map: [B, 3, H, W] -> [B, 384, H/16, W/16]."
     return vit("vit_small_patch16_224", pretrained, "map")

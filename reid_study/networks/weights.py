@@ -7,14 +7,17 @@ __all__ = ['read_weights', 'load_renamed', 'load_weights', 'cached']
 
 # %% ../../nbs/23_networks.weights.ipynb #40d533f5
 import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from ..core import InputError, regular_file
 
 # %% ../../nbs/23_networks.weights.ipynb #4c2e2a7c
-def read_weights(path):
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The weights in a file as name -> tensor, on the CPU: .safetensors, or what torch.save wrote.
 
     A dictionary under the key state_dict is unwrapped, and `module.` before names is removed. Nothing in the file is executed.
@@ -38,7 +41,9 @@ def _content(path):
         raise InputError(f"{path} cannot be read as weights ({type(e).__name__}); it is damaged or of another kind, get it again") from None
 
 # %% ../../nbs/23_networks.weights.ipynb #4e2604a6
-def load_renamed(network, weights, rename, what):
+_Network = TypeVar("_Network", bound=nn.Module)
+
+def load_renamed(network: _Network, weights: Mapping[str, Tensor], rename: Callable[[str], str | None], what: str) -> _Network:
     """Load weights, name -> tensor, into a network, which is returned.
 
     `rename` turns a published name into the network's, or into None to leave the weight out. `what`: the network, for messages.
@@ -63,7 +68,8 @@ def load_renamed(network, weights, rename, what):
 def _some(names, most=3): return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 # %% ../../nbs/23_networks.weights.ipynb #b099a406
-def load_weights(backbone, path, load=None, what="the backbone"):
+def load_weights(backbone: _Network, path: str | Path, load: Callable[[_Network, str | Path], _Network] | None = None,
+                 what: str = "the backbone") -> _Network:
     """Load a checkpoint into a backbone, which is returned: .safetensors, or what torch.save wrote.
 
     `load`: a function (backbone, path) for checkpoints in published names; None if there are none. `what`: the backbone's name,
@@ -78,7 +84,7 @@ def load_weights(backbone, path, load=None, what="the backbone"):
     except InputError as e: raise InputError(f"{path}: {e}") from None
 
 # %% ../../nbs/23_networks.weights.ipynb #1fc7c42a
-def cached(name):
+def cached(name: str) -> Path:
     "The path of a published file of weights in the folders of torch or torchreid on this machine; `InputError` says where to put it."
     hub = Path(torch.hub.get_dir())
     for folder in (hub/"checkpoints", hub.parent/"checkpoints"):

@@ -7,9 +7,10 @@ __all__ = ['multiply_adds', 'parameters']
 
 # %% ../../nbs/28_networks.zoo.ipynb #c4cfdb70
 import torch
+from torch import nn
 
 # %% ../../nbs/28_networks.zoo.ipynb #118f9e7b
-def multiply_adds(network, size=(256, 128)):
+def multiply_adds(network: nn.Module, size: tuple[int, int] = (256, 128)) -> int:
     "Multiply-adds of a network for one image of `size`, (height, width), in evaluation: those of convolutions and matrix products."
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +22,6 @@ def multiply_adds(network, size=(256, 128)):
     return counter.get_total_flops()//2
 
 # %% ../../nbs/28_networks.zoo.ipynb #e421e8ca
-def parameters(network):
+def parameters(network: nn.Module) -> int:
     "The number of parameters of a network."
     return sum(p.numel() for p in network.parameters())

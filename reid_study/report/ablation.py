@@ -18,10 +18,11 @@ from .study_tables import condition_words
 from .tables import html_table, named, number
 from ..study.analysis import crossed_contrast, mean_interval, weighted_sum
 from ..study.endpoints import counted, identity_matrix, listed, points
+from ..study.results import Results
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/84a_report.ablation.ipynb #77684324
-def ablation_scores(results, arm):
+def ablation_scores(results: Results, arm: str) -> pd.DataFrame:
     """A table, a row a recipe and change of an arm: recipe, family, change, condition (in words), seeds, mAP with its 95 % interval
     (low, high), and the difference of mAP to the arm's first change with its own (difference, from, to); in per cent.
 
@@ -46,7 +47,7 @@ def _difference(results, arm, recipe, change, usual):
     return {"difference": 100*i.estimate, "from": 100*i.low, "to": 100*i.high}
 
 # %% ../../nbs/84a_report.ablation.ipynb #c1f7905c
-def varied(scores):
+def varied(scores: pd.DataFrame) -> str | None:
     "The one setting that all changes in a table of `ablation_scores` set to a number, or None."
     names = {name for change in scores.change for name in change}
     values = [value for change in scores.change for value in change.values()]
@@ -55,7 +56,7 @@ def varied(scores):
 
 # %% ../../nbs/84a_report.ablation.ipynb #cc96270a
 @styled
-def ablation_picture(scores, name=""):
+def ablation_picture(scores: pd.DataFrame, name: str = "") -> Figure:
     """mAP under each condition, mean over seeds, with its 95 % interval over seeds and identities."""
     return _curves(scores, name or varied(scores)) if varied(scores) else _rows(scores)
 
@@ -88,7 +89,7 @@ def _rows(scores):
     return figure
 
 # %% ../../nbs/84a_report.ablation.ipynb #ee0c9d24
-def ablation_table(scores):
+def ablation_table(scores: pd.DataFrame) -> str:
     "HTML: a row a recipe and condition, with the interval of its mAP and of the difference to the first condition; the best mean is bold."
     best, rows = scores.groupby("recipe").mAP.transform("max") == scores.mAP, []
     for row, first in zip(scores.to_dict("records"), best):
@@ -101,7 +102,7 @@ def ablation_table(scores):
 def _bounds(low, high, sign=""): return "–" if low != low else f"{points(low, sign)} to {points(high, sign)}"
 
 # %% ../../nbs/84a_report.ablation.ipynb #8234c1bf
-def ablation_headline(scores):
+def ablation_headline(scores: pd.DataFrame) -> str:
     "The best condition of each recipe, what the worst one loses to it, and which conditions differ from the first, as a sentence each."
     said = []
     for recipe, rows in scores.groupby("recipe", sort=False):

@@ -8,7 +8,9 @@ __all__ = ['WIDTH', 'STYLE', 'LINES', 'ROWS', 'STATISTICS', 'styled', 'caption',
            'distance_histograms', 'embedding_views', 'drawn_columns', 'training_curves']
 
 # %% ../../nbs/81_report.figures.ipynb #e679b096
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import matplotlib.patches
@@ -16,9 +18,11 @@ import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .tables import FEW, by_recipe, first_kept, identity_ap
+from ..study.run import Run
 from ..training.recipes import FAMILY_COLOURS, get_recipe
 
 # %% ../../nbs/81_report.figures.ipynb #2d999708
@@ -31,7 +35,10 @@ STYLE = {
     "ytick.major.size": 0, "xtick.minor.size": 0, "legend.frameon": False, "legend.fontsize": 8, "svg.hashsalt": "reid_study",
     "svg.fonttype": "none", "figure.dpi": 110}
 
-def styled(draw):
+_Given = ParamSpec("_Given")
+_Drawn = TypeVar("_Drawn")
+
+def styled(draw: Callable[_Given, _Drawn]) -> Callable[_Given, _Drawn]:
     "Decorate a function that draws, so that it draws in the one style."
     @wraps(draw)
     def inside(*args, **kwargs):
@@ -39,14 +46,14 @@ def styled(draw):
     return inside
 
 # %% ../../nbs/81_report.figures.ipynb #639bef65
-def caption(draw):
+def caption(draw: Callable) -> str:
     "The caption of a picture: the docstring of the function that draws it, in one line."
     return " ".join(draw.__doc__.split())
 
 # %% ../../nbs/81_report.figures.ipynb #ee7e6e06
 LINES = ["-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5))]
 
-def recipe_styles(names):
+def recipe_styles(names: Collection[str]) -> dict[str, tuple[str, Any]]:
     "Recipe name -> (colour, line style): the family's colour, in shades while they can be told apart."
     members, styles = {}, {}
     for name in names: members.setdefault(get_recipe(name).family, []).append(name)
@@ -58,7 +65,7 @@ def recipe_styles(names):
     return styles
 
 # %% ../../nbs/81_report.figures.ipynb #efc71575
-def panels(n, across, height, sharey=True):
+def panels(n: int, across: int, height: float, sharey: bool = True) -> tuple[Figure, np.ndarray]:
     "(figure, axes [n]) of panels that share the x axis, and the y axis too unless told not to; `across` a row, each `height` inches."
     rows = -(-n//across)
     figure = Figure((WIDTH, height*rows), layout="constrained")
@@ -67,13 +74,13 @@ def panels(n, across, height, sharey=True):
     return figure, axes[:n]
 
 # %% ../../nbs/81_report.figures.ipynb #344abe89
-def name_rows(ax, names, top=-.6, **labels):
+def name_rows(ax: Axes, names: Sequence[str] | pd.Series, top: float = -.6, **labels: Any) -> None:
     "Make an axis of rows: names from the top down, vertical grid lines. `labels`: as of `Axes.set`."
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .4, top), **labels)
     ax.grid(axis="y", visible=False); ax.grid(axis="x", visible=True)
 
 # %% ../../nbs/81_report.figures.ipynb #569a55cc
-def band(ax, curves, color, **line):
+def band(ax: Axes, curves: pd.DataFrame, color: str, **line: Any) -> pd.Series:
     "Draw the mean of curves (a table: a row a point, a column a run) over a band from the lowest to the highest; returns the mean."
     mean = curves.mean(axis=1)
     ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=color, alpha=.15, lw=0)
@@ -81,7 +88,7 @@ def band(ax, curves, color, **line):
     return mean
 
 # %% ../../nbs/81_report.figures.ipynb #adfe9b62
-def name_ends(ax, ends, order=None, gap=.075):
+def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]], order: Mapping[str, float] | None = None, gap: float = .075) -> None:
     "Names beside the right ends of curves, pushed apart. `ends`: name -> (x, y, colour) in data units; `order`: name -> rank, else y."
     low, high = ax.get_ylim()
     names = sorted(ends, key=lambda n: order[n] if order else ends[n][1])
@@ -96,7 +103,8 @@ def name_ends(ax, ends, order=None, gap=.075):
                     arrowprops=dict(arrowstyle="-", color=colour, lw=.6, alpha=.6, shrinkA=0, shrinkB=2))
 
 # %% ../../nbs/81_report.figures.ipynb #07716778
-def curve_panels(groups, tables, xlabel, ylabel, order=None, **axis):
+def curve_panels(groups: Collection[str], tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str,
+                 order: Mapping[str, float] | None = None, **axis: Any) -> tuple[Figure, Sequence[Axes] | np.ndarray]:
     """(figure, axes) of mean curves over bands from the lowest to the highest seed. `tables`: recipe -> a row a point, a column a run.
 
     `order`: recipe -> what sorts the names beside one panel, else the curves' ends. `axis`: limits and scales.
@@ -129,7 +137,7 @@ def _one_panel(tables, styles, order, **axis):
 
 # %% ../../nbs/81_report.figures.ipynb #29cf364f
 @styled
-def cmc_curves(runs):
+def cmc_curves(runs: Sequence[Run]) -> Figure:
     """Share of the queries with a match among the first k images, against k on a logarithmic axis. Mean over seeds; the band reaches
     from the lowest to the highest seed."""
     groups = by_recipe(runs)
@@ -144,7 +152,7 @@ def cmc_curves(runs):
 
 # %% ../../nbs/81_report.figures.ipynb #88fb79e8
 @styled
-def validation_curves(runs):
+def validation_curves(runs: Sequence[Run]) -> Figure | None:
     "mAP on the validation identities during training. Mean over seeds; the band reaches from the lowest to the highest seed."
     runs = [run for run in runs if "mAP" in run.history]
     if not runs: return None      # all identities trained, or every run diverged
@@ -176,7 +184,7 @@ def _identities_row(ax, y, ap, colour):
 
 # %% ../../nbs/81_report.figures.ipynb #cb0fd807
 @styled
-def score_spread(runs):
+def score_spread(runs: Sequence[Run]) -> Figure:
     """Left: mAP of each seed; the bar and the number are the mean. Right: mean AP of each identity over its queries and all seeds; the
     box holds the middle half of the identities, the thick line is the median, the whiskers reach from the 5th to the 95th percentile."""
     groups, styles = by_recipe(runs), recipe_styles(by_recipe(runs))
@@ -191,7 +199,7 @@ def score_spread(runs):
     return figure
 
 # %% ../../nbs/81_report.figures.ipynb #9ccb3c42
-def overlap(pairs):
+def overlap(pairs: pd.DataFrame) -> float:
     "Overlap coefficient of the positive and the negative histogram of a table with these columns: from 0, apart, to 1, equal."
     p, n = (pairs[name].to_numpy(float) for name in ("positive", "negative"))
     return float(np.minimum(p/p.sum(), n/n.sum()).sum())
@@ -212,7 +220,7 @@ def _across(groups): return min(3 if len(groups) <= FEW else 4, len(groups))    
 
 # %% ../../nbs/81_report.figures.ipynb #9c28dab9
 @styled
-def distance_histograms(runs):
+def distance_histograms(runs: Sequence[Run]) -> Figure:
     """Distances of positive and negative pairs, the lowest seed of each recipe, each histogram of area one. The overlap is the area
     under the smaller of the two: 0 when a threshold separates all pairs, 1 when they are equal."""
     tables, styles = first_kept(runs, "pairs"), recipe_styles(by_recipe(runs))
@@ -246,7 +254,7 @@ def _view_panel(ax, view, colours, cameras):
 
 # %% ../../nbs/81_report.figures.ipynb #56f851dd
 @styled
-def embedding_views(runs):
+def embedding_views(runs: Sequence[Run]) -> Figure | None:
     """Embeddings of some identities in two dimensions (t-SNE), the lowest seed of each recipe: a colour is an identity, a marker a
     camera, the same in all panels. Neighbours mean something here; sizes of clusters and distances between them do not."""
     views, styles = first_kept(runs, "view"), recipe_styles(by_recipe(runs))
@@ -270,7 +278,7 @@ STATISTICS = {     # statistic of a term -> row, label
     "accuracy": ("share", "accuracy"), "accuracy_positive": ("share", "accuracy, positives"), "d_ap": ("distance", "to positive"),
     "d_an": ("distance", "to negative"), "d_nn": ("distance", "between negatives"), "d_an2": ("distance", "to second negative")}
 
-def drawn_columns(history):
+def drawn_columns(history: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
     "The columns of a history that are drawn: row of `ROWS` -> (column, label)."
     terms = [c for c in history if "." not in c and c not in ("epoch", "lr", "loss", "mAP", "rank1", "seconds")]
     found = {"loss": [("loss", "weighted sum")]*(len(terms) > 1) + [(c, c) for c in terms], "share": [], "distance": []}
@@ -304,7 +312,7 @@ def _draw_recipe(axes, group, columns, named, colour):
 
 # %% ../../nbs/81_report.figures.ipynb #be30344f
 @styled
-def training_curves(runs, across=4):
+def training_curves(runs: Sequence[Run], across: int = 4) -> Figure:
     """The terms of each recipe on its training images: losses, shares (of hinges still active, of images classified correctly)
     and distances of the mined triplets. Losses of different recipes are not comparable in value. Mean over seeds; the band reaches from
     the lowest to the highest seed."""

@@ -11,11 +11,14 @@ import base64
 import html
 import io
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from IPython.display import HTML
+from matplotlib.figure import Figure
 from PIL import ImageOps
 from seaborn.external.husl import hex_to_husl, husl_to_hex
 
@@ -25,11 +28,12 @@ from ..data.images import open_image
 from .figures import STYLE, caption, recipe_styles
 from .tables import by_recipe, first_kept, score_summary
 from ..study.config import scored_on
+from ..study.run import Run
 
 # %% ../../nbs/83_report.html.ipynb #a9671783
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
-def svg(figure, label):
+def svg(figure: Figure, label: str) -> str:
     """A figure as an SVG element: its text is text, its background is that of the page, its ids are its own, and it names no address.
     `label`: what it says to those who do not see it."""
     out = io.StringIO()
@@ -43,7 +47,7 @@ def svg(figure, label):
     return text.strip().replace("<svg", f'<svg role="img" aria-label="{html.escape(label, quote=True)}" stroke-linejoin="round"', 1)
 
 # %% ../../nbs/83_report.html.ipynb #c34c600b
-def picture(figure, caption, narrow=None):
+def picture(figure: Figure | None, caption: str, narrow: Figure | None = None) -> HTML:
     """A figure with its caption as HTML, inside the page; nothing for None, where there is nothing to draw.
 
     It keeps its size, so that its text stays legible: a page that is narrower scrolls it, or shows `narrow`, the same drawn 3.7 inches
@@ -54,12 +58,12 @@ def picture(figure, caption, narrow=None):
     return HTML(f'<figure>{small}<div class="wide">{svg(figure, caption)}</div><figcaption>{html.escape(caption)}</figcaption></figure>')
 
 # %% ../../nbs/83_report.html.ipynb #c1379fa0
-def shown(draw, *given):
+def shown(draw: Callable[..., Figure | None], *given: Any) -> HTML:
     "The picture that `draw(*given)` draws, with the docstring of `draw` as its caption."
     return picture(draw(*given), caption(draw))
 
 # %% ../../nbs/83_report.html.ipynb #cee40872
-def hidden_people(runs, data=None, show_people=None):
+def hidden_people(runs: Sequence[Run], data: str | Path | None = None, show_people: bool | None = None) -> str:
     """Why the ranked galleries are left out, as a sentence; an empty string when they are shown.
 
     `data`: the root of the dataset. `show_people`: None shows drawn people only; True photographs of real people too; False nobody.
@@ -76,7 +80,7 @@ def hidden_people(runs, data=None, show_people=None):
     return f"{start} {len(missing)} of {len(paths)} are not found under `data`, the first is {missing[0]}." if missing else ""
 
 # %% ../../nbs/83_report.html.ipynb #ef35a696
-def image_uri(path, height=128):
+def image_uri(path: str | Path, height: int = 128) -> str:
     "An image file as a data: URI: a small JPEG as it is, anything else as a JPEG of this height. Errors as of `open_image`."
     image, data = open_image(path), Path(path).read_bytes()
     if not data.startswith(b"\xff\xd8") or image.height > height:      # JPEG files begin so
@@ -87,14 +91,14 @@ def image_uri(path, height=128):
 # %% ../../nbs/83_report.html.ipynb #2f1ee7ce
 RIGHT, WRONG, ASKED = "3px solid #1f7a4a", "3px dashed #b3372f", "3px solid #55555d"    # frames
 
-def framed(path, mark, frame, alt):
+def framed(path: str | Path, mark: str, frame: str, alt: str) -> str:
     "HTML: an image in a frame, above a mark in the colour of the frame."
     return (f'<div style="flex:1 1 0;min-width:0;max-width:66px"><img alt="{html.escape(alt, quote=True)}" src="{image_uri(path)}" '
             f'style="display:block;width:100%;box-sizing:border-box;border:{frame}">'
             f'<div style="text-align:center;font-size:12px;line-height:1.5;color:{frame.split()[-1]}">{mark}</div></div>')
 
 # %% ../../nbs/83_report.html.ipynb #fdd7e677
-def foremost(runs, most=12, each=3):
+def foremost(runs: Sequence[Run], most: int = 12, each: int = 3) -> set[str]:
     "The names of all recipes; of more than `most`, the best `each` of every family."
     mean = score_summary(runs)["mAP", "mean"]
     if len(mean) > most: mean = mean.sort_values(ascending=False, kind="stable").groupby("family").head(each)
@@ -125,7 +129,7 @@ def _query_block(query, rows):
             '<div style="flex:1 1 auto;min-width:0">' + "\n".join(rows) + "</div></div>")
 
 # %% ../../nbs/83_report.html.ipynb #bd3c0b5b
-def ranked_galleries(runs, data, queries=None):
+def ranked_galleries(runs: Sequence[Run], data: str | Path, queries: int | None = None) -> str:
     """HTML: for the same queries, the first ten gallery images of each recipe (lowest seed); `data`: the dataset's root.
 
     `queries`: how many; None: six, and down to two where there are many recipes. Of more than twelve recipes, the best three of
@@ -145,10 +149,10 @@ def ranked_galleries(runs, data, queries=None):
     return "\n".join(parts)
 
 # %% ../../nbs/83_report.html.ipynb #9a56dc13
-def galleries(runs, data=None, show_people=None):
+def galleries(runs: Sequence[Run], data: str | Path | None = None, show_people: bool | None = None) -> str:
     "HTML: the ranked galleries, or the sentence that says why they are left out (see `hidden_people`)."
     reason = html.escape(hidden_people(runs, data, show_people))
-    if reason: return "<p>" + re.sub("`([^`]*)`", r"<code>\1</code>", reason) + "</p>"
+    if reason or data is None: return "<p>" + re.sub("`([^`]*)`", r"<code>\1</code>", reason) + "</p>"
     few = len(foremost(runs))
     some = f"<p>Shown are the {few} recipes that are the best of their family.</p>" if few < len(by_recipe(runs)) else ""
     return some + ranked_galleries(runs, data)
@@ -195,13 +199,13 @@ footer { color: #66666e; font-size: 13px; margin-top: 64px; padding-bottom: 40px
 """
 
 # %% ../../nbs/83_report.html.ipynb #2d51633c
-def dark(colour):
+def dark(colour: str) -> str:
     "What a colour of the light scheme is in the dark one, both #rrggbb: the same hue (HUSL), the lightness turned round."
     hue, saturation, lightness = hex_to_husl(colour)
     return husl_to_hex(hue, min(saturation, 90), min(97, 9 + .93*(100 - lightness)))
 
 # %% ../../nbs/83_report.html.ipynb #c28ccd05
-def both_schemes(page):
+def both_schemes(page: str) -> str:
     "An HTML page whose colours, #rrggbb in its styles, follow the scheme of its reader: each becomes a variable, with a `dark` value."
     used = set()
     def variable(match):
@@ -259,7 +263,7 @@ def _scrolling(body):
     body = re.sub("(<table.*?</table>)", box.format("table"), body, flags=re.DOTALL)
     return re.sub('(?<!display:none">)(<svg.*?</svg>)', box.format("picture"), body, flags=re.DOTALL)
 
-def to_html(notebook, path, title=None):
+def to_html(notebook: str | Path, path: str | Path, title: str | None = None) -> Path:
     """Write an executed notebook as one HTML page at `path` that needs no network and no scripts. Returns `path`.
 
     Its code is left out; the contents are its second-level headings. `title`: None takes the first-level heading of its

@@ -7,6 +7,7 @@ __all__ = ['write_page', 'write_pages']
 
 # %% ../../nbs/85_report.pages.ipynb #7c54b2fd
 from pathlib import Path
+from typing import Any
 
 from papermill.exceptions import PapermillExecutionError
 
@@ -17,7 +18,7 @@ from ..study.worker import execute
 from ..study.workflow import TEMPLATES, pages
 
 # %% ../../nbs/85_report.pages.ipynb #9bab32fa
-def write_page(template, parameters, html):
+def write_page(template: str, parameters: dict[str, Any], html: str | Path) -> None:
     """Execute a template and keep it as an HTML page. An `InputError` in it is raised again, another error as a `RuntimeError`;
     both say where the executed notebook is."""
     executed = writable(html).with_suffix(".ipynb")
@@ -29,7 +30,7 @@ def write_page(template, parameters, html):
     executed.unlink()
 
 # %% ../../nbs/85_report.pages.ipynb #21446309
-def write_pages(results, out, data="data"):
+def write_pages(results: str | Path, out: str | Path, data: str | Path = "data") -> Path:
     "Make the pages of a study from the folder of its tables; returns the folder of the pages. `data`: the datasets, for ranked galleries."
     results, out = Path(results).resolve(), Path(out).resolve()
     for page, (template, parameters) in pages(read_results(results), results, data).items():

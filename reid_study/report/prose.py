@@ -9,6 +9,8 @@ __all__ = ['DATA_TEST', 'DATA_VALIDATION', 'BATCHES', 'TRAINING', 'capital', 'fi
 
 # %% ../../nbs/82_report.prose.ipynb #d4f2f8fd
 import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,20 +20,21 @@ from .tables import FEW, by_recipe, identity_ap, score_summary, seeds_of
 from ..study.config import is_test, scored_on
 from ..study.endpoints import counted, listed
 from ..study.results import run_name
+from ..study.run import Run
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/82_report.prose.ipynb #216500e9
-def capital(text):
+def capital(text: str) -> str:
     "The text with its first letter in upper case."
     return text[:1].upper() + text[1:]
 
 # %% ../../nbs/82_report.prose.ipynb #7e51c0d2
-def filled(template, **values):
+def filled(template: str, **values: Any) -> str:
     "A template, which may stand on several lines, as one line with its values."
     return " ".join(template.split()).format(**values)
 
 # %% ../../nbs/82_report.prose.ipynb #a6cc14ed
-def each_value(runs, key, text):
+def each_value(runs: Sequence[Run], key: str, text: Callable[[Any], str]) -> str:
     """The values of a configuration's `key`, written by `text`: one that all recipes share, or each with its recipes.
 
     More than `FEW` recipes are counted instead of named; of more than five different numbers, the lowest and the highest are given.
@@ -80,7 +83,7 @@ def _training_words(runs):
     return filled(TRAINING, **c | words)
 
 # %% ../../nbs/82_report.prose.ipynb #8d5db11e
-def retrieval_words(metrics):
+def retrieval_words(metrics: Mapping[str, Any]) -> str:
     "How the gallery is ranked and scored, in words."
     rules, distance = metrics["protocol"], f"`{metrics['distance']}`"
     if metrics["distance"] == "Euclidean(normalize=True)": distance = "Euclidean distance between embeddings scaled to length one"
@@ -91,7 +94,7 @@ def retrieval_words(metrics):
     return f"The gallery is ranked by {distance}; {camera}. {scored}"
 
 # %% ../../nbs/82_report.prose.ipynb #46444f90
-def machines(runs):
+def machines(runs: Sequence[Run]) -> list[str]:
     "The kinds of machine that runs were made on, in words."
     def words(e):
         cpu = f"{e['cpu']}, {counted(e['cores'], 'core')}, {counted(e['threads'], 'thread')} used"
@@ -99,14 +102,14 @@ def machines(runs):
     return list(dict.fromkeys(words(run.env) for run in runs))
 
 # %% ../../nbs/82_report.prose.ipynb #a75b52a0
-def protocol_sentence(runs):
+def protocol_sentence(runs: Sequence[Run]) -> str:
     "Markdown: what every run did, from its configuration, its evaluation and its machine."
     parts = {"Data": _data_words(runs[0].config, runs[0].metrics), "Training": _training_words(runs),
              "Retrieval": retrieval_words(runs[0].metrics), "Machine": f"{listed(machines(runs))}."}
     return "\n\n".join(f"**{name}.** {text}" for name, text in parts.items())
 
 # %% ../../nbs/82_report.prose.ipynb #78f07fe7
-def heading(runs, title=None, links={}):
+def heading(runs: Sequence[Run], title: str | None = None, links: Mapping[str, str] = {}) -> str:
     "Markdown: the first-level heading of a page, `title` or what is compared on what. `links`: name -> address of the study's other pages."
     data = get_dataset(runs[0].config["dataset"]).title
     own = f"Losses compared on {data}" if len(by_recipe(runs)) > 1 else f"One recipe on {data}"
@@ -114,7 +117,7 @@ def heading(runs, title=None, links={}):
     return f"# {title or own}{others}"
 
 # %% ../../nbs/82_report.prose.ipynb #c8a1d465
-def comparison_headline(runs):
+def comparison_headline(runs: Sequence[Run]) -> str:
     "Markdown: what was compared, the highest mean mAP, and how far the next is behind."
     groups, n, config = by_recipe(runs), len(seeds_of(runs)), runs[0].config
     mean = score_summary(runs)["mAP", "mean"].droplevel("family").sort_values(ascending=False, kind="stable")
@@ -128,7 +131,7 @@ def comparison_headline(runs):
             "This orders the runs; it is not a test.")
 
 # %% ../../nbs/82_report.prose.ipynb #887d52d1
-def spread_sentence(runs):
+def spread_sentence(runs: Sequence[Run]) -> str:
     "What ± means here, and what it does not."
     seeds = seeds_of(runs)
     if len(seeds) == 1:
@@ -139,7 +142,7 @@ def spread_sentence(runs):
             f"the best mean of each score is bold. {few}")
 
 # %% ../../nbs/82_report.prose.ipynb #876ab71e
-def identity_sentence(runs):
+def identity_sentence(runs: Sequence[Run]) -> str:
     "Markdown: how far apart identities are under the recipe of the highest mean mAP, beside how far apart seeds are."
     recipe = score_summary(runs)["mAP", "mean"].droplevel("family").idxmax()
     ap, mAP = identity_ap(by_recipe(runs)[recipe]), [100*run.metrics["mAP"] for run in by_recipe(runs)[recipe]]
@@ -149,7 +152,7 @@ def identity_sentence(runs):
             f"between {low:.1f}% and {high:.1f}%. The standard deviation over identities is {ap.std():.1f} points{seeds}.")
 
 # %% ../../nbs/82_report.prose.ipynb #6df2615b
-def detector_messages(run):
+def detector_messages(run: Run) -> list[str]:
     "What the collapse detector reports for each term of a run: a list of texts, empty where it finds nothing."
     if told := run.metrics.get("diverged"): return [told]
     history, settings = run.history, run.config["settings"]
@@ -159,7 +162,7 @@ def detector_messages(run):
     return [collapse(history, term, margin, run.metrics["chance"]) for term, margin in margins.items()]
 
 # %% ../../nbs/82_report.prose.ipynb #73476514
-def collapse_sentence(runs):
+def collapse_sentence(runs: Sequence[Run]) -> str:
     "Markdown: whether the collapse detector found anything, and what."
     found = [f"- **{run.config['recipe']}**, seed {run.config['seed']}: {text}" for run in runs for text in detector_messages(run) if text]
     lowest = min(runs, key=lambda run: run.metrics["mAP"])
@@ -169,7 +172,7 @@ def collapse_sentence(runs):
     return "\n".join(["The collapse detector reports:\n", *found, f"\n{ends}"])
 
 # %% ../../nbs/82_report.prose.ipynb #ef5d1991
-def run_cost_sentence(runs):
+def run_cost_sentence(runs: Sequence[Run]) -> str:
     "Markdown: what the runs took together, and whether their times may be compared."
     total, kinds = sum(run.metrics["train_seconds"] for run in runs), len(machines(runs))
     time = f"{total/3600:.1f} hours" if total >= 7200 else f"{total/60:.1f} minutes" if total >= 120 else f"{total:.0f} seconds"

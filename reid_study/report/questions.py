@@ -9,6 +9,8 @@ __all__ = ['SHOWN', 'CONTRASTED', 'DASHED', 'GROWTH', 'RETRIEVED', 'question_tex
 
 # %% ../../nbs/84_report.questions.ipynb #05586b3d
 import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -26,11 +28,12 @@ from .study_tables import VERDICTS, geometry_markdown, mAP_points, step_cost_tab
 from .textbook import textbook_picture
 from ..study.endpoints import geometry_table, identity_matrix
 from ..study.hypotheses import FEW_MANY
+from ..study.results import Results
 from ..study.run import PROJECT
 from ..training.recipes import FAMILY_COLOURS, get_recipe
 
 # %% ../../nbs/84_report.questions.ipynb #9bb8bd7a
-def question_text(question):
+def question_text(question: str) -> dict[str, str]:
     "The fixed text of a question's page: heading -> Markdown. `InputError` for a question that has none."
     files = {path.stem: path for path in (PROJECT/"studies"/"questions").glob("*.md")}
     parts = re.split(r"^## (.*)\n", lookup(question, files, "question").read_text(), flags=re.M)
@@ -39,7 +42,9 @@ def question_text(question):
 # %% ../../nbs/84_report.questions.ipynb #ed6046a3
 SHOWN = {}      # question -> [(section of its page, function of a study's results, its other arguments)]
 
-def question_figure(question, section="What it looks like", **given):
+_Draw = TypeVar("_Draw", bound=Callable)
+
+def question_figure(question: str, section: str = "What it looks like", **given: Any) -> Callable[[_Draw], _Draw]:
     """Decorate a function of a study's `Results`, so that the page of a question shows what it returns.
 
     `given`: further arguments for the function.
@@ -50,7 +55,7 @@ def question_figure(question, section="What it looks like", **given):
     return register
 
 # %% ../../nbs/84_report.questions.ipynb #2506928f
-def question_figures(results, question, section="What it looks like"):
+def question_figures(results: Results, question: str, section: str = "What it looks like") -> list[HTML | Markdown]:
     "What the page of a question shows in a section, made from a study's results: a list of objects to display."
     return [_displayed(draw(results, **given), draw) for where, draw, given in SHOWN.get(question, []) if where == section]
 
@@ -83,7 +88,7 @@ def _attribute_panel(ax, tasks, colour):
 # %% ../../nbs/84_report.questions.ipynb #d1bce3a6
 @question_figure("q1")
 @styled
-def attribute_picture(results):
+def attribute_picture(results: Results) -> Figure:
     """Left: mean AP of each unseen identity over its queries and all seeds; green is better with attributes. Right: unseen images whose
     attribute is predicted correctly; the bar is the accuracy of always predicting the commonest class. The attribute losses give rare
     classes more weight, which costs accuracy where one class is common: a share below the bar need not mean that nothing was learned."""
@@ -102,7 +107,7 @@ def attribute_picture(results):
 # %% ../../nbs/84_report.questions.ipynb #d1804a48
 @question_figure("q2", recipes=["verification", "identity", "identity+verification"])
 @styled
-def seeds_picture(results, recipes, arm="main"):
+def seeds_picture(results: Results, recipes: Sequence[str], arm: str = "main") -> Figure:
     """mAP of each seed (dots) and the mean (bar and number); a line joins the runs of one seed, which share the initial weights of the
     network and the order of images."""
     table = pd.DataFrame({r: {seed: 100*run.metrics["mAP"] for seed, run in results.runs(arm, r).items()} for r in recipes})
@@ -148,7 +153,7 @@ def _mean_distances(ax, runs, recipe, colour):
 @question_figure("q3", recipes=["triplet", "improved_triplet", "triplet_semi_hard", "improved_triplet_outside"])
 @question_figure("q4", recipes=["triplet", "quadruplet", "quadruplet_anchor"])
 @styled
-def distance_picture(results, recipes, arm="main"):
+def distance_picture(results: Results, recipes: Sequence[str], arm: str = "main") -> Figure:
     """Distances to positives (solid) and to negatives (dashed). Left: of the tuples that each loss trains on, mean over seeds; a miner
     picks far positives and near negatives, so that the solid line may be the higher one. Middle: histograms of all positive and
     negative pairs of unseen people. Right: means over the queries of unseen people, a dot a seed: the distance to matches, and how much
@@ -174,7 +179,7 @@ question_figure("q4", recipes=["triplet", "quadruplet", "quadruplet_anchor", "im
 # %% ../../nbs/84_report.questions.ipynb #8764f454
 @question_figure("q5")
 @styled
-def mining_picture(results, arm="rates"):
+def mining_picture(results: Results, arm: str = "rates") -> Figure:
     """Left: mAP on validation identities for multiples of the chosen learning rate, a dot a seed; lines join means. Right: mAP on
     validation identities during training, at the chosen learning rate; the band reaches from the lowest to the highest seed."""
     figure = Figure((WIDTH, 3.7), layout="constrained")
@@ -212,7 +217,7 @@ def _regression_lines(ax, table):
 # %% ../../nbs/84_report.questions.ipynb #54026608
 @question_figure("q6")
 @styled
-def geometry_picture(results, arm="main"):
+def geometry_picture(results: Results, arm: str = "main") -> Figure:
     """Each dot is a recipe, mean over seeds; the left is compact, the top is separable by planes. The two parallel lines are the
     regression of the first hypothesis, their vertical distance the effect of the family at equal compactness. Combinations of both
     families, and recipes with a failed run, which are hollow, take no part in it."""
@@ -235,13 +240,13 @@ question_figure("q6")(geometry_markdown)
 
 # %% ../../nbs/84_report.questions.ipynb #ad558094
 @question_figure("q6")
-def plane_picture(results):
+def plane_picture(results: Results) -> Figure:
     """The drawing of the textbook, from real training: handwritten digits embedded in two dimensions. Above are the digits that were
     seen in training, with the regions of the classifier where there is one; below are unseen digits, with those of a fitted one."""
     return textbook_picture()
 
 # %% ../../nbs/84_report.questions.ipynb #28acdc18
-def growth_ways(change, dataset):
+def growth_ways(change: dict[str, Any], dataset: str) -> dict[str, bool]:
     "The ways of growing that a run's condition belongs to: way -> whether it does. A condition may belong to both."
     few = {way: pair[0] for way, pair in FEW_MANY[dataset].items()}
     total = few["images"]["classes"]*few["images"]["per_class"]
@@ -269,7 +274,7 @@ def _growth_panel(ax, results, arm, way):
 # %% ../../nbs/84_report.questions.ipynb #b9977db3
 @question_figure("q7")
 @styled
-def growth_picture(results, arm="growth"):
+def growth_picture(results: Results, arm: str = "growth") -> Figure:
     """mAP on unseen people against the number of training identities, a dot a seed; lines join means. All runs take equally many steps."""
     steps = {(c["steps"], c["epochs"], c["p"]*c["k"]) for c in (run.config for run in results.table.run[results.table.arm == arm])}
     if len(steps) > 1 or not min(steps)[0]:
@@ -285,7 +290,7 @@ question_figure("q7")(lambda results: step_cost_sentence(step_costs()))
 question_figure("q7")(lambda results: HTML(step_cost_table(step_costs())))
 
 @question_figure("q7")
-def step_cost_picture(results):
+def step_cost_picture(results: Results) -> Figure:
     """CPU seconds and peak memory of one training step on synthetic embeddings, against the number of identities; both axes are
     logarithmic. Sharding saves the memory of the logits only, and sampling keeps the time constant; with both, weights and the state of
     the optimiser grow. Losses without weights of their own do not depend on the number of identities."""
@@ -300,7 +305,7 @@ RETRIEVED = {     # retrieval -> label
     "euclidean": "Euclidean\n= cosine", "manhattan": "Manhattan", "hamming": "Hamming", "whitening": "Mahalanobis:\nwhitening",
     "kissme": "Mahalanobis:\nKISSME", "learned by triplet": "Mahalanobis:\nlearned"}
 
-def distance_scores(results, arm="main"):
+def distance_scores(results: Results, arm: str = "main") -> pd.DataFrame:
     "mAP in per cent, mean over seeds: a row a training distance of the triplet loss (a recipe), a column a retrieval distance."
     others = [r for r in results.recipes(arm) if r.startswith("triplet_")]
     names = ["triplet", *(r for r in others if get_recipe(r).settings().get("triplet.distance") not in (None, "euclidean"))]
@@ -311,7 +316,7 @@ def distance_scores(results, arm="main"):
 # %% ../../nbs/84_report.questions.ipynb #711ae33b
 @question_figure("q9")
 @styled
-def distance_grid(results, arm="main"):
+def distance_grid(results: Results, arm: str = "main") -> Figure:
     """mAP in per cent for each pair of training and retrieval distance, mean over seeds, on at most a thousand queries; bold: the best
     of each column. Euclidean and cosine retrieval rank identically. The learned matrix belongs to the recipe that trained it."""
     table = distance_scores(results, arm)

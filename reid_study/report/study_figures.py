@@ -8,11 +8,14 @@ __all__ = ['ARM_STYLES', 'NAME_PLACES', 'turned', 'forest_plot', 'colour_of', 'r
 
 # %% ../../nbs/81a_report.study_figures.ipynb #37978061
 import textwrap
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from .figures import WIDTH, curve_panels, name_rows, styled
 from .study_prose import study_names
@@ -20,10 +23,11 @@ from .study_tables import MARKS, VERDICTS, best_trials, comparable_arms, mAP_poi
 from ..study.analysis import each_part
 from ..study.config import is_test
 from ..study.endpoints import UNITS, amount, best_of
+from ..study.results import Results
 from ..training.recipes import FAMILY_COLOURS, RECIPES, get_recipe
 
 # %% ../../nbs/81a_report.study_figures.ipynb #758bc429
-def turned(answer):
+def turned(answer: Any) -> tuple[float, float, float]:
     "Estimate, low, high of a row of `answers` in the endpoint's unit of display, positive in the predicted direction."
     a, factor = answer, UNITS[answer.endpoint][0]
     low, high = sorted((a.sign*a.low, a.sign*a.high))
@@ -52,7 +56,7 @@ def _forest_panel(ax, rows, endpoint):
 
 # %% ../../nbs/81a_report.study_figures.ipynb #a6f568f5
 @styled
-def forest_plot(found):
+def forest_plot(found: pd.DataFrame) -> Figure:
     """Estimate and 95 % interval of each answer, a row a part of a hypothesis, a panel an endpoint, the predicted direction to the right.
     The colour is that of the verdict; the parts of a claim of several are grey, since its verdict is on all of them together."""
     parts = each_part(found).assign(several=lambda rows: rows.duplicated("name", keep=False))
@@ -64,13 +68,13 @@ def forest_plot(found):
     return figure
 
 # %% ../../nbs/81a_report.study_figures.ipynb #d5ea80b3
-def colour_of(recipe):
+def colour_of(recipe: str) -> str:
     "The colour of a recipe's family."
     return FAMILY_COLOURS[get_recipe(recipe).family]
 
 # %% ../../nbs/81a_report.study_figures.ipynb #ed324a03
 @styled
-def ranking_picture(results, arm="main"):
+def ranking_picture(results: Results, arm: str = "main") -> Figure:
     """All recipes by their mean mAP. Dots are seeds, the pale bars are 95 % intervals over seeds and identities of a recipe on its own;
     intervals of differences between recipes are narrower, because they share people and seeds. Bold: chosen as the best combination and
     the best single losses, where the study asks question 8."""
@@ -93,7 +97,7 @@ def ranking_picture(results, arm="main"):
 
 # %% ../../nbs/81a_report.study_figures.ipynb #53bed50c
 @styled
-def tuning_picture(results):
+def tuning_picture(results: Results) -> Figure | None:
     """Highest mAP on validation identities so far, against the number of trials; the first trial has the defaults. Each panel has one
     recipe in colour and the others in grey."""
     if not results.tuning: return None
@@ -107,7 +111,7 @@ def tuning_picture(results):
 ARM_STYLES = (("#26262c", "o"), ("#b0561f", "s"), ("#2b6fb3", "D"), ("#8c54a1", "^"))
 
 @styled
-def arms_picture(results, arm="main"):
+def arms_picture(results: Results, arm: str = "main") -> Figure | None:
     "Mean mAP of each recipe in the arms that are scored on the same people."
     table, arms = recipe_scores(results, arm), comparable_arms(results, arm)
     if len(arms) < 2: return None
@@ -141,7 +145,7 @@ def _place_cost(box, place, taken, frame):
     return cover + np.hypot(*place[:2])/2 + 1e4*outside
 
 # %% ../../nbs/81a_report.study_figures.ipynb #ff9120d7
-def name_points(ax, x, y, names, colours, size=7.5):
+def name_points(ax: Axes, x: ArrayLike, y: ArrayLike, names: ArrayLike, colours: ArrayLike, size: float = 7.5) -> None:
     """Write names beside points: at the right, or where that would cover another name or point, at the best of many other places; far
     names have a line to their point. Names in a crowd are placed first."""
     ax.figure.draw_without_rendering()
@@ -161,7 +165,7 @@ def name_points(ax, x, y, names, colours, size=7.5):
 
 # %% ../../nbs/81a_report.study_figures.ipynb #27c0b65c
 @styled
-def score_pairs(x, y, xlabel, ylabel):
+def score_pairs(x: pd.Series, y: pd.Series, xlabel: str, ylabel: str) -> Figure:
     "Two scores of the same recipes, Series [recipe], as named points, coloured by family."
     figure = Figure((WIDTH*.8, 4.4), layout="constrained")
     ax = figure.subplots()
@@ -172,7 +176,7 @@ def score_pairs(x, y, xlabel, ylabel):
     return figure
 
 # %% ../../nbs/81a_report.study_figures.ipynb #1490054d
-def agreement_picture(results, arm="main"):
+def agreement_picture(results: Results, arm: str = "main") -> Figure | None:
     "mAP of each recipe, mean over seeds, against the validation mAP of its best trial in tuning."
     if not results.tuning: return None
     own = recipe_scores(results, arm).set_index("recipe").mAP
@@ -180,13 +184,13 @@ def agreement_picture(results, arm="main"):
     return score_pairs(best_trials(results, own.index), own, "validation mAP of the best trial (%)", f"mAP on the {split} (%)")
 
 # %% ../../nbs/81a_report.study_figures.ipynb #c6719ee6
-def transfer_picture(first, second, arms=("main", "main")):
+def transfer_picture(first: Results, second: Results, arms: tuple[str, str] = ("main", "main")) -> Figure:
     "Mean mAP of each recipe in one study against that in another, usually on another dataset."
     return score_pairs(*shared_scores(first, second, arms), *(f"mAP on {name} (%)" for name in study_names(first, second)))
 
 # %% ../../nbs/81a_report.study_figures.ipynb #3efcd4ad
 @styled
-def power_picture(found):
+def power_picture(found: pd.DataFrame) -> Figure | None:
     """The smallest true difference of mAP that each contrast would have detected with 80 % power, at 5 % and before Holm, given its
     standard error; the grey band is the margin. Where the smallest detectable difference is larger than the margin, an undecided
     contrast says little about whether there is a difference."""

@@ -12,6 +12,8 @@ __all__ = ['POWER', 'RULE', 'FOREST', 'STEP_COST', 'BUDGETS', 'TUNING', 'OWN_BAT
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4c92672b
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,7 @@ from .study_tables import ENDPOINTS, VERDICTS, best_trials, comparable_arms, con
 from .study_tables import paired_scores, recipe_scores, shared_scores, step_cost_growth
 from ..study.analysis import each_part
 from ..study.hypotheses import hypotheses
+from ..study.results import Results
 from reid_study.study.endpoints import (
     COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, counted, failed, identity_rows, listed, p_words,
     points, training_state)
@@ -53,7 +56,7 @@ def _beyond(part):
 
 def _within(part): return part["kind"] != "no worse" and -part["margin"] < part["low"] and part["high"] < part["margin"]
 
-def consequence(answer):
+def consequence(answer: Any) -> str:
     "What follows from the intervals of a row of `answers`, and what does not."
     a, parts = answer, answer.parts
     if not a.testable: return f"{capital(a.reason)}."
@@ -76,7 +79,7 @@ def _estimate(part):
     bounds = "" if math.isnan(part["low"]) else f"95 % interval {amount(part['low'], endpoint)} to {amount(part['high'], endpoint)}; "
     return f"**{amount(part['estimate'], endpoint, '+')}** {UNITS[endpoint][2]} ({bounds}{counted(part['seeds'], 'seed')}{identities})"
 
-def sentence(answer):
+def sentence(answer: Any) -> str:
     "Markdown: what was found for one hypothesis, a row of `answers`."
     a = answer
     p = "" if math.isnan(a.p_holm) else f"; {p_words(a.p_holm)} after Holm; by sign flips of the seeds alone {p_words(a.p_flip)}"
@@ -86,23 +89,23 @@ def sentence(answer):
     return " ".join(filter(None, parts))
 
 # %% ../../nbs/82a_report.study_prose.ipynb #e295cfbe
-def findings(found):
+def findings(found: pd.DataFrame) -> str:
     "Markdown: a sentence for each of the given answers."
     return "\n".join(f"- {sentence(a)}" for a in found.itertuples())
 
 # %% ../../nbs/82a_report.study_prose.ipynb #0e0d8e4e
-def lead(found):
+def lead(found: pd.DataFrame) -> str:
     "Markdown: a line for each of the given answers, beginning with its verdict."
     return "\n".join(f"- **{capital(a.verdict)}** ({a.name}): {a.text[0].lower()}{a.text[1:]}." for a in found.itertuples())
 
 # %% ../../nbs/82a_report.study_prose.ipynb #890116ab
-def verdict_counts(found):
+def verdict_counts(found: pd.DataFrame) -> str:
     "How many hypotheses have each verdict, in words."
     n = found.verdict.value_counts()
     return listed(f"{n[v]} {'is' if n[v] == 1 else 'are'} {v}" for v in VERDICTS if v in n)
 
 # %% ../../nbs/82a_report.study_prose.ipynb #21edcd01
-def left_out(results):
+def left_out(results: Results) -> str:
     "Which hypotheses of the study's questions it does not ask, because it lacks the arm that they need, in words; empty if it asks all."
     every, asked = hypotheses(results.dataset), {h.name for h in results.hypotheses}
     missing = {}
@@ -111,7 +114,7 @@ def left_out(results):
     return "".join(f" Not asked, for want of an arm *{arm}*: {listed(names)}." for arm, names in missing.items())
 
 # %% ../../nbs/82a_report.study_prose.ipynb #9142186b
-def study_headline(results, found):
+def study_headline(results: Results, found: pd.DataFrame) -> str:
     "Markdown: what the study found, in a sentence or two."
     every = [q.upper() for q, rows in found.groupby("question") if (rows.verdict == "supported").all()]
     parts = f" Supported in every part: {listed(every)}." if every else ""
@@ -120,7 +123,7 @@ def study_headline(results, found):
             f"**{verdict_counts(found)}**.{parts}{left_out(results)}")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #1ff644f9
-def legend(found):
+def legend(found: pd.DataFrame) -> str:
     "Markdown: what the units of the given answers measure."
     there = set(each_part(found).endpoint)
     used = [f"*{unit}*: {ENDPOINTS[endpoint]}" for endpoint, (_, _, unit) in UNITS.items() if endpoint in there]
@@ -139,11 +142,11 @@ freedom, because Satterthwaite's are too generous so far out in the tails), and 
 5 %, or the least that so few seeds can reach ({seeds} seeds reach {least:.4g}, where all have the same sign, and no less). Of the rest
 it is *negligible* when the interval lies within the margin on both sides and an equivalence test holds after Holm's correction over all
 of these; else it is *undecided*. A claim with two parts has the verdict of the worse one. *Not testable* are hypotheses with fewer than
-{seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under {fails} times that of a
-random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), and
+{seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under {fails} times that of
+a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), and
 those about something that happened in no run."""
 
-def rule(found):
+def rule(found: pd.DataFrame) -> str:
     "Markdown: how verdicts are drawn."
     numbers = dict(tests=int(found.p_holm.notna().sum()), seeds=MIN_SEEDS, least=least_p(MIN_SEEDS), fails=FAILS)
     return "\n\n".join(filled(part, **numbers) for part in RULE.split("\n\n"))
@@ -152,7 +155,7 @@ def rule(found):
 FOREST = """Estimates and 95 % intervals, with the predicted direction to the right and positive, in the numbers too. The grey band is the
 margin on both sides of zero."""
 
-def forest_caption(found):
+def forest_caption(found: pd.DataFrame) -> str:
     "The caption of the forest of these answers."
     different = (found.kind == "different").any()
     undirected = " Hypotheses of a difference without a direction are drawn as first minus second." if different else ""
@@ -169,7 +172,7 @@ def _read_by(results, arm, hypotheses):
     return [(r, {}) for r in results.recipes(arm) if RECIPES[r].family != "both"]
 
 # %% ../../nbs/82a_report.study_prose.ipynb #34d84d79
-def evidence(results, question):
+def evidence(results: Results, question: str) -> str:
     "Markdown: the runs that a question's contrasts read."
     asking, parts = [h for h in results.hypotheses if h.question == question], []
     for arm in dict.fromkeys(h.arm for h in asking):
@@ -188,7 +191,7 @@ def evidence(results, question):
     return "\n\n".join(parts)
 
 # %% ../../nbs/82a_report.study_prose.ipynb #679729bd
-def study_provenance(results):
+def study_provenance(results: Results) -> str:
     "Markdown: which study, runs and data a page was computed from."
     runs = {run.id: run for run in results.table.run}.values()
     values = lambda key: listed(sorted({str(run.env.get(key) or "unknown") for run in runs}))
@@ -200,7 +203,7 @@ def study_provenance(results):
             f"PyTorch {values('torch')}, on {values('device')} ({values('cpu')}).")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #24117938
-def distance_sentence(results, recipes, arm="main"):
+def distance_sentence(results: Results, recipes: Iterable[str], arm: str = "main") -> str:
     "Markdown: the mean distances of a query to its matches and to other people, for each recipe."
     parts = []
     for recipe in recipes:
@@ -210,7 +213,7 @@ def distance_sentence(results, recipes, arm="main"):
     return f"Mean distance of a query to its matches, and to other people, of at most 2: {'; '.join(parts)}."
 
 # %% ../../nbs/82a_report.study_prose.ipynb #50cf255b
-def failure_counts(results, arm="rates"):
+def failure_counts(results: Results, arm: str = "rates") -> str:
     "Markdown: how many runs of an arm failed to train, by recipe."
     rows = results.table[results.table.arm == arm]
     ended = {r: [failed(run) for run in rows.run[rows.recipe == r]] for r in results.recipes(arm)}
@@ -220,7 +223,7 @@ def failure_counts(results, arm="rates"):
             f"{COLLAPSED} from other people on average: {listed(counts)} (arm *{arm}*).")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #b6469022
-def low_recipes(results, arm="main", than="triplet"):
+def low_recipes(results: Results, arm: str = "main", than: str = "triplet") -> str:
     """Markdown: the recipes of an arm with less than half of the mAP of the plain triplet loss, and how their training ended: the last
     value of each statistic, a mean over seeds. Nothing in an arm without that loss."""
     scores = recipe_scores(results, arm).set_index("recipe").mAP
@@ -240,7 +243,7 @@ much** as that of the triplet loss, in time and in memory. Losses with a proxy f
 identity loss does. From {i.few:,.0f} to {i.many:,.0f} identities the step of identity loss takes {i.time:,.0f} times as long and
 {i.memory:,.0f} times the memory, where less than 1 MB counts as 1; that of the triplet {t.time:.1f} and {t.memory:.1f} times."""
 
-def step_cost_sentence(rows):
+def step_cost_sentence(rows: Sequence[dict[str, Any]]) -> str:
     "Markdown: whether time and memory of a step of identity loss grow more than twice as much with identities as the triplet's."
     growth = step_cost_growth(rows)
     triplet, identity = growth.loc["triplet, batch-hard"], growth.loc["identity"]
@@ -248,7 +251,7 @@ def step_cost_sentence(rows):
     return filled(STEP_COST, grows="grows" if clear else "does not grow", i=identity, t=triplet)
 
 # %% ../../nbs/82a_report.study_prose.ipynb #febbad9a
-def budget_table(results, arm="main"):
+def budget_table(results: Results, arm: str = "main") -> str:
     "Markdown: the mAP of each recipe at half and at full budget, a row a recipe that the arm of half the epochs has; empty without it."
     states = [training_state(results, arm, recipe) for recipe in results.recipes(arm)]
     rows = [[s["recipe"], f"{100*s['trained']:.0f}", *(f"{100*s[name]:.1f}" for name in ("half", "full")),
@@ -257,7 +260,7 @@ def budget_table(results, arm="main"):
     return markdown_table(header, rows, numbers=range(1, 5)) if rows else ""
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4dca4f0f
-def budget_sentence(results, arm="main"):
+def budget_sentence(results: Results, arm: str = "main") -> str:
     "Markdown: which recipes of an arm still gain from half of the budget to all of it; empty where the study has no such arm."
     states = [s for recipe in results.recipes(arm) if "gain" in (s := training_state(results, arm, recipe))]
     if not states: return ""
@@ -272,12 +275,12 @@ def budget_sentence(results, arm="main"):
 # %% ../../nbs/82a_report.study_prose.ipynb #f10f0178
 BUDGETS = "quarter", HALF, "main"      # arms that differ in how long they train
 
-def budget_share(results, arm):
+def budget_share(results: Results, arm: str) -> float:
     "How many steps the runs of an arm train, in units of those of the arm main."
     steps = lambda of: (c := results.table.run[results.table.arm == of].iloc[0].config)["epochs"]*(c["steps"] or 1)
     return steps(arm)/steps("main")
 
-def budget_contrasts(results):
+def budget_contrasts(results: Results) -> str:
     """Markdown: each contrast of two recipes on mAP at every budget that the study has both at, from the seeds that all of these share;
     empty for a study with one budget. The schedule of each run ends with its own budget."""
     arms, rows = [arm for arm in BUDGETS if arm in results.arms], []
@@ -300,7 +303,7 @@ TUNING = """{recipes}, {trials} trials each. On the validation identities, the b
 that of the defaults, at most {most:.1f} ({recipe}); the defaults remain the best for {none}. {lost} diverged. These gains are maxima over
 several draws, so they are too high; the study's own runs have other seeds."""
 
-def tuning_sentence(results):
+def tuning_sentence(results: Results) -> str:
     "Markdown: what tuning gained on validation identities."
     if not results.tuning: return "Nothing was tuned: all recipes have their own default settings."
     gain = pd.Series({r: 100*(t.metrics["mAP"] - t.metrics["default_mAP"]) for r, t in results.tuning.items()})
@@ -312,13 +315,13 @@ def tuning_sentence(results):
         lost=counted(lost, "trial") if lost else "No trial")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #b150855d
-def gains(gap):
+def gains(gap: pd.Series) -> str:
     "Mean, number, share above zero and range of gains in points of mAP, a Series [recipe], in words."
     return (f"{points(gap.mean())} points on average over {counted(len(gap), 'recipe')}, from {points(gap.min())} ({gap.idxmin()}) "
             f"to {points(gap.max())} ({gap.idxmax()}), higher for {(gap > 0).sum()}")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #399474d8
-def rank_agreement(x, y):
+def rank_agreement(x: pd.Series, y: pd.Series) -> str:
     "A sentence with the rank correlation of two scores of the same recipes; empty for fewer than five."
     if len(x) < 5: return ""
     tau, i = rank_correlation(x, y)
@@ -326,12 +329,12 @@ def rank_agreement(x, y):
     return f" Kendall's τ of the two rankings is {tau:.2f} (95 % interval {i.low:.2f} to {i.high:.2f}{descriptive}; {len(x)} recipes)."
 
 # %% ../../nbs/82a_report.study_prose.ipynb #09454d57
-def own_batches(results, arm):
+def own_batches(results: Results, arm: str) -> bool:
     "Whether the recipes of an arm draw the batches of their own papers, rather than PK batches."
     return any(run.config["sampler"] != "pk" for run in results.table.run[results.table.arm == arm])
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4c9607e4
-def arms_sentence(results, arm="main"):
+def arms_sentence(results: Results, arm: str = "main") -> str:
     "Markdown: how far the first arm is ahead of each other one, over the seeds that both have, and whether both rank the recipes alike."
     parts = []
     for other in comparable_arms(results, arm)[1:]:
@@ -347,7 +350,7 @@ OWN_BATCHES = """The questions compare recipes on PK batches. On those of their 
 changes by these points. {found}. The highest there is {best}, {there:.1f} %, against {here:.1f} % on PK batches. No contrast was named
 beforehand for this."""
 
-def sampler_sentence(results, arm="main"):
+def sampler_sentence(results: Results, arm: str = "main") -> str:
     "Markdown: what recipes gain on the batches of their own papers, against the PK batches that the questions compare on."
     others = [other for other in comparable_arms(results, arm)[1:] if own_batches(results, other)]
     if not others: return "Every loss has PK batches here, whatever its paper uses; what some losses lose by that was not measured."
@@ -361,7 +364,7 @@ def sampler_sentence(results, arm="main"):
     return "\n\n".join(parts)
 
 # %% ../../nbs/82a_report.study_prose.ipynb #9b160e74
-def agreement_sentence(results, arm="main"):
+def agreement_sentence(results: Results, arm: str = "main") -> str:
     "Markdown: how well the validation mAP in tuning predicts the ranking of an arm's recipes."
     if not results.tuning: return "Nothing was tuned, so there is no ranking on other identities to compare with."
     own = recipe_scores(results, arm).set_index("recipe").mAP
@@ -371,13 +374,13 @@ def agreement_sentence(results, arm="main"):
     return f"Recipes were ranked twice: by the validation mAP of their best trial, and by their mean mAP in the arm *{arm}*.{alike}"
 
 # %% ../../nbs/82a_report.study_prose.ipynb #7b3ba268
-def study_names(first, second):
+def study_names(first: Results, second: Results) -> list[str]:
     "Two studies by the titles of their datasets, and by their own names too where the dataset is the same."
     same = first.dataset == second.dataset
     return [get_dataset(r.dataset).title + (f" in {r.study['study']}" if same else "") for r in (first, second)]
 
 # %% ../../nbs/82a_report.study_prose.ipynb #2f106de0
-def transfer_sentence(first, second, arms=("main", "main")):
+def transfer_sentence(first: Results, second: Results, arms: tuple[str, str] = ("main", "main")) -> str:
     "Markdown: how well the ranking of recipes in one study predicts that in another."
     (x, y), names = shared_scores(first, second, arms), study_names(first, second)
     if len(x) < 5: return "The two studies share fewer than five recipes; there is no ranking to compare."
@@ -387,7 +390,7 @@ def transfer_sentence(first, second, arms=("main", "main")):
             f"the best here, {y.idxmax()}, number {place(x, y.idxmax())} there.")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #a43b7382
-def control_sentence(results, arm="main"):
+def control_sentence(results: Results, arm: str = "main") -> str:
     "Markdown: the A/A control, and the smallest p that a sign-flip test can reach."
     table, seeds = controls(results, arm), results.table[results.table.arm == arm].groupby("recipe").seed.nunique()
     least = listed(f"{least_p(n):.2g} with {counted(n, 'seed')}" for n in sorted(seeds.unique().tolist()))

@@ -11,6 +11,9 @@ __all__ = ['VERDICTS', 'MARKS', 'LEVEL_WORDS', 'ENDPOINTS', 'CONDITIONS', 'GEOME
 # %% ../../nbs/80a_report.study_tables.ipynb #3b0e7ef6
 import html
 import math
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +28,8 @@ from ..study.config import is_test, scored_on
 from ..study.endpoints import COLLAPSED, FAILS, UNITS, amount, counted, geometry_table, identity_matrix, identity_rows, p_words
 from ..study.hypotheses import LEVELS
 from ..study.replication import other_terms, replication
-from ..study.run import PROJECT
+from ..study.results import Results
+from ..study.run import PROJECT, Run
 from ..study.workflow import arm_pages
 from ..training.recipes import get_recipe
 
@@ -40,13 +44,14 @@ ENDPOINTS = {
     "steps": f"steps until the validation mAP first reaches a level that was fixed beforehand ({LEVEL_WORDS}, "
              "or what the study file says); all of them where it never does",
     "loss": "mAP lost at other learning rates than the best",
-    "trains": f"share of runs that train: their loss stays finite, their mAP is at least {FAILS} times that of a random ranking, and their queries are on average "
+    "trains": f"share of runs that train: their loss stays finite, their mAP is at least {FAILS} times that of a random ranking, "
+              "and their queries are on average "
               f"{COLLAPSED} or more from other people, where unrelated directions are 1.41 apart (half a pair added to each kind)",
     "separability": "accuracy of a linear classifier of unseen people, fitted on half of each one's images",
     "compactness": "mean distance between images of one unseen person, divided by that between people"}
 
 # %% ../../nbs/80a_report.study_tables.ipynb #a5d36e2f
-def criterion(part):
+def criterion(part: Any) -> str:
     "The difference that a part of a hypothesis (a row of `each_part`, or a dictionary) predicts: its side of zero, and the margin."
     a = part if isinstance(part, dict) else part._asdict()
     unit, m, sign, endpoint = UNITS[a["endpoint"]][2], a["margin"], a["sign"], a["endpoint"]
@@ -54,12 +59,12 @@ def criterion(part):
     words = {"better": f"{side} 0; margin {margin}", "no worse": f"{side} {least}", "different": f"not 0; margin {margin}"}
     return f"{words[a['kind']]} {unit}"
 
-def criteria(answer):
+def criteria(answer: Any) -> list[str]:
     "What all parts of a hypothesis, a row of `answers`, predict."
     return [criterion(part) for part in answer.parts]
 
 # %% ../../nbs/80a_report.study_tables.ipynb #51d07a85
-def hypothesis_table(found):
+def hypothesis_table(found: pd.DataFrame) -> str:
     "Markdown: what was named beforehand, a row an answer: hypothesis, contrast, endpoint, predicted difference."
     both = lambda words: ", and ".join(dict.fromkeys(words))
     measured = lambda answer: both(ENDPOINTS[part["endpoint"]] for part in answer.parts)
@@ -73,7 +78,7 @@ def _bounds(part):
 
 def _p(p): return "–" if math.isnan(p) else html.escape(p_words(p).removeprefix("p ").removeprefix("= "))
 
-def verdict_table(found, pages=False):
+def verdict_table(found: pd.DataFrame, pages: bool = False) -> str:
     """HTML: a row an answer: the predicted difference, the estimated one, and the verdict; a line for each part.
 
     `pages`: link names to their question's page."""
@@ -90,7 +95,7 @@ def verdict_table(found, pages=False):
     return html_table(header, rows, numbers=(3, 4, 5, 6, 7))
 
 # %% ../../nbs/80a_report.study_tables.ipynb #e47d912f
-def replication_table(published, results):
+def replication_table(published: Results, results: Results) -> str:
     """HTML: a row for each part of a hypothesis: the estimate of the study `published`, the 95 % interval in which that of a study made
     again should lie, that of `results`, and both verdicts. `Results` both; with the same runs, what a reader should expect; nothing for
     another experiment."""
@@ -107,7 +112,7 @@ def replication_table(published, results):
 def _name(run): return run.id, run.metrics["mAP"]
 
 # %% ../../nbs/80a_report.study_tables.ipynb #a6c20120
-def evaluated_on(run):
+def evaluated_on(run: Run) -> str:
     "The split that a run is scored on, in words."
     m, config = run.metrics, run.config
     other = f" of {get_dataset(scored_on(config)).title}" if scored_on(config) != config["dataset"] else ""
@@ -117,14 +122,14 @@ def evaluated_on(run):
 # %% ../../nbs/80a_report.study_tables.ipynb #04b0ef8a
 CONDITIONS = {"lr_times": "learning rate × {:g}", "classes": "{} identities", "per_class": "{} images of each"}
 
-def condition_words(change):
+def condition_words(change: Mapping[str, Any]) -> str:
     "A change in words, such as learning rate × 10, or 20 identities, 16 images of each."
     return ", ".join(CONDITIONS.get(key, key.replace("_", " ") + " {}").format(value) for key, value in change.items())
 
 # %% ../../nbs/80a_report.study_tables.ipynb #3b2c5fcf
 def _range(values): return f"{min(values)}" if min(values) == max(values) else f"{min(values)}–{max(values)}"
 
-def protocol_table(results, pages=False):
+def protocol_table(results: Results, pages: bool = False) -> str:
     "HTML: the arms of a study, what differs among their runs, and what is scored. `pages`: link those that have a page."
     changed = {arm: len(results.changes(arm)) for arm in results.arms}
     page = {arm: page for page, arm in arm_pages(results.study["questions"], changed).items()} if pages else {}
@@ -139,12 +144,12 @@ def protocol_table(results, pages=False):
     return html_table(header, rows, numbers=range(1, 6))
 
 # %% ../../nbs/80a_report.study_tables.ipynb #7bcb14a8
-def mAP_points(runs):
+def mAP_points(runs: Mapping[int, Run]) -> np.ndarray:
     "The mAP of the runs of a recipe (seed -> `Run`) in per cent, an array."
     return np.array([100*run.metrics["mAP"] for run in runs.values()])
 
 # %% ../../nbs/80a_report.study_tables.ipynb #31133ce7
-def recipe_scores(results, arm="main"):
+def recipe_scores(results: Results, arm: str = "main") -> pd.DataFrame:
     "A table, a row a recipe, the best first: family, mean mAP over seeds in per cent, and its 95 % interval (NaN for one seed)."
     rows = []
     for recipe in results.recipes(arm):
@@ -154,7 +159,7 @@ def recipe_scores(results, arm="main"):
     return pd.DataFrame(rows).sort_values("mAP", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../../nbs/80a_report.study_tables.ipynb #5e6c56ce
-def comparable_arms(results, arm="main"):
+def comparable_arms(results: Results, arm: str = "main") -> list[str]:
     "The arms without conditions that are scored on the same people as `arm`, itself first."
     def people(a):
         config = results.table.run[results.table.arm == a].iloc[0].config
@@ -162,7 +167,7 @@ def comparable_arms(results, arm="main"):
     return [arm] + [a for a in results.arms if a != arm and results.changes(a) == [{}] and people(a) == people(arm)]
 
 # %% ../../nbs/80a_report.study_tables.ipynb #c9bb0961
-def paired_scores(results, arm, other):
+def paired_scores(results: Results, arm: str, other: str) -> pd.DataFrame:
     "A table, a row a recipe that both arms have: its mAP in per cent in each, mean over the seeds that both have."
     rows = {}
     for recipe in set(results.recipes(arm)) & set(results.recipes(other)):
@@ -171,19 +176,19 @@ def paired_scores(results, arm, other):
     return pd.DataFrame({r: rows[r] for r in results.recipes(other) if r in rows}, [arm, other], dtype=float).T
 
 # %% ../../nbs/80a_report.study_tables.ipynb #d8b393f6
-def best_trials(results, recipes):
+def best_trials(results: Results, recipes: Container[str]) -> pd.Series:
     "The validation mAP of the best trial of each of the `recipes` that was tuned, in per cent: Series [recipe]."
     return pd.Series({r: 100*t.metrics["mAP"] for r, t in results.tuning.items() if r in recipes}, dtype=float)
 
 # %% ../../nbs/80a_report.study_tables.ipynb #cd014ebf
-def shared_scores(first, second, arms=("main", "main")):
+def shared_scores(first: Results, second: Results, arms: tuple[str, str] = ("main", "main")) -> tuple[pd.Series, pd.Series]:
     "Mean mAP in per cent of the recipes that arms of two studies share, in the order of the second: (Series [recipe], Series [recipe])."
     x, y = (recipe_scores(results, arm).set_index("recipe").mAP for results, arm in zip((first, second), arms))
     x = x.reindex(y.index).dropna()
     return x, y[x.index]
 
 # %% ../../nbs/80a_report.study_tables.ipynb #b840d7c6
-def controls(results, arm="main"):
+def controls(results: Results, arm: str = "main") -> pd.DataFrame:
     "A row a recipe with four seeds or more: seeds, splits of them into halves, and the share of splits whose 95 % interval excludes zero."
     rows = []
     for recipe in results.recipes(arm):
@@ -200,7 +205,7 @@ MEASURES = """Unseen people, mean over seeds. Silhouette (−1 to 1): how much n
 other. Alignment: mean squared distance of an image to its matches. Uniformity: the lower, the more evenly the sphere is filled. Hubness:
 skewness of how often an image is among the ten nearest of others."""
 
-def geometry_markdown(results, arm="main"):
+def geometry_markdown(results: Results, arm: str = "main") -> str:
     "Markdown: the measures of geometry of unseen people, mean over seeds, a row a recipe, and what they are."
     table = geometry_table(results, arm).groupby("recipe", sort=False)[list(GEOMETRY)].mean()
     rows = [[recipe, *(f"{factor*v:.{digits}f}" for v, (_, factor, digits) in zip(values, GEOMETRY.values()))]
@@ -209,12 +214,12 @@ def geometry_markdown(results, arm="main"):
     return f"{markdown_table(names, rows, numbers=range(1, len(names)))}\n\n*{' '.join(MEASURES.split())}*"
 
 # %% ../../nbs/80a_report.study_tables.ipynb #bda7809a
-def step_costs(path=PROJECT/"results"/"benchmarks"/"identities.json"):
+def step_costs(path: str | Path = PROJECT/"results"/"benchmarks"/"identities.json") -> list[dict[str, Any]]:
     "The benchmark of a step's time and memory against the number of identities: rows with name, family, classes, cpu (s), megabytes."
     return read_json(path, f"make it with: python benchmarks/identities.py --out {path}")["table"]
 
 # %% ../../nbs/80a_report.study_tables.ipynb #6c902628
-def step_cost_growth(rows, floor=1.0):
+def step_cost_growth(rows: Sequence[dict[str, Any]], floor: float = 1.0) -> pd.DataFrame:
     "A table, a row a loss: fewest and most identities, CPU seconds and megabytes (at least `floor`) of a step with each, and their ratios."
     t = pd.DataFrame(rows).sort_values("classes", kind="stable")
     t["megabytes"] = t.megabytes.clip(lower=floor)
@@ -223,7 +228,7 @@ def step_cost_growth(rows, floor=1.0):
     return ends.assign(time=ends.cpu_many/ends.cpu_few, memory=ends.megabytes_many/ends.megabytes_few)
 
 # %% ../../nbs/80a_report.study_tables.ipynb #b2ab95de
-def step_cost_table(rows):
+def step_cost_table(rows: Sequence[dict[str, Any]]) -> str:
     "HTML: time and memory of a step with the fewest and the most identities that were tried, a row a loss."
     body = [[html.escape(name), f"{int(g.few):,}", f"{int(g.many):,}", *(number(1e3*v) for v in (g.cpu_few, g.cpu_many)),
              *(number(v, digits=0) for v in (g.megabytes_few, g.megabytes_many))] for name, g in step_cost_growth(rows).iterrows()]

@@ -10,6 +10,7 @@ __all__ = ['ENDS', 'SYMBOLS', 'RANKED', 'ONE_LOSS', 'CHEAPER', 'NOTHING', 'regim
 # %% ../../nbs/86_report.synthesis.ipynb #a3c83699
 import html
 import textwrap
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -26,10 +27,11 @@ from .tables import html_table, named, number
 from ..study.analysis import answers, weighted_sum
 from ..study.endpoints import counted, failed, listed, points, steps_per_epoch
 from ..study.hypotheses import MARGINS, QUESTIONS, difference
+from ..study.results import Results
 from ..training.recipes import FAMILY_COLOURS
 
 # %% ../../nbs/86_report.synthesis.ipynb #0ba10807
-def regime(results):
+def regime(results: Results) -> str:
     "What a study trains on and from what, in words: Market-1501 from scratch, from ImageNet, or from pretrained weights."
     config = results.table.run.iloc[0].config
     imagenet = config["pretrained"] or config.get("weights_sum") == KEPT_SUM[:12]
@@ -37,14 +39,14 @@ def regime(results):
     return f"{get_dataset(results.dataset).title} from {start}"
 
 # %% ../../nbs/86_report.synthesis.ipynb #5bf4d4db
-def all_answers(regimes):
+def all_answers(regimes: Mapping[str, Results]) -> pd.DataFrame:
     "The `answers` of several studies, name -> `Results`, one below the other, with the name in the column regime."
     return pd.concat([answers(results).assign(regime=name) for name, results in regimes.items()], ignore_index=True)
 
 # %% ../../nbs/86_report.synthesis.ipynb #a327cc79
 ENDS = {"supported": "holds", "reversed": "fails", "negligible": "fails", "undecided": "undecided"}      # verdict -> how a claim ends
 
-def conclusion(rows):
+def conclusion(rows: pd.DataFrame) -> str:
     """What the `all_answers` of one question say together.
 
     "holds in all", "fails in all", "undecided in all", "not testable"; "holds where tested" and the like, where a regime can test none;
@@ -68,14 +70,14 @@ def _detail(rows):
         return next(iter(ends)) if len(ends) == 1 else listed(f"{v} {', '.join(names)}" for v, names in ends.items())
     return "; ".join(f"{regime}: {of(them)}" for regime, them in rows.groupby("regime", sort=False))
 
-def synthesis(found):
+def synthesis(found: pd.DataFrame) -> pd.DataFrame:
     "A table, a row a question of `all_answers`: question, title, conclusion, detail (how its hypotheses end in each regime)."
     rows = [dict(question=q, title=QUESTIONS[q], conclusion=conclusion(them), detail=_detail(them))
             for q in QUESTIONS if "question" in found and len(them := found[found.question == q])]
     return pd.DataFrame(rows, columns=["question", "title", "conclusion", "detail"])
 
 # %% ../../nbs/86_report.synthesis.ipynb #9561c046
-def synthesis_table(found):
+def synthesis_table(found: pd.DataFrame) -> str:
     "HTML: a row a question, what it comes to, and how its hypotheses end in each regime."
     rows = [[t.question.upper(), html.escape(t.title), f"<b>{t.conclusion}</b>", html.escape(t.detail)]
             for t in synthesis(found).itertuples()]
@@ -96,7 +98,7 @@ def _places(n, wide=6, step=.13, tall=.26):
 
 # %% ../../nbs/86_report.synthesis.ipynb #5d7714f3
 @styled
-def synthesis_picture(found, narrow=False):
+def synthesis_picture(found: pd.DataFrame, narrow: bool = False) -> Figure:
     """The answers in all regimes. A symbol is the verdict on one hypothesis of the question, in their order; at the right is what they
     come to together."""
     table, regimes = synthesis(found), list(dict.fromkeys(found.regime))
@@ -124,13 +126,13 @@ def synthesis_picture(found, narrow=False):
     return figure
 
 # %% ../../nbs/86_report.synthesis.ipynb #34bb3a1f
-def step_seconds(results, arm, recipe):
+def step_seconds(results: Results, arm: str, recipe: str) -> float:
     "Seconds of a training step of a recipe: median over epochs and seeds."
     each = [run.history.seconds/steps_per_epoch(run) for run in results.runs(arm, recipe).values()]
     return float(pd.concat(each).median())
 
 # %% ../../nbs/86_report.synthesis.ipynb #152c30a8
-def ranked(results, arm="main"):
+def ranked(results: Results, arm: str = "main") -> pd.DataFrame:
     """The recipes of an arm by their mean mAP, the best first: a table with recipe, family, mAP with its 95 % interval (`mAP_low`,
     `mAP_high`), gap to the best with low and high (paired, 95 % for all recipes together), all in per cent or points, seconds of a step,
     and near: whether it is the best, or the interval excludes a loss of the margin that the dataset has for AP.
@@ -153,15 +155,15 @@ def _gap(results, arm, recipe, sound):
     i = crossed_interval(sums, share, 1 - .05/(len(sound) - 1))
     return [100*i.estimate, 100*i.low, 100*i.high]
 
-def contenders(results, arm="main"):
+def contenders(results: Results, arm: str = "main") -> pd.DataFrame:
     "The recipes that are the best of `ranked` or near it."
     return ranked(results, arm).query("near").reset_index(drop=True)
 
-def margin(results):
+def margin(results: Results) -> float:
     "The difference of AP that matters on a study's data."
     return MARGINS["AP"][get_dataset(results.dataset).kind]
 
-def margin_words(results):
+def margin_words(results: Results) -> str:
     "That difference in words, as 2 points of mAP."
     size = f"{100*margin(results):g}"
     return f"{size} point{'s'*(size != '1')} of mAP"
@@ -178,7 +180,7 @@ RANKED = """<p>Bold: the best, and those that are shown to be less than {most} b
 its own, the second of the difference to the best, over the same seeds and people, for all recipes together; a dash: a run failed, or
 fewer than {least} seeds are shared. The last column is the median time of a training step.{rest}</p>"""
 
-def ranking_table(results, arm="main", most=None):
+def ranking_table(results: Results, arm: str = "main", most: int | None = None) -> str:
     "HTML: the `ranked` recipes with their intervals and the cost of a step; `most`: how many of them, None for all."
     table = ranked(results, arm)
     head = table[:most]
@@ -200,7 +202,7 @@ CHEAPER = """; **{r.recipe}** takes {r.seconds:.2g} s, {less:.0f} % less, and is
 {low} to {high})."""
 NOTHING = "; no recipe that takes at least 5 % less time is shown to lose less than {most}."
 
-def recommendation(results, arm="main"):
+def recommendation(results: Results, arm: str = "main") -> str:
     "Markdown, a sentence: the recipe of the highest mean mAP with its cost, and the cheapest of its `contenders`."
     return _recommended(results, arm, contenders(results, arm))
 
@@ -215,7 +217,7 @@ def _recommended(results, arm, table):
     return start + filled(CHEAPER, r=cheapest, most=most, gap=gap, low=low, high=high, less=less)
 
 # %% ../../nbs/86_report.synthesis.ipynb #28e201e8
-def recommendations(regimes, arms={}):
+def recommendations(regimes: Mapping[str, Results], arms: Mapping[str, str] = {}) -> str:
     "Markdown: the recommendation of each regime, name -> `Results`, and which recipes are contenders in every one. `arms`: by regime."
     asked = {name: (results, arms.get(name, "main")) for name, results in regimes.items()}
     tables = {name: contenders(*there) for name, there in asked.items()}
@@ -228,7 +230,7 @@ def recommendations(regimes, arms={}):
     else: ends = f"Of the {counted(len(shared), 'recipe')} that all regimes have, none is shown to be near the best of each."
     return "\n".join(lines) + (f"\n\n{ends}" if len(regimes) > 1 else "")
 
-def regimes_of(studies):
+def regimes_of(studies: Sequence[Results]) -> dict[str, Results]:
     "Name -> `Results` of several, named by `regime`; those of one name have the backbone and the size of images in theirs too."
     names = [regime(results) for results in studies]
     def full(name, results):

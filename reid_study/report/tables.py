@@ -11,32 +11,33 @@ __all__ = ['FEW', 'SCORES', 'RETRIEVALS_CAPTION', 'ATTRIBUTES_CAPTION', 'SHARES_
 
 # %% ../../nbs/80_report.tables.ipynb #9dd59a18
 import html
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..core import InputError
-from ..study.results import FREE, check_comparable
-from ..study.run import FILES, read_run
+from ..study.results import FREE, Results, check_comparable
+from ..study.run import FILES, Run, read_run
 from ..training.recipes import FAMILY_COLOURS, RECIPES, get_recipe
 
 # %% ../../nbs/80_report.tables.ipynb #d34ec8db
 FEW = 6      # recipes that one panel, or one sentence, can hold
 
-def by_recipe(runs):
+def by_recipe(runs: Iterable[Run]) -> dict[str, list[Run]]:
     "Runs grouped by recipe, in their order: name -> list of runs."
     groups = {}
     for run in runs: groups.setdefault(run.config["recipe"], []).append(run)
     return groups
 
 # %% ../../nbs/80_report.tables.ipynb #7a4bd4e3
-def seeds_of(runs):
+def seeds_of(runs: Iterable[Run]) -> list[int]:
     "The seeds of some runs, in ascending order."
     return sorted({run.config["seed"] for run in runs})
 
 # %% ../../nbs/80_report.tables.ipynb #b66e0c9c
-def comparable(runs):
+def comparable(runs: Iterable[Run]) -> list[Run]:
     "The runs ordered by family, recipe and seed. `InputError` where they cannot be compared, or a recipe lacks a seed that another has."
     families, names = list(FAMILY_COLOURS), list(RECIPES)
     def place(run):
@@ -50,7 +51,7 @@ def comparable(runs):
     return runs
 
 # %% ../../nbs/80_report.tables.ipynb #3949f0a7
-def compared_runs(results, arm=None):
+def compared_runs(results: Results, arm: str | None = None) -> list[Run]:
     "The runs of an arm of a study's `Results` (None: the first) with the seeds that all of its recipes have. `InputError` as `comparable`."
     arms = list(dict.fromkeys(results.table.arm))
     arm = arm or arms[0]
@@ -61,7 +62,7 @@ def compared_runs(results, arm=None):
     return comparable({run.id: run for run in rows.run[rows.seed.isin(seeds)]}.values())
 
 # %% ../../nbs/80_report.tables.ipynb #9fd2758c
-def find_runs(runs):
+def find_runs(runs: str | Path | Iterable[str | Path]) -> list[Run]:
     """Read finished runs for one report: a list of `Run`, ordered by family, recipe and seed.
 
     `runs`: a folder or a list of folders, each of one run or holding runs.
@@ -84,7 +85,7 @@ def _folders(folder):
     return inside
 
 # %% ../../nbs/80_report.tables.ipynb #5033caa2
-def first_kept(runs, name):
+def first_kept(runs: Iterable[Run], name: str) -> dict[str, pd.DataFrame]:
     "Recipe -> its table `name` (view, ranking) of the lowest seed that has one; recipes without any are left out."
     found = {}
     for run in runs:
@@ -92,7 +93,7 @@ def first_kept(runs, name):
     return found
 
 # %% ../../nbs/80_report.tables.ipynb #525be04b
-def html_table(header, rows, numbers=()):
+def html_table(header: Iterable[str], rows: Iterable[Iterable[str]], numbers: Container[int] = ()) -> str:
     "An HTML table of cells that are HTML already; columns in `numbers` are aligned to the right."
     side = lambda i: ' style="text-align:right"' if i in numbers else ' style="text-align:left"'
     line = lambda tag, cells: "<tr>" + "".join(f"<{tag}{side(i)}>{cell}</{tag}>" for i, cell in enumerate(cells)) + "</tr>"
@@ -100,13 +101,13 @@ def html_table(header, rows, numbers=()):
             + "\n".join(line("td", row) for row in rows) + "\n</tbody></table></div>")
 
 # %% ../../nbs/80_report.tables.ipynb #23beb34f
-def markdown_table(header, rows, numbers=()):
+def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]], numbers: Container[int] = ()) -> str:
     "A GitHub Markdown table of cells that are Markdown already; columns in `numbers` are aligned to the right."
     sides = ["--:" if i in numbers else ":--" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, sides, *rows))
 
 # %% ../../nbs/80_report.tables.ipynb #38b67410
-def named(recipe):
+def named(recipe: str) -> str:
     "A recipe's name as HTML, behind a dot in the colour of its family."
     return f'<span class="dot" style="color:{FAMILY_COLOURS[get_recipe(recipe).family]}">●</span> {html.escape(recipe)}'
 
@@ -115,18 +116,18 @@ def _rank(k): return lambda m: 100*m["cmc"][k - 1] if k <= len(m["cmc"]) else np
 
 SCORES = {"mAP": lambda m: 100*m["mAP"], "rank-1": _rank(1), "rank-5": _rank(5), "rank-10": _rank(10), "mINP": lambda m: 100*m["mINP"]}
 
-def scores(runs):
+def scores(runs: Iterable[Run]) -> pd.DataFrame:
     "A table, a row a run: recipe, family, seed, and the scores in per cent."
     return pd.DataFrame([{"recipe": r.config["recipe"], "family": get_recipe(r.config["recipe"]).family, "seed": r.config["seed"]}
                          | {name: float(score(r.metrics)) for name, score in SCORES.items()} for r in runs])
 
 # %% ../../nbs/80_report.tables.ipynb #adcebd33
-def score_summary(runs):
+def score_summary(runs: Iterable[Run]) -> pd.DataFrame:
     "A table, a row a recipe (family, recipe): mean and sample standard deviation of each score over seeds, in per cent."
     return scores(runs).groupby(["family", "recipe"], sort=False)[list(SCORES)].agg(["mean", "std"])
 
 # %% ../../nbs/80_report.tables.ipynb #d77bf7c6
-def number(mean, std=np.nan, digits=1):
+def number(mean: float, std: float = np.nan, digits: int = 1) -> str:
     "A mean, with its spread where there is one, as text; a dash for NaN."
     if np.isnan(mean): return "–"
     return f"{mean:,.{digits}f}" if np.isnan(std) else f"{mean:,.{digits}f} ± {std:,.{digits}f}"
@@ -144,33 +145,33 @@ def _score_rows(runs, bold):
         yield recipe, family, [*shown, number(seconds[recipe], digits=0)]
 
 # %% ../../nbs/80_report.tables.ipynb #1f99e284
-def results_table(runs):
+def results_table(runs: Sequence[Run]) -> str:
     """HTML: a row a recipe, mean ± standard deviation over seeds in per cent, the best mean of each score bold, and what a training
     takes on average."""
     rows = [[named(recipe), family, *cells] for recipe, family, cells in _score_rows(runs, "<b>{}</b>".format)]
     return html_table(["recipe", "family", *SCORES, "training (s)"], rows, numbers=range(2, 3 + len(SCORES)))
 
 # %% ../../nbs/80_report.tables.ipynb #e3ae38cb
-def results_markdown(runs):
+def results_markdown(runs: Sequence[Run]) -> str:
     "`results_table` as a Markdown table."
     rows = [[recipe, family, *cells] for recipe, family, cells in _score_rows(runs, "**{}**".format)]
     return markdown_table(["recipe", "family", *SCORES, "training (s)"], rows, numbers=range(2, 3 + len(SCORES)))
 
 # %% ../../nbs/80_report.tables.ipynb #cd7730ec
-def identity_ap(runs):
+def identity_ap(runs: Iterable[Run]) -> pd.Series:
     "Mean AP of each identity over its queries and all of these runs, in per cent: Series [pid]."
     table = pd.concat([run.identities for run in runs])
     return 100*(table.AP*table.queries).groupby(table.pid).sum()/table.groupby("pid").queries.sum()
 
 # %% ../../nbs/80_report.tables.ipynb #f3608428
-def retrievals(runs):
+def retrievals(runs: Iterable[Run]) -> pd.DataFrame:
     "A table, a row a recipe, a column a retrieval distance: mean mAP in per cent of the same embeddings; NaN where it was not tried."
     learned = lambda name: "learned with the loss" if name.startswith("learned by") else name
     of = lambda run: {learned(name): 100*found["mAP"] for name, found in run.metrics.get("retrievals", {}).items()}
     return pd.DataFrame({recipe: pd.DataFrame([of(run) for run in group]).mean() for recipe, group in by_recipe(runs).items()}).T
 
 # %% ../../nbs/80_report.tables.ipynb #5d33986c
-def retrieval_markdown(runs):
+def retrieval_markdown(runs: Iterable[Run]) -> str:
     "`retrievals` as a Markdown table."
     table = retrievals(runs)
     rows = [[name, *map(number, row)] for name, row in zip(table.index, table.to_numpy())]
@@ -185,7 +186,7 @@ RETRIEVALS_CAPTION = """mAP in per cent of the same embeddings when the gallery 
 form, within-class <b>whitening</b> and <b>KISSME</b>, fitted on training images; and what was <b>learned with the loss</b>: the
 verification layer's 1 − P(same), or a Mahalanobis matrix on the feature that the loss read. Mean over seeds."""
 
-def retrieval_grid(runs):
+def retrieval_grid(runs: Iterable[Run]) -> str:
     "HTML: `retrievals` as a section of a page, shaded from the worst to the best; empty where no other distance was tried."
     table = retrievals(runs)
     if table.empty: return ""
@@ -202,7 +203,7 @@ def retrieval_grid(runs):
 ATTRIBUTES_CAPTION = """Per cent of the images of unseen people whose attribute is predicted correctly. Balanced accuracy is the mean over
 the attribute's classes; the last column is the accuracy of always predicting the commonest class."""
 
-def attribute_table(runs):
+def attribute_table(runs: Iterable[Run]) -> str:
     "HTML: accuracy and balanced accuracy of each attribute, for recipes that predict attributes, as a section; empty where none does."
     parts = []
     for recipe, group in by_recipe(runs).items():
@@ -219,7 +220,7 @@ def attribute_table(runs):
 SHARES_CAPTION = """How much each term of a combination contributes to the gradient at the feature before the neck, at the end of
 training: the norm of its weighted gradient over the sum of the norms."""
 
-def terms_table(runs):
+def terms_table(runs: Iterable[Run]) -> str:
     "HTML: the share of the gradient that each term of a combination has at the end of training, as a section; empty without combinations."
     rows = []
     for recipe, group in by_recipe(runs).items():
@@ -231,7 +232,7 @@ def terms_table(runs):
 COSTS = {"training (s)": ("train_seconds", 1), "images per second": ("images_per_second", 0),
          "embedding (s)": ("embedding_seconds", 2), "evaluation (s)": ("evaluation_seconds", 2), "parameters": ("parameters", 0)}
 
-def run_cost_table(runs):
+def run_cost_table(runs: Iterable[Run]) -> str:
     "HTML: what a run's training, embedding and ranking cost, a row a recipe, mean ± standard deviation over seeds; a dash: not measured."
     rows = []
     for recipe, group in by_recipe(runs).items():
@@ -250,7 +251,7 @@ def _code(items):
     return ", ".join(f"<code>{html.escape(t)}</code>" for t in text) or "–"
 
 # %% ../../nbs/80_report.tables.ipynb #0cb1432a
-def environment_notes(runs):
+def environment_notes(runs: Iterable[Run]) -> str:
     "HTML: the versions and the machine that all runs share, and where runs differ."
     recorded = {run.id: {k: str(v) for k, v in run.env.items()} for run in runs}
     same, differ = [], []
@@ -263,7 +264,7 @@ def environment_notes(runs):
     return f"<p>{_code(same)}</p>{notes or '<p>Versions and machine are the same for all runs.</p>'}"
 
 # %% ../../nbs/80_report.tables.ipynb #4092829f
-def run_provenance(runs):
+def run_provenance(runs: Sequence[Run]) -> str:
     "HTML: the runs, the settings of each recipe, the configuration that all share, and versions and machines, with what differs in them."
     names, settings = [], []
     for recipe, group in by_recipe(runs).items():

@@ -9,9 +9,10 @@ __all__ = ['SEEN', 'TEXTBOOK', 'plane_training', 'draw_plane', 'textbook_picture
 import numpy as np
 import seaborn as sns
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.samplers import PKSampler
 from ..distances import Euclidean
@@ -43,7 +44,7 @@ def _plane_settings(recipe):
 # %% ../../nbs/81b_report.textbook.ipynb #ec0d415f
 SEEN = 6        # digits from this one on are unseen
 
-def plane_training(recipe, neck=False, steps=500, seed=0):
+def plane_training(recipe: str, neck: bool = False, steps: int = 500, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
     """Train a recipe on scikit-learn's digits below `SEEN` with an embedding of two numbers; the other digits are unseen.
 
     Returns (points [1797, 2] after the neck, digits [1797], the classifier's weights [SEEN, 2], or None for a recipe without).
@@ -64,7 +65,8 @@ def plane_training(recipe, neck=False, steps=500, seed=0):
     return points, digits, network.heads["identity"].weight.detach() if "identity" in heads else None
 
 # %% ../../nbs/81b_report.textbook.ipynb #d1003772
-def draw_plane(ax, points, pids, weights=None, bias=None, title=""):
+def draw_plane(ax: Axes, points: np.ndarray | Tensor, pids: np.ndarray | Tensor, weights: np.ndarray | Tensor | None = None,
+               bias: np.ndarray | Tensor | None = None, title: str = "") -> None:
     """Draw points [N, 2] of the plane, a colour an identity, named beside its mean, with the measures below.
 
     `weights` [I, 2], `bias` [I] or None: a linear classifier of the identities in ascending order, whose regions are shaded.
@@ -94,7 +96,7 @@ TEXTBOOK = {"identity": ("identity", False), "contrastive": ("contrastive", Fals
             "identity, behind a neck": ("identity", True), "identity + triplet, with a neck": ("identity+triplet", True)}
 
 @styled
-def textbook_picture(seed=0):
+def textbook_picture(seed: int = 0) -> Figure:
     """A matplotlib Figure: what identity loss, metric losses and both make of the plane, above for seen classes, below for unseen ones.
 
     Above, the shaded regions are those of the trained classifier, where there is one; below, those of the linear classifier

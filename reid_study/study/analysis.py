@@ -10,10 +10,13 @@ __all__ = ['CONTRASTS', 'Contrast', 'seed_interval', 'shared_seeds', 'weighted_s
 
 # %% ../../nbs/78_study.analysis.ipynb #08b4d46e
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core import InputError
 from ..evaluation.statistics import (
@@ -23,7 +26,8 @@ from reid_study.study.endpoints import (
     FEWEST_RECIPES, HELD, amount, arm_rates, best_of, counted, failure_words, failures, family_coefficients, family_interval,
     geometry_table, identity_matrix, listed, runner_up, steps_to, trained_table, training_state,
     without_recipes)
-from .hypotheses import difference, rate_loss
+from .hypotheses import Hypothesis, Terms, difference, rate_loss
+from .results import Results
 
 # %% ../../nbs/78_study.analysis.ipynb #4e4152dd
 @dataclass(frozen=True, eq=False)
@@ -42,21 +46,21 @@ class Contrast:
     untestable: str = ""
 
 # %% ../../nbs/78_study.analysis.ipynb #9f4e07ab
-def seed_interval(values):
+def seed_interval(values: ArrayLike) -> Interval:
     "The t interval of values [seeds] as an `Interval`; of a single one, an estimate without bounds."
     values = np.asarray(values, float)
-    if len(values) < 2: return Interval(float(values.mean()), *[math.nan]*4, 0.95, True)
+    if len(values) < 2: return Interval(float(values.mean()), math.nan, math.nan, math.nan, math.nan, 0.95, True)
     return crossed_interval(np.stack([values, values], 1))     # two equal identities: only seeds differ
 
 # %% ../../nbs/78_study.analysis.ipynb #6d83b1e5
-def shared_seeds(arm, seeds):
+def shared_seeds(arm: str, seeds: Mapping[str, Iterable[int]]) -> list[int]:
     "The seeds that all recipes of `seeds`, recipe -> seeds, have in an arm, sorted. `InputError` if there is none."
     shared = sorted(set.intersection(*map(set, seeds.values())))
     if not shared: raise InputError(f"the runs of {listed(seeds)} in the arm {arm} have no seed in common; give them the same seeds")
     return shared
 
 # %% ../../nbs/78_study.analysis.ipynb #b6072c9d
-def weighted_sum(results, arm, terms, value="AP"):
+def weighted_sum(results: Results, arm: str, terms: Terms, value: str = "AP") -> tuple[pd.DataFrame, pd.Series]:
     "(The weighted sum of `terms` [seed × pid], the identities' shares of the queries [pid]), for the seeds that all recipes have."
     parts = [(weight, recipe, *identity_matrix(results, arm, recipe, change, value)) for weight, recipe, change in terms]
     seeds, share = {}, parts[0][3]
@@ -68,22 +72,22 @@ def weighted_sum(results, arm, terms, value="AP"):
     return sum(weight*means.loc[shared] for weight, _, means, _ in parts), share
 
 # %% ../../nbs/78_study.analysis.ipynb #4f70ce28
-def mean_interval(means, share):
+def mean_interval(means: pd.DataFrame, share: pd.Series) -> Interval:
     "The `Interval` of the mean of means [seed × pid] with the identities' shares; of a single seed, an estimate without bounds."
     return crossed_interval(means, share) if len(means) > 1 else seed_interval(means @ share)
 
-def crossed_contrast(sums, share, words):
+def crossed_contrast(sums: pd.DataFrame, share: pd.Series, words: str) -> Contrast:
     "The `Contrast` of a weighted sum, with seeds and identities as crossed random factors."
     by_seed = sums @ share
     return Contrast(mean_interval(sums, share), by_seed, words, sums.shape[1])
 
 # %% ../../nbs/78_study.analysis.ipynb #a7c4980d
-def contrast_words(hypothesis):
+def contrast_words(hypothesis: Hypothesis) -> str:
     "What is subtracted from what, in words."
     return hypothesis.contrast or " − ".join(hypothesis.recipes)
 
 # %% ../../nbs/78_study.analysis.ipynb #c04b7fa2
-def steps_contrast(results, hypothesis):
+def steps_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of how many steps two recipes take to the validation mAP that the study has fixed, over seeds."
     level = results.level
     runs = {recipe: results.runs(hypothesis.arm, recipe, change) for _, recipe, change in hypothesis.terms}
@@ -99,7 +103,7 @@ def steps_contrast(results, hypothesis):
     return Contrast(seed_interval(by_seed), by_seed, contrast_words(hypothesis), note=note, untestable=none or lost)
 
 # %% ../../nbs/78_study.analysis.ipynb #8d0e8d37
-def loss_contrast(results, hypothesis):
+def loss_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of what two recipes lose at other learning rates than their best."
     arm, rates = hypothesis.arm, arm_rates(results, hypothesis.arm)
     def mean(recipe, rate): return np.mean([run.metrics["mAP"] for run in results.runs(arm, recipe, {"lr_times": rate}).values()])
@@ -110,7 +114,7 @@ def loss_contrast(results, hypothesis):
     return replace(found, untestable=failure_words(failures(results, arm, best)))
 
 # %% ../../nbs/78_study.analysis.ipynb #d82e4b9f
-def trains_contrast(results, hypothesis):
+def trains_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of the shares of runs of two recipes that train, over all learning rates."
     ended = {recipe: trained_table(results, hypothesis.arm, recipe) for recipe in hypothesis.recipes}
     seeds = shared_seeds(hypothesis.arm, {recipe: table.index for recipe, table in ended.items()})
@@ -122,7 +126,7 @@ def trains_contrast(results, hypothesis):
     return Contrast(interval, by_seed, contrast_words(hypothesis), untestable=none)
 
 # %% ../../nbs/78_study.analysis.ipynb #19d7e84b
-def family_contrast(results, hypothesis):
+def family_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of a family with another in an endpoint of `HELD`, over the recipes without a failed run."
     arm, endpoint, families = hypothesis.arm, hypothesis.endpoint, hypothesis.families
     table = geometry_table(results, arm)
@@ -146,7 +150,7 @@ def family_contrast(results, hypothesis):
     return Contrast(family_interval(table, endpoint, families[0]), by_seed, words, note=note)
 
 # %% ../../nbs/78_study.analysis.ipynb #7e48c0a6
-def best_contrast(results, hypothesis):
+def best_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of the best recipes of two families, by scores that did not choose them."
     best, how, kept = best_of(results, hypothesis.arm)
     a, b = (best[family] for family in hypothesis.families)
@@ -157,14 +161,14 @@ def best_contrast(results, hypothesis):
                    untestable=failure_words(failures(results, hypothesis.arm, [(a, {}), (b, {})])))
 
 # %% ../../nbs/78_study.analysis.ipynb #3c8f1ea6
-def distance_to_others(results, hypothesis):
+def distance_to_others(results: Results, hypothesis: Hypothesis) -> str:
     "How the distance to other people changes, in words, where the hypothesis is about that to the matches."
     if hypothesis.endpoint != "d_ap": return ""
     found = crossed_contrast(*weighted_sum(results, hypothesis.arm, hypothesis.terms, "d_an"), "")
     return f"the distance to others changes by {amount(found.interval.estimate, 'd_ap', '+')}"
 
 # %% ../../nbs/78_study.analysis.ipynb #0d92e7c4
-def term_contrast(results, hypothesis):
+def term_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of the weighted sum of a hypothesis' terms."
     sums, share = weighted_sum(results, hypothesis.arm, hypothesis.terms, hypothesis.endpoint)
     ended = failures(results, hypothesis.arm, [(recipe, change) for _, recipe, change in hypothesis.terms])
@@ -173,13 +177,13 @@ def term_contrast(results, hypothesis):
 # %% ../../nbs/78_study.analysis.ipynb #e2c7a90f
 CONTRASTS = {"steps": steps_contrast, "loss": loss_contrast, "trains": trains_contrast, **dict.fromkeys(HELD, family_contrast)}
 
-def under_trained(results, hypothesis):
+def under_trained(results: Results, hypothesis: Hypothesis) -> str:
     "Which recipes of a hypothesis still gain from half of the training to all of it, in words; empty where none does, or that is unknown."
     main = hypothesis.recipes if hypothesis.arm == "main" else ()
     short = [recipe for recipe in main if training_state(results, "main", recipe).get("under_trained")]
     return f"under-trained: {listed(short)}" if short else ""
 
-def contrast(results, hypothesis):
+def contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of a hypothesis' first endpoint in a study's results. `InputError` for runs that are missing or do not fit together."
     compute = CONTRASTS.get(hypothesis.endpoint, best_contrast if hypothesis.families else term_contrast)
     try:
@@ -193,37 +197,37 @@ def contrast(results, hypothesis):
 @dataclass(frozen=True, eq=False)
 class Part:
     "A part of a hypothesis, with its `Contrast` and its margin, both in the unit of its endpoint."
-    hypothesis: object
+    hypothesis: Hypothesis
     contrast: Contrast
     margin: float
 
     @property
-    def null(self): return null_value(self.hypothesis.kind, self.margin, self.hypothesis.sign)
+    def null(self) -> float: return null_value(self.hypothesis.kind, self.margin, self.hypothesis.sign)
     @property
-    def ahead(self):
+    def ahead(self) -> bool:
         "Whether the estimate lies on the predicted side of the null value; either side will do for a difference without direction."
         return self.hypothesis.kind == "different" or self.hypothesis.sign*(self.contrast.interval.estimate - self.null) > 0
     @property
-    def p(self): return cautious_p(self.contrast.interval, self.null)
+    def p(self) -> float: return cautious_p(self.contrast.interval, self.null)
     @property
-    def p_flip(self): return sign_flip(self.contrast.by_seed - self.null) if len(self.contrast.by_seed) > 1 else math.nan
+    def p_flip(self) -> float: return sign_flip(self.contrast.by_seed - self.null) if len(self.contrast.by_seed) > 1 else math.nan
     @property
-    def p_equivalent(self):
+    def p_equivalent(self) -> float:
         "Of the equivalence test; 1 for a part that cannot be negligible."
         return 1.0 if self.hypothesis.kind == "no worse" else equivalence(self.contrast.interval, self.margin, cautious_p)
 
 # %% ../../nbs/78_study.analysis.ipynb #b359b1f3
-def tested_p(parts):
+def tested_p(parts: Sequence[Part]) -> float:
     "The p-value of a claim of several parts, on whichever side it lies."
     behind = [part.p for part in parts if not part.ahead]
     return min(1.0, len(parts)*min(behind)) if behind else max(part.p for part in parts)
 
-def equivalent_p(parts):
+def equivalent_p(parts: Sequence[Part]) -> float:
     "The p-value that a part of a claim is negligible."
     return min(1.0, len(parts)*min(part.p_equivalent for part in parts))
 
 # %% ../../nbs/78_study.analysis.ipynb #bd4de618
-def decide(parts, p_holm, p_equivalent):
+def decide(parts: Sequence[Part], p_holm: float, p_equivalent: float) -> str:
     "The verdict on a claim: that of its worst part, with the p-values of the whole claim after Holm. Not testable if a part is not."
     if any(part.contrast.untestable for part in parts): return "not testable"
     both = all(part.ahead for part in parts)
@@ -238,7 +242,7 @@ def _share(p, claim, adjusted, parts):
     return min(1.0, max(adjusted, parts*p*(adjusted/claim if claim else 1.0)))
 
 # %% ../../nbs/78_study.analysis.ipynb #ae96a112
-def part_row(part):
+def part_row(part: Part) -> dict[str, Any]:
     "What `answers` says of a part: a dictionary."
     h, found = part.hypothesis, part.contrast
     i, several = found.interval, len(found.by_seed) > 1
@@ -248,7 +252,7 @@ def part_row(part):
                 seed_mean=float(found.by_seed.mean()), seed_sd=float(found.by_seed.std(ddof=1)) if several else math.nan)
 
 # %% ../../nbs/78_study.analysis.ipynb #df4b71a5
-def answer(hypothesis, parts, p, p_holm, p_equivalent):
+def answer(hypothesis: Hypothesis, parts: Sequence[Part], p: float, p_holm: float, p_equivalent: float) -> dict[str, Any]:
     "A row of `answers`, a dictionary: of a hypothesis, its `Part`s, and p-values before and after Holm (NaN: not tested)."
     rows, contrasts = [part_row(part) for part in parts], [part.contrast for part in parts]
     unique = lambda words: "; ".join(dict.fromkeys(filter(None, words)))
@@ -259,7 +263,7 @@ def answer(hypothesis, parts, p, p_holm, p_equivalent):
                                            verdict=decide(parts, p_holm, p_equivalent))
 
 # %% ../../nbs/78_study.analysis.ipynb #1d7124f3
-def answers(results):
+def answers(results: Results) -> pd.DataFrame:
     """A table with a row for each hypothesis of the study's questions: name, question, text, verdict (one of `DECIDED`), testable and the
     reason why not, note (in words); p, p_holm and p_flip (sign-flip test over seeds; the worst of the parts) of the claim,
     p_equivalent (of the equivalence test, after Holm); parts, a tuple of dictionaries, and the values of the first of these:
@@ -280,12 +284,12 @@ def _answers(results):
     return pd.DataFrame([answer(h, parts, *(p.get(h.name, math.nan) for p in (tested, adjusted, even))) for h, parts in rows])
 
 # %% ../../nbs/78_study.analysis.ipynb #6ea4fa60
-def each_part(found):
+def each_part(found: pd.DataFrame) -> pd.DataFrame:
     "`answers` with a row a part, in the same order, and the verdict of its claim."
     return pd.DataFrame([row | part for row in found.to_dict("records") for part in row["parts"]], columns=found.columns)
 
 # %% ../../nbs/78_study.analysis.ipynb #9b4e60fd
-def about(found, question):
+def about(found: pd.DataFrame, question: str) -> pd.DataFrame:
     "The rows of `answers` that belong to a question. `InputError` if the study does not ask it."
     rows = found[found.question == question]
     if rows.empty: raise InputError(f"the study does not ask {question}; add it to questions in the study file")

@@ -9,6 +9,8 @@ __all__ = ['join_ranks', 'run_over_ranks']
 import contextlib
 import os
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +22,7 @@ from ..training.distributed import over_ranks, rank_and_ranks, sharded_identity
 from ..training.learner import fit
 
 # %% ../../nbs/75a_study.distributed.ipynb #66974f17
-def join_ranks():
+def join_ranks() -> None:
     "Join the process group that torchrun has prepared, on a GPU of this process's own where there is one; nothing without torchrun."
     if "RANK" not in os.environ or dist.is_initialized(): return
     end_with(os.getppid())      # torchrun, which ends the others when one has failed, and may itself be killed
@@ -29,7 +31,7 @@ def join_ranks():
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=2))      # rank 0 may draw people or decode images first
 
 # %% ../../nbs/75a_study.distributed.ipynb #9afdc1ef
-def run_over_ranks(config, data="data", runs="runs", shard=False):
+def run_over_ranks(config: dict[str, Any], data: str | Path = "data", runs: str | Path = "runs", shard: bool = False) -> Path:
     """Make the run of a configuration over all ranks, each of which calls this; return its folder, which is complete when rank 0 returns.
 
     `shard`: keep the identity classifier in shards. The configuration gains `ranks` and `shard`.

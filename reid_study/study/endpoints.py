@@ -11,6 +11,8 @@ __all__ = ['UNITS', 'COLLAPSED', 'FAILS', 'HELD', 'FEWEST_RECIPES', 'HALF', 'UND
 
 # %% ../../nbs/77a_study.endpoints.ipynb #7c05d8e4
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,8 @@ from ..core import InputError, check_number, extra
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
 from .config import is_test
 from .hypotheses import RATES, eligible
-from .results import cell_name
+from .results import Results, cell_name
+from .run import Run
 from ..training.recipes import RECIPES
 
 with extra("study"): from statsmodels.regression.linear_model import OLS
@@ -35,46 +38,47 @@ UNITS = {     # endpoint -> factor, digits, unit
     "separability": (100, 1, "points of separability"),
     "compactness": (1, 3, "of distance ratio")}
 
-def amount(value, endpoint, sign=""):
+def amount(value: float, endpoint: str, sign: str = "") -> str:
     "A value of an endpoint as text, without its unit; `sign` \"+\" writes the sign of positive ones too."
     factor, digits, _ = UNITS[endpoint]
     return f"{round(factor*value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
 
-def points(value, sign="+"):
+def points(value: float, sign: str = "+") -> str:
     "Points of mAP as text, with their sign."
     return amount(value/100, "AP", sign)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #3f9d2ab6
-def p_words(p):
+def p_words(p: float) -> str:
     "A p-value with four digits, as text."
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}"
 
 # %% ../../nbs/77a_study.endpoints.ipynb #71d5c0fe
-def listed(words):
+def listed(words: Iterable[Any]) -> str:
     "Words in a row: a, b and c."
     words = [str(word) for word in words]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #2ec94f60
-def counted(n, one, many=None):
+def counted(n: int, one: str, many: str | None = None) -> str:
     "A number with the word for what is counted, in the singular or the plural."
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 # %% ../../nbs/77a_study.endpoints.ipynb #5d0a92c7
-def identity_rows(results, arm, recipe, change=None):
+def identity_rows(results: Results, arm: str, recipe: str, change: Mapping[str, Any] | None = None) -> pd.DataFrame:
     "A row per seed and identity of a recipe's runs: seed, pid, queries, and the means of AP, d_ap and d_an over the queries."
     runs = results.runs(arm, recipe, change)
     return pd.concat([run.identities.assign(seed=seed) for seed, run in runs.items()], ignore_index=True)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #10c7d9fb
-def identity_matrix(results, arm, recipe, change=None, value="AP"):
+def identity_matrix(results: Results, arm: str, recipe: str, change: Mapping[str, Any] | None = None,
+                    value: str = "AP") -> tuple[pd.DataFrame, pd.Series]:
     "(means of `value` [seed × pid], the identities' shares of the queries [pid]) of a recipe's runs; computed once."
     key = cell_name(arm, recipe, value, change)
     if key not in results.cache: results.cache[key] = identity_means(identity_rows(results, arm, recipe, change), value)
     return results.cache[key]
 
 # %% ../../nbs/77a_study.endpoints.ipynb #eeac4c87
-def validation_curve(history):
+def validation_curve(history: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     "(epochs, mAPs) of the validated epochs of a history, arrays. `InputError` if there is none, or one that is infinite."
     if "mAP" not in history: raise InputError("the history has no validation mAP; convergence needs an arm with score: validation")
     seen = history[history.mAP.notna()]
@@ -83,7 +87,7 @@ def validation_curve(history):
     return seen.epoch.to_numpy(), seen.mAP.to_numpy()
 
 # %% ../../nbs/77a_study.endpoints.ipynb #08d1ac7e
-def epochs_to(history, height):
+def epochs_to(history: pd.DataFrame, height: float) -> float:
     "Epochs until the validation mAP of a history first reaches `height`, linear between validated epochs; infinite if it never does."
     check_number("height", height, note=", a mAP")
     epoch, mAP = (np.append(0, values) for values in validation_curve(history))
@@ -92,13 +96,13 @@ def epochs_to(history, height):
     return float(epoch[i] if i == 0 else epoch[i - 1] + (epoch[i] - epoch[i - 1])*(height - mAP[i - 1])/(mAP[i] - mAP[i - 1]))
 
 # %% ../../nbs/77a_study.endpoints.ipynb #fb3a6d14
-def steps_per_epoch(run):
+def steps_per_epoch(run: Run) -> int:
     "The batches of an epoch of a run: what its configuration says, else the full batches in its training images."
     c = run.config
     return c["steps"] or max(run.metrics["train_images"]//(c["p"]*c["k"]), 1)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #b0d36d0f
-def steps_to(run, level):
+def steps_to(run: Run, level: float) -> tuple[float, bool]:
     "(Steps until the validation mAP of a run first reaches a level, whether it does); one that never does has all of its steps."
     epochs = math.inf if run.metrics.get("diverged") else epochs_to(run.history, level)
     reached = math.isfinite(epochs)
@@ -107,7 +111,7 @@ def steps_to(run, level):
 # %% ../../nbs/77a_study.endpoints.ipynb #efb27f6b
 COLLAPSED = 0.5      # between distances of at most 2; unrelated directions are √2 apart
 
-def collapsed(run):
+def collapsed(run: Run) -> bool:
     "Whether a run has drawn unseen people together: a query is less than `COLLAPSED` from the images of other people, on average."
     people = run.identities
     if not (np.isfinite(people.d_an).all() and people.queries.sum() > 0):
@@ -117,25 +121,25 @@ def collapsed(run):
 # %% ../../nbs/77a_study.endpoints.ipynb #93f0a6bc
 FAILS = 3      # times the mAP of a random ranking
 
-def failed(run):
+def failed(run: Run) -> bool:
     """Whether a run has failed to train: it diverged, it has collapsed, or its mAP is under `FAILS` times that of a random ranking of
     its gallery."""
     return bool(run.metrics.get("diverged")) or collapsed(run) or run.metrics["mAP"] < FAILS*run.metrics.get("chance", 0)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #433c6716
-def arm_rates(results, arm):
+def arm_rates(results: Results, arm: str) -> list[float]:
     "The multiples of the learning rate in an arm, sorted; at least `RATES`."
     return sorted({change["lr_times"] for change in results.changes(arm) if "lr_times" in change} | set(RATES))
 
 # %% ../../nbs/77a_study.endpoints.ipynb #62baa6f0
-def trained_table(results, arm, recipe):
+def trained_table(results: Results, arm: str, recipe: str) -> pd.DataFrame:
     "Whether the runs of a recipe have trained, bool [seed × learning rate], for the seeds that have all rates of the arm."
     ended = {rate: {seed: not failed(run) for seed, run in results.runs(arm, recipe, {"lr_times": rate}).items()}
              for rate in arm_rates(results, arm)}
     return pd.DataFrame(ended).dropna().astype(bool)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #806389c0
-def failures(results, arm, places):
+def failures(results: Results, arm: str, places: Iterable[tuple[str, Mapping[str, Any] | None]]) -> dict[str, tuple[int, int]]:
     "Recipe -> (how many runs failed, how many there are), of those with a failed run among (recipe, change) pairs of an arm."
     found = {}
     for recipe, change in dict.fromkeys((recipe, frozenset((change or {}).items())) for recipe, change in places):
@@ -143,7 +147,7 @@ def failures(results, arm, places):
     return {recipe: (sum(ended), len(ended)) for recipe, ended in found.items() if any(ended)}
 
 # %% ../../nbs/77a_study.endpoints.ipynb #15f3e291
-def failure_words(failures):
+def failure_words(failures: Mapping[str, tuple[int, int]]) -> str:
     "What `failures` found, in words."
     counts = (f"{bad} of {counted(runs, 'run')} of {recipe}" for recipe, (bad, runs) in failures.items())
     return f"{listed(counts)} failed to train" if failures else ""
@@ -151,14 +155,14 @@ def failure_words(failures):
 # %% ../../nbs/77a_study.endpoints.ipynb #648f131a
 HELD = {"separability": ("separability", "distance_ratio"), "compactness": ("distance_ratio", "separability")}     # measured, held equal
 
-def geometry_table(results, arm="main"):
+def geometry_table(results: Results, arm: str = "main") -> pd.DataFrame:
     "A row a run of the arm: recipe, family, seed, whether it has failed, and the measures of geometry."
     rows = results.table[results.table.arm == arm]
     return pd.DataFrame([{"recipe": r.recipe, "family": RECIPES[r.recipe].family, "seed": r.seed, "failed": failed(r.run)}
                          | r.run.metrics["geometry"] for r in rows.itertuples()])
 
 # %% ../../nbs/77a_study.endpoints.ipynb #bd7604ea
-def family_coefficients(table, endpoint, family):
+def family_coefficients(table: pd.DataFrame, endpoint: str, family: str) -> pd.Series:
     "What being of a `family` adds to an endpoint of `HELD`, Series [seed], in the regression over the recipes of a `geometry_table`."
     (measured, equal), found = HELD[endpoint], {}
     if not np.isfinite(table[[measured, equal]].to_numpy(float)).all():
@@ -181,7 +185,7 @@ def _bell_mccaffrey(x, j):
     return factors, np.trace(spread)**2/(spread**2).sum()
 
 # %% ../../nbs/77a_study.endpoints.ipynb #9f97c4ab
-def family_interval(table, endpoint, family):
+def family_interval(table: pd.DataFrame, endpoint: str, family: str) -> Interval:
     "The `Interval` of what being of a `family` adds to an endpoint of `HELD`, over the recipes of a `geometry_table` as random units."
     measured, equal = HELD[endpoint]
     t = table.groupby(["family", "recipe"], sort=False)[[measured, equal]].mean().reset_index()
@@ -194,7 +198,7 @@ def family_interval(table, endpoint, family):
     return Interval(estimate, estimate - half, estimate + half, se, float(df), .95, bool(few))
 
 # %% ../../nbs/77a_study.endpoints.ipynb #48a9e0c7
-def without_recipes(table, endpoint, family):
+def without_recipes(table: pd.DataFrame, endpoint: str, family: str) -> str:
     "How much the coefficient of a family depends on single recipes, in words."
     one_less = [family_interval(table[table.recipe != recipe], endpoint, family).estimate for recipe in table.recipe.unique()]
     return f"between {amount(min(one_less), endpoint, '+')} and {amount(max(one_less), endpoint, '+')} when one recipe is left out"
@@ -202,7 +206,7 @@ def without_recipes(table, endpoint, family):
 # %% ../../nbs/77a_study.endpoints.ipynb #b6728052
 HALF, UNDER_TRAINED = "half", 0.02     # the arm of half the epochs; the gain of mAP from there above which a recipe is under-trained
 
-def training_state(results, arm, recipe):
+def training_state(results: Results, arm: str, recipe: str) -> dict[str, Any]:
     """How far a recipe was trained in an arm without conditions: a dictionary with recipe, runs, trained (share of them that did not
     fail), and, where the study has an arm `HALF` with the recipe, half, full (mean mAP over the seeds of both), gain, under_trained."""
     runs = results.runs(arm, recipe)
@@ -214,7 +218,7 @@ def training_state(results, arm, recipe):
     return state | dict(half=first, full=last, gain=last - first, under_trained=last - first > UNDER_TRAINED)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #592be45e
-def candidates(results, arm="main"):
+def candidates(results: Results, arm: str = "main") -> dict[str, list[str]]:
     "Family -> the recipes of an arm among which its best is chosen; `InputError` for a family that has none."
     found = eligible(results.recipes(arm))
     for family, members in found.items():
@@ -222,7 +226,7 @@ def candidates(results, arm="main"):
     return found
 
 # %% ../../nbs/77a_study.endpoints.ipynb #c7e81d54
-def best_of(results, arm="main"):
+def best_of(results: Results, arm: str = "main") -> tuple[dict[str, str], str, np.ndarray | None]:
     "(Family -> its best recipe, how it was chosen, mask [pid] of the identities held out of the choice or None), of an arm's candidates."
     families, kept = candidates(results, arm), None
     every = [recipe for members in families.values() for recipe in members]
@@ -240,10 +244,10 @@ def best_of(results, arm="main"):
             kept = np.arange(len(share)) % 2 == 1
             score[recipe] = float(means.mean().to_numpy()[~kept] @ (share[~kept]/share[~kept].sum()))
     for recipe, value in score.items(): check_number(f"the score of {recipe}", value)
-    return {family: max(members, key=score.get) for family, members in families.items()}, how, kept
+    return {family: max(members, key=score.__getitem__) for family, members in families.items()}, how, kept
 
 # %% ../../nbs/77a_study.endpoints.ipynb #a31c5de8
-def runner_up(results, arm):
+def runner_up(results: Results, arm: str) -> str:
     "How close the choice of the best combination was, and how much its runner-up differs from it in the arm, in words."
     first, second, *_ = [*sorted(candidates(results, arm)["both"], key=lambda r: -results.tuning[r].metrics["mAP"]), None]
     if second is None: return ""

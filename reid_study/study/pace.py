@@ -74,15 +74,16 @@ def duration(seconds: float) -> str:
 class StudyBar:
     """The progress of a study, to be used in `with`: a bar on a terminal, and plain lines elsewhere, at most one in `every` seconds, and
     one in six times as many where no run is done meanwhile."""
-    def __init__(self, name: str, total: int, every: float = 10):
-        self.name, self.every, self.line, self.runs, self.printed = name, every, "", None, float("-inf")
+    def __init__(self, name: str, total: int, every: float = 10) -> None:
+        self.name, self.every, self.line, self.printed = name, every, "", float("-inf")
+        self.runs: tuple[int, int] | None = None
         self.bar = tqdm(total=total, desc=name, disable=None, dynamic_ncols=True,
                         bar_format="{desc}: {n_fmt} of {total_fmt} runs |{bar}| {elapsed}{postfix}")
 
     def __enter__(self): return self
     def __exit__(self, *_): self.bar.close()
 
-    def show(self, done: int, total: int, words: Iterable[str], last: bool = False):
+    def show(self, done: int, total: int, words: Iterable[str], last: bool = False) -> None:
         "Show how many runs are done, and more in words, the empty ones left out. `last`: nothing follows."
         said = ", ".join(filter(None, words))
         if not self.bar.disable:

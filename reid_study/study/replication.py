@@ -7,6 +7,7 @@ __all__ = ['prediction_interval', 'replication', 'replication_sentence', 'other_
 
 # %% ../../nbs/79a_study.replication.ipynb #b66168b9
 import math
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,13 @@ from scipy import stats
 
 from ..core import check_number
 from .analysis import answers, each_part
+from .results import Results
 
 # %% ../../nbs/79a_study.replication.ipynb #83fe161a
-def prediction_interval(mean, sd, seeds, new_seeds, level=0.95):
+_Numbers: TypeAlias = float | np.ndarray | pd.Series
+
+def prediction_interval(mean: _Numbers, sd: _Numbers, seeds: _Numbers, new_seeds: _Numbers,
+                        level: float = 0.95) -> tuple[_Numbers, _Numbers]:
     """(low, high) in which the mean over `new_seeds` lies with this probability, from the mean and the standard deviation of `seeds`.
 
     For normal values, and exact then (Student's t with seeds − 1 degrees of freedom). NaN for a single seed; arrays are taken alike.
@@ -27,7 +32,7 @@ def prediction_interval(mean, sd, seeds, new_seeds, level=0.95):
     return mean - half, mean + half
 
 # %% ../../nbs/79a_study.replication.ipynb #e0aaa5ee
-def replication(published, replicate):
+def replication(published: Results, replicate: Results) -> pd.DataFrame:
     """Compare two `Results` of the same study, the second made again: a table with a row for each part of a hypothesis that both ask.
 
     Columns: name, endpoint, contrast; `was` and `now`, the means over seeds of the contrast in the endpoint's unit; low and high, the
@@ -56,7 +61,7 @@ def _other_runs(first, second):
     return [h.name for h in whole if filled[0][h.arm] != filled[1][h.arm]]
 
 # %% ../../nbs/79a_study.replication.ipynb #22caaf8c
-def replication_sentence(table):
+def replication_sentence(table: pd.DataFrame) -> str:
     "Markdown: how many estimates of a `replication` lie in the published prediction intervals, and how many verdicts agree."
     known, claims = table[table.inside.notna()], table.groupby("name", sort=False).first()
     tested = claims[claims.agree.notna()]
@@ -72,7 +77,7 @@ def replication_sentence(table):
             f"{agreed}.{changed}")
 
 # %% ../../nbs/79a_study.replication.ipynb #76a86b48
-def other_terms(published, replicate):
+def other_terms(published: Results, replicate: Results) -> dict[str, tuple[Any, Any]]:
     """What the experiments of two `Results` do not have in common: {field of a configuration: (then, now)}. Empty if one replicates
     the other. What the tuning decides, settings, learning rate and sampler, may differ, since it is made again as well."""
     decided = {"seed", "settings", "lr", "sampler", "versions", "threads"}
@@ -84,7 +89,7 @@ def other_terms(published, replicate):
     return {name: values for name, values in sorted(differ.items()) if name not in decided}
 
 # %% ../../nbs/79a_study.replication.ipynb #22a24a83
-def replication_report(published, replicate):
+def replication_report(published: Results, replicate: Results) -> str:
     "Markdown: how the study `replicate` agrees with the `published` one, `Results` both; what differs, if it is another experiment."
     if differ := other_terms(published, replicate):
         told = ", ".join(f"{name} {now} instead of {was}" for name, (was, now) in differ.items())

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from pydantic import BaseModel, Field
 from ..core import InputError, atomic, damage_named, lookup, read_json, regular_file, write_json
 from ..data.datasets import get_dataset
 from .config import Config, checked_by, identifying, run_id, validated, without_path
-from .hypotheses import LEVELS, QUESTIONS, hypotheses
+from .hypotheses import LEVELS, QUESTIONS, Hypothesis, hypotheses
 from .run import (ENCODINGS, EXAMPLES, HISTORY, MEANS, Run, RunConfig, RunEnvironment, RunMetrics, check_columns,
                                   one_at_a_time, possible_epochs, possible_pairs, possible_scores)
 from ..training.recipes import RECIPES
@@ -39,11 +40,11 @@ class Tuning:
     env: dict = field(default_factory=dict, repr=False)
 
     @property
-    def id(self): return run_id(self.config)
+    def id(self) -> str: return run_id(self.config)
     @property
-    def recipe(self): return self.config["first"]["recipe"]
+    def recipe(self) -> str: return self.config["first"]["recipe"]
     @property
-    def metrics(self):
+    def metrics(self) -> dict[str, Any]:
         """best: setting -> value, the best by mean mAP of what was tried with most seeds; best_trial: the first with these values;
         mAP: their mean; default_mAP: of trial 0; diverged: how many trials."""
         values = list(self.config["search"])
@@ -53,7 +54,7 @@ class Tuning:
                 "mAP": float(best.mAP), "default_mAP": float(self.trials.mAP.iloc[0]), "diverged": int(self.trials.diverged.sum())}
 
 # %% ../../nbs/73_study.results.ipynb #ba51fc2c
-def cell_name(arm, recipe, seed=None, change=None):
+def cell_name(arm: str, recipe: str, seed: int | str | None = None, change: Mapping[str, Any] | None = None) -> str:
     "A place in a study, in words."
     words = [f"seed {seed}"]*(seed is not None) + [f"{name} {value}" for name, value in (change or {}).items()]
     return ", ".join([f"arm {arm}", recipe, *words])
@@ -69,25 +70,26 @@ class Results:
     cache: dict = field(default_factory=dict, init=False, repr=False)     # what was asked for before
 
     @property
-    def dataset(self): return self.study["dataset"]
+    def dataset(self) -> str: return self.study["dataset"]
     @property
-    def hypotheses(self): return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.study["questions"]]
+    def hypotheses(self) -> list[Hypothesis]:
+        return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.study["questions"]]
     @property
-    def level(self):
+    def level(self) -> float:
         "The validation mAP that steps are counted to."
         return self.study.get("level") or LEVELS[get_dataset(self.dataset).kind]
     @property
-    def arms(self): return list(dict.fromkeys(self.table.arm))
-    def recipes(self, arm):
+    def arms(self) -> list[str]: return list(dict.fromkeys(self.table.arm))
+    def recipes(self, arm: str) -> list[str]:
         "The recipes of an arm, in the library's order."
         there = set(self.table.recipe[self.table.arm == arm])
         return [name for name in RECIPES if name in there]
-    def changes(self, arm):
+    def changes(self, arm: str) -> list[dict[str, Any]]:
         "The different changes of an arm's runs, in their order."
         found = self.table.change[self.table.arm == arm].tolist()
         return [change for i, change in enumerate(found) if change not in found[:i]]
 
-    def runs(self, arm, recipe, change=None):
+    def runs(self, arm: str, recipe: str, change: Mapping[str, Any] | None = None) -> dict[int, Run]:
         "The runs of a recipe in an arm with exactly this `change` (None: without one): seed -> `Run`. `InputError` if there is none."
         if "runs" not in self.cache: self.cache["runs"] = self._by_place()
         found = self.cache["runs"].get((arm, recipe, frozenset((change or {}).items())))
@@ -106,7 +108,7 @@ class Results:
 FREE = ("recipe", "seed", "settings", "lr", "sampler", "versions")        # fields that may differ between recipes
 JUDGED = ("protocol", "distance", "queries", "gallery", "cameras")        # what must agree in their evaluation
 
-def check_comparable(runs):
+def check_comparable(runs: Sequence[Run]) -> None:
     """Raise `InputError` unless the configurations of runs differ in `FREE` fields only, those of a recipe agree in all but the
     seed, versions of the same loss or backbone agree, and all were judged alike."""
     own = {}
@@ -124,12 +126,12 @@ def _agree(a, b, name, first, second):
         raise InputError(f"the runs {a.id} ({run_name(a.config)}) and {b.id} ({run_name(b.config)}) cannot be compared: "
                          f"{name} is {first!r} in one and {second!r} in the other; report them apart")
 
-def run_name(config): return f"{config['recipe']}, seed {config['seed']}"
+def run_name(config: dict[str, Any]) -> str: return f"{config['recipe']}, seed {config['seed']}"
 
 # %% ../../nbs/73_study.results.ipynb #3f139a7c
 FLAT = ("dataset", "recipe", "seed", "score", "sampler", "lr", "epochs")     # fields of the configuration with a column of their own
 
-def runs_table(runs):
+def runs_table(runs: Iterable[Run]) -> pd.DataFrame:
     "A row a run: its id, the main fields and scores as columns, and config, metrics and environment as JSON."
     rows = []
     for run in runs:
@@ -152,11 +154,11 @@ def _stacked(runs, name):
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"run": []})
     return table[["run", *(c for c in table if c != "run")]]
 
-def examples_table(runs):
+def examples_table(runs: Sequence[Run]) -> pd.DataFrame:
     "Views and ranked galleries of some runs: `kind` is view or ranking; a column that a kind does not have is empty."
     return pd.concat([_stacked(runs, kind).assign(kind=kind) for kind in ("view", "ranking")], ignore_index=True)
 
-def tuning_table(tuning):
+def tuning_table(tuning: Mapping[str, Tuning]) -> pd.DataFrame:
     "A row a trial of each recipe's tuning."
     rows = []
     for recipe, t in tuning.items():
@@ -184,7 +186,7 @@ def _write(table, folder, name):
         parts += 1
 
 # %% ../../nbs/73_study.results.ipynb #5dbca8cf
-def lowest_seeds(table):
+def lowest_seeds(table: pd.DataFrame) -> list[Run]:
     "The runs of the lowest seed of each arm, recipe and change, each once."
     first = table.sort_values("seed", kind="stable").groupby(["arm", "recipe", table.change.map(str)], sort=False).head(1)
     return list({run.id: run for run in first.sort_index().run}.values())
@@ -192,7 +194,7 @@ def lowest_seeds(table):
 # %% ../../nbs/73_study.results.ipynb #d45a1077
 NAMES = ("runs", "identities", "history", "examples", "tuning")     # of the tables; a large one is in parts, as runs.0.parquet
 
-def results_place(folder):
+def results_place(folder: str | Path) -> Path:
     "The folder at which results may be written, with links followed. `InputError` for one with other files, which would be lost."
     place, remedy = Path(os.path.realpath(folder)), "give another folder for the results"
     if not os.path.lexists(place): return place
@@ -201,7 +203,7 @@ def results_place(folder):
     if others: raise InputError(f"{folder} holds {min(others)}, which is no table of results and would be lost; {remedy}")
     return place
 
-def write_results(results, folder):
+def write_results(results: Results, folder: str | Path) -> Path:
     """Write the tables of a study; a folder of results that was there is replaced when the new one is complete. Returns `folder`.
     Raises `InputError` as `results_place` does."""
     place, runs = results_place(folder), list({run.id: run for run in results.table.run}.values())
@@ -377,7 +379,7 @@ def _check_rates(table):
             raise InputError(f"the learning rates of {cell_name(arm, recipe)} do not agree with lr_times")
 
 # %% ../../nbs/73_study.results.ipynb #909d6697
-def check_tuning(tuning):
+def check_tuning(tuning: Tuning) -> None:
     "Raise `InputError` unless a tuning has all of its trials, with the values tried and with scores between 0 and 1."
     trials, name = tuning.trials, f"the tuning of {tuning.recipe}"
     words = [name for name, bounds in tuning.config["search"].items() if isinstance(bounds[0], str)]
@@ -406,7 +408,7 @@ def _tuning(table, ids):
     return found
 
 # %% ../../nbs/73_study.results.ipynb #7cc2d2aa
-def check_table(table):
+def check_table(table: pd.DataFrame) -> None:
     "Raise `InputError` for runs that cannot stand in one study: of other images or numerics, or not comparable within an arm."
     first = table.run.iloc[0]
     for run in table.run:
@@ -417,7 +419,7 @@ def check_table(table):
 # %% ../../nbs/73_study.results.ipynb #a3183b6a
 _READ = {}      # state of a folder's files -> its `Results`
 
-def read_results(folder, most=8):
+def read_results(folder: str | Path, most: int = 8) -> Results:
     """Read the `Results` of a study. `InputError` for tables that are missing, damaged, or do not agree with each other.
 
     Of files that have not changed since, the `most` last results are remembered with all that was computed from them: do not change them.

@@ -9,7 +9,10 @@ __all__ = ['LEVEL', 'D_AP', 'TENFOLD', 'RUINED', 'TIME', 'GAIN', 'PEOPLE', 'QUER
 
 # %% ../../nbs/79_study.simulated.ipynb #79d80fde
 import math
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,7 +51,7 @@ for hypothesis in HYPOTHESES:      # recipes that are compared and have no value
     for recipe in hypothesis.recipes: values.setdefault(recipe, usual)
 
 # %% ../../nbs/79_study.simulated.ipynb #b467f665
-def level(config):
+def level(config: dict[str, Any]) -> float:
     "The mAP of a configuration in expectation."
     recipe = config["recipe"]
     if config["epochs"] == ARMS["rates"]["epochs"] and config["lr"] > .5*RUINED.get(recipe, math.inf)*get_recipe(recipe).lr: return -.3
@@ -101,7 +104,7 @@ def _metrics(config, mAP, rng):
     return found
 
 # %% ../../nbs/79_study.simulated.ipynb #4eaf939a
-def simulated_run(config, place=""):
+def simulated_run(config: dict[str, Any], place: str = "") -> Run:
     "A `Run` of a configuration. `place`: what else its random numbers depend on, such as its arm."
     rng = np.random.default_rng([config["seed"], *f"{config['recipe']} {place}".encode()])
     queries, at = _queries(config, rng), (np.arange(80) + .5)/40
@@ -112,7 +115,7 @@ def simulated_run(config, place=""):
     return Run(config, _metrics(config, mAP, rng), environment(1, "cpu") | {"side_by_side": 1, "data": "0"*12}, tables)
 
 # %% ../../nbs/79_study.simulated.ipynb #85bc0d0e
-def simulated_tuning(recipe, trials=4):
+def simulated_tuning(recipe: str, trials: int = 4) -> Tuning:
     "The `Tuning` of a recipe, whose validation mAPs rank recipes nearly as the levels do."
     config = tuning_config("people", recipe, trials, epochs=3)
     rng, values = np.random.default_rng([5, *recipe.encode()]), {name: bounds[0] for name, bounds in config["search"].items()}
@@ -139,12 +142,12 @@ def _runs(seeds, first):
                      for seed, change, config in plan]
     return pd.DataFrame(rows)
 
-def simulated_results(seeds=6, tuned=True, questions=tuple(QUESTIONS), first=0):
+def simulated_results(seeds: int = 6, tuned: bool = True, questions: Sequence[str] = tuple(QUESTIONS), first: int = 0) -> Results:
     "The `Results` of a study. `seeds`: of all arms but defaults and native, which have three. `first`: the lowest. `tuned`: was it tuned?"
     study = dict(study="simulated", title="A simulated study", dataset="people", questions=list(questions))
     return Results(study, _runs(seeds, first).copy(), {r: simulated_tuning(r) for r in LEVEL} if tuned else {})
 
 # %% ../../nbs/79_study.simulated.ipynb #379f76e5
-def simulated_study(folder, seeds=6, tuned=True):
+def simulated_study(folder: str | Path, seeds: int = 6, tuned: bool = True) -> Path:
     "Write the tables of `simulated_results` into `folder`, which is returned: the parameter of the templates of pages."
     return write_results(simulated_results(seeds, tuned), folder)

@@ -13,7 +13,7 @@ import re
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import yaml
@@ -22,15 +22,18 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
 from ..core import InputError, lookup, regular_file, shown
 from ..data.datasets import DATASETS, full_name, get_dataset, is_path
 from ..networks.embedder import make_embedder
-from .config import (MOST_EPOCHS, MOST_TRIALS, Config, absolute, check_data, checked_by, make_config, protocol,
+from .config import (MOST_EPOCHS, MOST_TRIALS, Config, Plan, absolute, check_data, checked_by, make_config, protocol,
                                      recipe_configs, validated)
-from .hypotheses import QUESTIONS, eligible, hypotheses
+from .hypotheses import QUESTIONS, Hypothesis, eligible, hypotheses
 from ..training.recipes import CORE, RECIPES, get_recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/70_study.spec.ipynb #0eae8225
 MOST_SEEDS, MOST_LISTED, MOST_RUNS = 1000, 1000, 10_000      # of an arm, in a list, and of a study
 
-def listing(what, some=True):
+def listing(what: str, some: bool = True) -> AfterValidator:
     "What is written in `Annotated` beside the type of a list that names nothing twice, not too much, and (`some`) something."
     def check(items):
         if len(items) > MOST_LISTED: raise InputError(f"lists {len(items)}, and at most {MOST_LISTED} are possible; take some out")
@@ -54,9 +57,9 @@ class Arm(BaseModel, extra="forbid", strict=True, frozen=True):
     each: Annotated[list[ProtocolChanges], listing("change")] = [{}]
 
     @property
-    def is_test(self): return self.score != "validation"
+    def is_test(self) -> bool: return self.score != "validation"
     @property
-    def names(self):
+    def names(self) -> list[str]:
         "The recipes of the arm, in the library's order."
         given = {"core": CORE, "all": RECIPES}[self.recipes] if isinstance(self.recipes, str) else self.recipes
         chosen = {get_recipe(name).name for name in given}
@@ -73,7 +76,7 @@ class TuningBudget(BaseModel, extra="forbid", strict=True, frozen=True):
     split_seed: int | None = Field(None, ge=0, lt=2**63)
 
     @property
-    def changes(self):
+    def changes(self) -> dict[str, Any]:
         "What its trials change in the protocol of the study."
         return {name: value for name in ("epochs", "split_seed") if (value := getattr(self, name)) is not None}
 
@@ -92,20 +95,20 @@ class Study(BaseModel, extra="forbid", strict=True, frozen=True):
     _name: str = PrivateAttr("")
 
     @property
-    def name(self):
+    def name(self) -> str:
         "That of its file."
         return self._name
-    def seeds(self, arm, recipe):
+    def seeds(self, arm: str, recipe: str) -> int:
         """How many seeds a recipe has in an arm: more where a hypothesis contrasts it, if the arm says so. The combinations are
         contrasted by a hypothesis about the best of them."""
         family = RECIPES[recipe].family
         contrasted = any(h.arm == arm and (recipe in h.recipes or family == "both" and family in h.families) for h in self.hypotheses)
         return self.arms[arm].seeds_contrasted*contrasted or self.arms[arm].seeds
     @property
-    def hypotheses(self): return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.questions]
+    def hypotheses(self) -> list[Hypothesis]: return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.questions]
 
 # %% ../../nbs/70_study.spec.ipynb #bab52b49
-def arm_parameters(study, arm, recipe, seeds=None):
+def arm_parameters(study: Study, arm: str, recipe: str, seeds: int | None = None) -> dict[str, Any]:
     "The arguments of `recipe_configs` for a recipe in an arm, as JSON values; `seeds`: how many, None: as many as the study says."
     a = study.arms[arm]
     changes = study.protocol | a.changes | ({"sampler": a.sampler} if a.sampler else {}) | ({"validation": 0} if a.is_test else {})
@@ -114,7 +117,7 @@ def arm_parameters(study, arm, recipe, seeds=None):
             "each": a.each, "score": a.score}
 
 # %% ../../nbs/70_study.spec.ipynb #9b160e7d
-def with_best(parameters, best):
+def with_best(parameters: dict[str, Any], best: tuple[dict[str, Any], dict[str, Any]] | None) -> dict[str, Any]:
     "The arguments of `recipe_configs` with what a tuning found: settings, learning rate and sampler, which those of its own override."
     if best is None: return parameters
     settings, found = best
@@ -122,13 +125,14 @@ def with_best(parameters, best):
     return parameters | {"settings": settings, "lr": found["lr"], "changes": others | parameters.get("changes", {})}
 
 # %% ../../nbs/70_study.spec.ipynb #06237fa9
-def arm_configs(study, arm, recipe, best=None, seeds=None):
+def arm_configs(study: Study, arm: str, recipe: str, best: tuple[dict[str, Any], dict[str, Any]] | None = None,
+                seeds: int | None = None) -> Plan:
     """[(seed, change, configuration)] of a recipe in an arm. `best`: what its tuning found (`best_settings`), where the
     arm's settings are tuned; None: the recipe's own stand in their place."""
     return recipe_configs(**with_best(arm_parameters(study, arm, recipe, seeds), best))
 
 # %% ../../nbs/70_study.spec.ipynb #16a7d87d
-def protocols(study, arm):
+def protocols(study: Study, arm: str) -> list[dict[str, Any]]:
     "The protocol of an arm under each of its changes."
     a = study.arms[arm]
     return [protocol(study.dataset) | study.protocol | a.changes | change for change in a.each]
@@ -258,7 +262,7 @@ for _tag, (_pattern, _first, _meaning) in WORDS.items():
     _Reader.add_implicit_resolver(_tag, re.compile(rf"(?=.{{0,1000}}\Z)(?:{_pattern})\Z", re.ASCII), _first)
     _Reader.add_constructor(_tag, lambda reader, node, meaning=_meaning: meaning(node.value))
 
-def read_value(text):
+def read_value(text: str) -> Any:
     "What a word means as a value in a study file: 1e-3, .001 and 5 are numbers, true and True are true, soft is text."
     reader = _Reader("")
     return reader.construct_object(yaml.ScalarNode(reader.resolve(yaml.ScalarNode, text, (True, False)), text))
@@ -302,7 +306,7 @@ def _checked_keys(node):
     return keys
 
 # %% ../../nbs/70_study.spec.ipynb #aa984530
-def read_yaml(text, where):
+def read_yaml(text: str, where: str | Path) -> Any:
     "The value of YAML text, of which JSON is a part. `InputError`, which begins with `where`, for text that has none, or too large a one."
     try: return _parsed(text)
     except InputError as e: raise InputError(f"{where}: {e}") from None
@@ -332,7 +336,7 @@ def _located(item, *folders):
     return {name: found(name, value) for name, value in item.items()}
 
 # %% ../../nbs/70_study.spec.ipynb #b0d64d0e
-def make_study(name, content):
+def make_study(name: str, content: Any) -> Study:
     """The `Study` of a file's content, and of its name without the ending. Raises `InputError` as `read_study` does. Arms and tuning are
     validated apart, so that errors list the keys that these have."""
     if isinstance(content, dict): content = {key: value for key, value in content.items() if value is not None}
@@ -364,7 +368,7 @@ def _parts(content):
     return parts | {"arms": {name: validated(Arm, arm, f"arm {name}") for name, arm in arms.items()}}
 
 # %% ../../nbs/70_study.spec.ipynb #a32b2af4
-def read_study(path, first_seed=None, data="data", dataset=None):
+def read_study(path: str | Path, first_seed: int | None = None, data: str | Path = "data", dataset: str | Path | None = None) -> Study:
     """The `Study` of a YAML file, checked as far as it can be without its data.
 
     `first_seed`, `dataset`: instead of the file's. `data`: the folder of data, where weights to start from and photographs are looked
@@ -381,7 +385,7 @@ def read_study(path, first_seed=None, data="data", dataset=None):
 
 # %% ../../nbs/70_study.spec.ipynb #42ad33d0
 @lru_cache
-def check_network(backbone, pretrained, weights, dim, height, width):
+def check_network(backbone: str, pretrained: bool, weights: str, dim: int, height: int, width: int) -> None:
     "Raise `InputError` unless a network of this width can be made and takes images of this size."
     try:
         with torch.no_grad():
@@ -392,7 +396,7 @@ def check_network(backbone, pretrained, weights, dim, height, width):
                          "backbone") from None
 
 # %% ../../nbs/70_study.spec.ipynb #1a2741b7
-def check_with_data(study, table):
+def check_with_data(study: Study, table: "pd.DataFrame") -> None:
     """Check a study against the table of its images, and that its networks take images of its size; raises `InputError`
     naming arm and recipe."""
     seen = set()

@@ -17,13 +17,15 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Client, Listener, wait
 from pathlib import Path
+from typing import Any, NoReturn
 
 from ..core import InputError, atomic, digest, end_with, extra, private_folder, read_json
 
 # %% ../../nbs/75_study.worker.ipynb #96d19707
-def check_parameters(template, parameters):
+def check_parameters(template: str | Path, parameters: Mapping[str, Any]) -> None:
     """Raise `InputError` for a parameter that a template does not have, or of another type than its default, unless that is None.
     A mapping or a list may be JSON text."""
     from ast import literal_eval
@@ -42,7 +44,7 @@ def check_parameters(template, parameters):
 def _literal(path): return str(path).replace("{", "{{").replace("}", "}}")     # papermill fills what is in braces
 
 # %% ../../nbs/75_study.worker.ipynb #e8e6ddb3
-def execute(template, output, parameters):
+def execute(template: str | Path, output: str | Path, parameters: dict[str, Any]) -> None:
     """Execute a template notebook with `parameters` in this process, and keep it at `output`. An error in a cell is papermill's
     `PapermillExecutionError`; wrong parameters are refused as by `check_parameters`."""
     with extra("study"):
@@ -72,7 +74,7 @@ def execute(template, output, parameters):
                                cwd=Path(template).parent, progress_bar=False)
 
 # %% ../../nbs/75_study.worker.ipynb #f511e20e
-def work(file):
+def work(file: str | Path) -> int:
     "Do the job of a file; returns the exit code: 0, or 1 after telling the error."
     job = read_json(file, JOB_REMEDY)
     about = {"job": Path(file).stem, "host": socket.gethostname(), "pid": os.getpid()}
@@ -98,18 +100,18 @@ def _append(path, value):
     with open(path, "a") as f: f.write(json.dumps(value) + "\n")     # one write of a short line is not torn
 
 # %% ../../nbs/75_study.worker.ipynb #44aa42ca
-def read_jobs(folder):
+def read_jobs(folder: str | Path) -> dict[str, dict[str, Any]]:
     "Name -> job, from a folder of job files; the Snakefile reads them."
     return {file.stem: read_json(file, JOB_REMEDY) for file in sorted(Path(folder).glob("*.json"))}
 
-def is_done(file, job):
+def is_done(file: str | Path, job: dict[str, Any]) -> bool:
     "Whether the job of a file has been done, and was the same then."
     mark = Path(file).with_suffix(".done")
     return mark.is_file() and mark.read_bytes() == digest(job).encode()
 
 # %% ../../nbs/75_study.worker.ipynb #c844001d
 @contextlib.contextmanager
-def gpu(share=1, devices=None, folder=None, every=1.0):
+def gpu(share: int = 1, devices: Sequence[str] | None = None, folder: str | Path | None = None, every: float = 1.0) -> Iterator[str]:
     """Wait for a GPU that fewer than `share` jobs of this user on this machine have, and fewer than each of these jobs allows;
     hold a share of it and give its name, as "cuda:0". Of several, it is the one that fewest jobs have. `devices`: unique names.
     `folder`: of the locks; None: the user's `private_folder`. Raises `InputError` without a GPU, and for locks that cannot be used."""
@@ -128,7 +130,7 @@ def gpu(share=1, devices=None, folder=None, every=1.0):
             open_to = [name for name in devices if taken[name] < min([share, *(_share(lock) for lock in locks[name]
                                                                                if lock not in mine[name])])]
             if open_to:
-                lock = mine[best := min(open_to, key=taken.get)][0]
+                lock = mine[best := min(open_to, key=taken.__getitem__)][0]
                 lock.truncate(0); lock.write(str(share)); lock.flush()
                 lock = os.fdopen(os.dup(lock.fileno()))            # the same lock, kept when the others are given back
                 break
@@ -157,7 +159,7 @@ def _locked(file):
 PRELOAD = ["execnb.shell", "matplotlib.pyplot", "nbformat", "papermill", "sklearn.linear_model", "sklearn.manifold", "torch._dynamo",
            "reid_study.evaluation.scoring", "reid_study.report.figures", "reid_study.study.tuning", "reid_study.training.learner"]
 
-def serve(address):
+def serve(address: str | Path) -> NoReturn:
     "Do the jobs that are asked for at a socket, each in a process of its own, until the parent process has ended."
     end_with(os.getppid())
     context = multiprocessing.get_context("forkserver")
@@ -181,7 +183,7 @@ def _forked(file, server):
     sys.exit(work(file))
 
 # %% ../../nbs/75_study.worker.ipynb #4ba13ac0
-def ask(address, file):
+def ask(address: str | Path, file: str | Path) -> int | None:
     "Have the server at a socket do a job, and return its exit code; None if there is no server."
     try: connection = Client(str(address), "AF_UNIX")
     except OSError: return None
@@ -190,7 +192,7 @@ def ask(address, file):
         try: return connection.recv_bytes()[0]
         except (EOFError, OSError): return 1       # the server was killed
 
-def main():
+def main() -> NoReturn:
     """`python -m reid_study.study.worker FILE`: do a job, by the server that REID_STUDY_SERVER names if there is one, and end with the
     process REID_STUDY_ENGINE if there is one."""
     file = Path(sys.argv[1]).resolve()

@@ -18,8 +18,10 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable, Container, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -34,8 +36,8 @@ from .endpoints import counted
 from .pace import StudyBar, Work, effort, left_words, seconds_left
 from .replication import replication_report
 from .results import Results, cell_name, check_table, read_results, results_place, write_results
-from .run import PROJECT, check_device, check_sums, commit, default_device, place, read_run
-from .spec import arm_configs, arm_parameters, check_with_data, protocols, read_study
+from .run import PROJECT, Run, check_device, check_sums, commit, default_device, place, read_run
+from .spec import Study, arm_configs, arm_parameters, check_with_data, protocols, read_study
 from .tuning import adopt_tunings, best_settings, read_tuning, tuning_config
 from .worker import MOST, is_done
 from ..training.recipes import NUMERICS
@@ -49,19 +51,20 @@ class Workflow:
     of the study's name. `results`: published tables, whose runs count as finished; None: none, and the tables are under `runs`.
     `device`: where runs train. `side_by_side`: how many jobs run at a time. `share`: how many may share a GPU. `first_seed`: of every
     arm, and `dataset`, instead of the file's."""
-    def __init__(self, study, data="data", runs="runs", out="reports", results=None, device="cpu", side_by_side=1, share=1,
-                 first_seed=None, dataset=None):
+    def __init__(self, study: str | Path, data: str | Path = "data", runs: str | Path = "runs", out: str | Path = "reports",
+                 results: str | Path | None = None, device: str = "cpu", side_by_side: int = 1, share: int = 1,
+                 first_seed: int | None = None, dataset: str | Path | None = None) -> None:
         self.path, self.study = Path(study).resolve(), read_study(study, first_seed, data, dataset)
         self.data, self.runs, self.out = Path(data).resolve(), Path(runs).resolve(), Path(out).resolve()/self.study.name
-        self.published = results and Path(results).resolve()
+        self.published = Path(results).resolve() if results else None
         self.device, self.side_by_side, self.share = device, side_by_side, share
         self.files = self.runs/".jobs"/self.study.name
 
     @property
-    def tables(self): return self.published or self.runs/"results"/self.study.name
+    def tables(self) -> Path: return self.published or self.runs/"results"/self.study.name
 
 # %% ../../nbs/76_study.workflow.ipynb #17b73e68
-def tunings(study):
+def tunings(study: Study) -> dict[str, dict[str, Any]]:
     "Recipe -> configuration of its tuning, for the recipes of arms with tuned settings."
     if not study.tuning: return {}
     wanted = dict.fromkeys(recipe for arm in study.arms.values() if arm.settings == "tuned" for recipe in arm.names)
@@ -70,13 +73,13 @@ def tunings(study):
     return {recipe: tuning_config(study.dataset, recipe, budget.trials, budget.seed, budget.finalists, **changes) for recipe in wanted}
 
 # %% ../../nbs/76_study.workflow.ipynb #cec0f6d3
-def best_of_tunings(study, runs):
+def best_of_tunings(study: Study, runs: str | Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     "Recipe -> `best_settings` of the tunings of a study that have finished."
     folders = {recipe: place(config, runs) for recipe, config in tunings(study).items()}
     return {recipe: best_settings(read_tuning(folder)) for recipe, folder in folders.items() if folder.exists()}
 
 # %% ../../nbs/76_study.workflow.ipynb #c16187b3
-def pages(study, tables, data="data"):
+def pages(study: Study | Results, tables: str | Path, data: str | Path = "data") -> dict[str, tuple[str, dict[str, Any]]]:
     "Page -> (template, parameters) of a study (a `Study`, or the `Results` of one)."
     if isinstance(study, Results):
         questions, title, arms = study.study["questions"], study.study["title"], {arm: len(study.changes(arm)) for arm in study.arms}
@@ -86,7 +89,8 @@ def pages(study, tables, data="data"):
         score = {a: study.dataset if study.arms[a].score in ("validation", "test") else study.arms[a].score for a in arms}
     shown = arm_pages(questions, arms)
     name = study.study["study"] if isinstance(study, Results) else study.name
-    found = {"index": ("overview", {"results": str(tables), "published": published_tables(name)})} if questions else {}
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    if questions: found["index"] = "overview", {"results": str(tables), "published": published_tables(name)}
     for page, arm in shown.items():
         links = ({"overview": "index.html"} if questions else {}) | {other: f"{name}.html" for name, other in shown.items() if name != page}
         own = {"results": str(tables), "arm": arm, "links": dict(sorted(links.items()))}      # sorted, as in a job's file
@@ -94,18 +98,18 @@ def pages(study, tables, data="data"):
             "compare", own | {"title": f"{title}: {arm}, all recipes", "data": str(images_root(score[arm], Path(data).resolve()))})
     return found | {q: ("question", {"results": str(tables), "question": q}) for q in questions}
 
-def published_tables(study):
+def published_tables(study: str) -> str | None:
     "The folder of the published tables of a study, by its name; None if there is none."
     return str(PUBLISHED/study) if (PUBLISHED/study/"study.json").exists() else None
 
-def arm_pages(questions, arms):
+def arm_pages(questions: Sequence[str], arms: Mapping[str, int]) -> dict[str, str]:
     """Page -> arm, of the pages that show one arm; `arms`: arm -> how many changes it has. Without questions the first arm has the
     index; with them, the first that has one change has the page recipes."""
     first = next((arm for arm, changes in arms.items() if not questions or changes == 1), None)
     return {f"arm_{arm}" if arm != first else "recipes" if questions else "index": arm for arm in arms}
 
 # %% ../../nbs/76_study.workflow.ipynb #41e54184
-def make_jobs(workflow, images):
+def make_jobs(workflow: Workflow, images: str) -> dict[str, dict[str, Any]]:
     """The jobs of a study: name -> {template, output, parameters, needs, gpu, page}, JSON values. `images`: fingerprint of
     the dataset's images."""
     study, w = workflow.study, workflow
@@ -136,11 +140,11 @@ def _changes(config):
     return {k: v for k, v in config.items() if k not in ("dataset", "recipe", "seed", "settings", "score", "numerics", "versions")}
 
 # %% ../../nbs/76_study.workflow.ipynb #3b714df7
-def datasets_of(study):
+def datasets_of(study: Study) -> list[str]:
     "The datasets that a study trains on or is tested on, its own first."
     return list(dict.fromkeys([study.dataset, *(arm.score for arm in study.arms.values() if arm.score not in ("validation", "test"))]))
 
-def data_job(dataset):
+def data_job(dataset: str) -> str:
     "The name of the job that reads a dataset; for one's own photographs, a digest stands for the path."
     return f"data-{digest(dataset) if is_path(dataset) else dataset}"
 
@@ -161,12 +165,12 @@ def _recipe_job(workflow, arm, recipe, where):
     return _job(w, "recipe", own | where, needs, gpu=True, page=w.out/recipe_page(arm, recipe))
 
 # %% ../../nbs/76_study.workflow.ipynb #3d4da7d4
-def recipe_page(arm, recipe):
+def recipe_page(arm: str, recipe: str) -> str:
     "The file name of the page of a recipe in an arm."
     return f"recipe_{arm}_{recipe.replace('+', '_')}.html"
 
 # %% ../../nbs/76_study.workflow.ipynb #233db81c
-def collect(study, runs="runs", known=None, partial=False):
+def collect(study: Study, runs: str | Path = "runs", known: Mapping[str, Run] | None = None, partial: bool = False) -> Results:
     """The `Results` of a study (a `Study`) from its finished runs under `runs`, and from `known`, published runs by id.
 
     Raises `InputError` for the first run that is missing, unless `partial`."""
@@ -182,17 +186,17 @@ def collect(study, runs="runs", known=None, partial=False):
                 elif not partial: raise InputError(f"there is no run of {cell_name(arm, recipe, seed, change)} at {folder}; run the study")
     table = pd.DataFrame(rows, columns=["arm", "recipe", "seed", "change", "run"]).sort_values("seed", kind="stable", ignore_index=True)
     if len(table): check_table(table)
-    about = {"study": study.name, "title": study.title, "dataset": study.dataset, "questions": list(study.questions)}
+    about: dict[str, Any] = {"study": study.name, "title": study.title, "dataset": study.dataset, "questions": list(study.questions)}
     if study.level: about["level"] = study.level
     return Results(about, table, {recipe: read_tuning(place(config, runs)) for recipe, config in tunings(study).items() if recipe in best})
 
 # %% ../../nbs/76_study.workflow.ipynb #692d6e1f
-def published_runs(folder):
+def published_runs(folder: str | Path | None) -> dict[str, Run]:
     "Id -> `Run` of a folder of published results; nothing where there is none."
     return {run.id: run for run in read_results(folder).table.run} if folder and (Path(folder)/"study.json").exists() else {}
 
 # %% ../../nbs/76_study.workflow.ipynb #c7ab8a40
-def check_published(workflow, images):
+def check_published(workflow: Workflow, images: str) -> dict[str, Run]:
     """Id -> `Run` of the published results, which count as finished. `InputError` if this study cannot continue them: they are of
     another study, version or images, or have runs that the study does not ask for; and as `results_place`."""
     if workflow.published: results_place(workflow.published)
@@ -206,13 +210,13 @@ def check_published(workflow, images):
                 raise InputError(f"{folder} was made by another version ({what} {then}, now {now}): read it with reid-study report, "
                                  "or give another folder for results to begin anew")
     known, plan = {run.id: run for run in results.table.run}, [config for _, config in planned(workflow)]
-    if None not in plan and (more := known.keys() - {run_id(config) for config in plan}):
+    if None not in plan and (more := known.keys() - {run_id(config) for config in plan if config}):
         raise InputError(f"{folder} has {len(more)} runs that {workflow.path} does not ask for, and would lose them; "
                          "give another folder")
     return known
 
 # %% ../../nbs/76_study.workflow.ipynb #0603826f
-def put_aside_damaged(workflow, images, say=print):
+def put_aside_damaged(workflow: Workflow, images: str, say: Callable[[str], Any] = print) -> None:
     "Read every finished folder of the study; move what is damaged, or made from other images, to runs/.damaged, and say so."
     for folder in sorted(finished_folders(workflow)):
         try: _check_finished(folder, images)
@@ -228,10 +232,10 @@ def _check_finished(folder, images):
     if (then := made.env.get("data", images)) != images: raise InputError(f"{folder} was made from other images ({then}, now {images})")
 
 # %% ../../nbs/76_study.workflow.ipynb #855956a0
-def planned(workflow):
+def planned(workflow: Workflow) -> list[tuple[str, dict[str, Any] | None]]:
     "[(job, configuration or None)] of every tuning and run of a study; None where a tuning that has not finished decides it."
     study, best = workflow.study, best_of_tunings(workflow.study, workflow.runs)
-    found = [(f"tune-{recipe}", config) for recipe, config in tunings(study).items()]
+    found: list[tuple[str, dict[str, Any] | None]] = [(f"tune-{recipe}", config) for recipe, config in tunings(study).items()]
     for arm, a in study.arms.items():
         for recipe in a.names:
             waits = a.settings == "tuned" and recipe not in best
@@ -240,7 +244,7 @@ def planned(workflow):
     return found
 
 # %% ../../nbs/76_study.workflow.ipynb #ec6273d3
-def finished_folders(workflow):
+def finished_folders(workflow: Workflow) -> set[Path]:
     "The folders of the study's tunings, runs and trainings that are there."
     configs = [config for _, config in planned(workflow) if config]
     folders = {place(c, workflow.runs) for c in configs} | {place(c | {"score": None}, workflow.runs) for c in configs
@@ -248,7 +252,7 @@ def finished_folders(workflow):
     return {folder for folder in folders if folder.exists()}
 
 # %% ../../nbs/76_study.workflow.ipynb #b9042295
-def write_jobs(workflow, images, known=()):
+def write_jobs(workflow: Workflow, images: str, known: Container[str] = ()) -> dict[str, dict[str, Any]]:
     "Write the job files of a study, and remove the marks of jobs that have to be done. Returns name -> job."
     jobs = make_jobs(workflow, images)
     for name, job in jobs.items():
@@ -271,8 +275,9 @@ def _due(workflow, jobs, known):
     return due
 
 # %% ../../nbs/76_study.workflow.ipynb #3fbabe56
-def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=None, device=None, profile="default", share=1,
-              first_seed=None, dataset=None):
+def run_study(path: str | Path, data: str | Path = "data", runs: str | Path = "runs", out: str | Path = "reports",
+              results: str | Path | None = None, jobs: int | None = None, device: str | None = None, profile: str = "default",
+              share: int = 1, first_seed: int | None = None, dataset: str | Path | None = None) -> Path:
     """Make every run and page of a study file that is not there yet; returns the folder of its pages. It ends by comparing the study
     with the published one of its name.
 
@@ -304,9 +309,9 @@ def run_study(path, data="data", runs="runs", out="reports", results=None, jobs=
             finally:
                 if code: _publish_part(workflow, known)
     _raise_failures(workflow, code)
-    published = published_tables(workflow.study.name)
-    if workflow.study.questions and published and Path(published) != workflow.tables:
-        print(replication_report(read_results(published), read_results(workflow.tables)))
+    before = published_tables(workflow.study.name)
+    if workflow.study.questions and before and Path(before) != workflow.tables:
+        print(replication_report(read_results(before), read_results(workflow.tables)))
     return workflow.out
 
 def _check_place(folder):
@@ -322,7 +327,7 @@ def _publish_part(workflow, known):
     if len((part := collect(workflow.study, workflow.runs, known, partial=True)).table): write_results(part, workflow.published)
 
 # %% ../../nbs/76_study.workflow.ipynb #c4ce5568
-def checked(workflow):
+def checked(workflow: Workflow) -> tuple[pd.DataFrame, str]:
     "(table, fingerprint of the images) of the study's dataset; raises `InputError` for a study that its data or device cannot serve."
     study = workflow.study
     if workflow.device == "cpu" and (amp := {p["precision"] for arm in study.arms for p in protocols(study, arm)} - {"float32"}):
@@ -442,7 +447,7 @@ def _watch(workflow, process, known, images):
             time.sleep(1)
 
 # %% ../../nbs/76_study.workflow.ipynb #ebb28f2f
-def events(workflow):
+def events(workflow: Workflow) -> dict[str, dict[str, Any]]:
     "Job -> the last thing that is known of it, as its own process told: started, finished or failed, and when it was started."
     file, last = workflow.files/"events.jsonl", {}
     for line in file.read_text("utf-8", "replace").splitlines() if file.is_file() else ():
@@ -459,7 +464,7 @@ def _distinct(plan): return {run_id(c) if c else i for i, (_, c) in enumerate(pl
 
 def _places(workflow, plan): return {run_id(config): place(config, workflow.runs) for _, config in plan if config}
 
-def progress(workflow, known=(), places=None):
+def progress(workflow: Workflow, known: Container[str] = (), places: Mapping[str, Path] | None = None) -> dict[str, int]:
     """How many tunings and runs are done, how many jobs are running, and how many have failed. `places`: id -> folder of those that
     are decided; None: all of the study's."""
     places, last = _places(workflow, planned(workflow)) if places is None else places, list(events(workflow).values())
@@ -493,7 +498,7 @@ def _raise_failures(workflow, code):
                        f"Snakemake ended with code {code}; see {log}:\n" + "\n".join(log.read_text().splitlines()[-5:]))
 
 # %% ../../nbs/76_study.workflow.ipynb #c911e603
-def plan_sentence(study):
+def plan_sentence(study: Study) -> str:
     "What a study will make: counts of tunings, runs, arms, recipes and questions."
     cells = {(arm, recipe): study.seeds(arm, recipe)*len(a.each) for arm, a in study.arms.items() for recipe in a.names}
     parts = [counted(len(tunings(study)), "tuning")]*bool(study.tuning) + [counted(sum(cells.values()), "run")]
@@ -501,7 +506,7 @@ def plan_sentence(study):
     return f"{study.name}: {', '.join(parts)}; {', '.join(counted(*c) for c in counts)}"
 
 # %% ../../nbs/76_study.workflow.ipynb #316aa5a0
-def check_study(path, data="data", first_seed=None, dataset=None):
+def check_study(path: str | Path, data: str | Path = "data", first_seed: int | None = None, dataset: str | Path | None = None) -> str:
     "Check a study file against its data, and say what it will make."
     workflow = Workflow(path, data, first_seed=first_seed, dataset=dataset)
     check_with_data(workflow.study, fingerprinted(workflow.study.dataset, data)[0])

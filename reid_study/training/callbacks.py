@@ -8,22 +8,28 @@ __all__ = ['NOT_FINITE', 'STATE', 'LossLog', 'check_validation', 'RetrievalMetri
 
 # %% ../../nbs/52_training.callbacks.ipynb #5b4aab17
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.tracker import TrackerCallback
-from fastai.learner import Recorder, ValueMetric
+from fastai.learner import Learner, Recorder, ValueMetric
 from fastai.torch_core import get_model
 from fastprogress.fastprogress import format_time
 from fastcore.foundation import L
 
 from ..core import InputError, atomic, check_number, regular_file
+from ..data.loaders import ImageLoader
 from ..evaluation.retrieval import Protocol, evaluate_split
 from ..networks.embedder import NotFinite, embed_all
+
+if TYPE_CHECKING:
+    import matplotlib.axes
 
 # %% ../../nbs/52_training.callbacks.ipynb #a25f9c0f
 NOT_FINITE = ("{} not finite in epoch {}, by step {}, at learning rate {:.2g}; "
@@ -37,11 +43,11 @@ class LossLog(Callback):
     """
     order = 5
 
-    def __init__(self, every=50): self.every, self.means = every, {}
+    def __init__(self, every: int = 50) -> None: self.every, self.means = every, {}
 
-    def before_train(self): self.sums, self.steps, self.means = None, 0, {}
+    def before_train(self) -> None: self.sums, self.steps, self.means = None, 0, {}
 
-    def after_loss(self):
+    def after_loss(self) -> None:
         if not self.training: return
         loss = self.learn.loss_grad.detach()
         log = {"loss": loss} | self.learn.loss_func.log
@@ -50,7 +56,7 @@ class LossLog(Callback):
         self.sums = values if self.sums is None else self.sums + values
         if self.steps % self.every == 0: self._check(self.names, self.sums.isfinite())
 
-    def after_train(self):
+    def after_train(self) -> None:
         if self.steps:
             self._check(self.names, self.sums.isfinite())
             parts = {"network": self.learn.model, "losses": self.learn.loss_func}
@@ -66,7 +72,7 @@ class LossLog(Callback):
 def _local(weight): return weight.to_local() if hasattr(weight, "to_local") else weight.detach()     # a rank's part of what is in shards
 
 # %% ../../nbs/52_training.callbacks.ipynb #f0bc20d2
-def check_validation(table, protocol=Protocol()):
+def check_validation(table: pd.DataFrame, protocol: Protocol = Protocol()) -> None:
     """Raise `InputError` unless the queries of a table can be evaluated against its gallery under a protocol.
 
     A table with neither is of a training without validation, and passes.
@@ -92,23 +98,23 @@ class RetrievalMetrics(Callback):
     """
     order = 100   # after fastai's own callbacks have prepared the validation loop that this one replaces
 
-    def __init__(self, every=1, protocol=Protocol()):
+    def __init__(self, every: int = 1, protocol: Protocol = Protocol()) -> None:
         self.every, self.protocol, self.latest = check_number("validate_every", every, least=1, whole=True), protocol, {}
 
-    def before_epoch(self): self.latest = {}
+    def before_epoch(self) -> None: self.latest = {}
 
-    def before_validate(self):
+    def before_validate(self) -> None:
         if len(self.dls.valid.dataset) and ((self.epoch + 1) % self.every == 0 or self.epoch + 1 == self.n_epoch):
             self.latest = self.scores(self.dls.valid)
         raise CancelValidException
 
-    def scores(self, loader):
+    def scores(self, loader: ImageLoader) -> dict[str, float]:
         "mAP and rank-1, as a dictionary, of the images of a loader whose table has the splits query and gallery."
         result = evaluate_split(embed_all(self.learn.model, loader), loader.dataset, protocol=self.protocol)
         return {"mAP": result.mAP, "rank1": result.rank(1)}
 
-    def metrics(self): return [ValueMetric(partial(self.latest_score, name), name) for name in ("mAP", "rank1")]
-    def latest_score(self, name): return self.latest.get(name, float("nan"))
+    def metrics(self) -> list[ValueMetric]: return [ValueMetric(partial(self.latest_score, name), name) for name in ("mAP", "rank1")]
+    def latest_score(self, name: str) -> float: return self.latest.get(name, float("nan"))
 
 # %% ../../nbs/52_training.callbacks.ipynb #1a35e393
 class History(Callback):
@@ -118,15 +124,15 @@ class History(Callback):
     """
     order = 110
 
-    def __init__(self, path=None): self.path, self.rows = path, []
+    def __init__(self, path: str | Path | None = None) -> None: self.path, self.rows = path, []
 
     @property
-    def number(self): return (self.rows[-1]["epoch"] if self.rows else 0) + 1
+    def number(self) -> int: return (self.rows[-1]["epoch"] if self.rows else 0) + 1
 
-    def before_train(self): self.started = time.perf_counter()
-    def after_train(self): self.seconds, self.rate = time.perf_counter() - self.started, self.opt.hypers[0]["lr"]
+    def before_train(self) -> None: self.started = time.perf_counter()
+    def after_train(self) -> None: self.seconds, self.rate = time.perf_counter() - self.started, self.opt.hypers[0]["lr"]
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         if not self.loss_log.means: return        # nothing was trained
         row = {"lr": self.rate, **self.loss_log.means, **self.retrieval_metrics.latest, "seconds": self.seconds}
         self.rows.append({"epoch": self.number} | {name: float(value) for name, value in row.items()})
@@ -134,47 +140,48 @@ class History(Callback):
         if self.path:
             with atomic(self.path) as temporary: self.table.to_csv(temporary, index=False)
 
-    def after_cancel_fit(self): self.after_epoch()
+    def after_cancel_fit(self) -> None: self.after_epoch()
 
     @property
-    def table(self): return pd.DataFrame(self.rows)
+    def table(self) -> pd.DataFrame: return pd.DataFrame(self.rows)
 
 # %% ../../nbs/52_training.callbacks.ipynb #3e4aefdf
 class EpochTable(Recorder):
     "fastai's recorder for a validation that has scores and no loss: epoch, train_loss, the metrics, time."
     name = "recorder"
 
-    def __init__(self): super().__init__(valid_metrics=False)
+    def __init__(self) -> None: super().__init__(valid_metrics=False)
 
     @property
     def _valid_mets(self): return self.metrics
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         super().before_fit()
         if other := [m.name for m in self.metrics if not isinstance(m, ValueMetric)]:
             raise InputError(f"the metric {other[0]} needs a loss and targets in validation, which is a retrieval here; "
                              "remove it from learn.metrics and compute it from learn.get_preds()")
         for cb in self.learn.cbs: check_tracker(cb, self.metric_names[1:-1], self.retrieval_metrics.every)
 
-    def before_epoch(self):
+    def before_epoch(self) -> None:
         super().before_epoch()
         self.log = L(self.history.number)
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         self.learn.final_record = self.log[1:].copy()
         self.values.append(self.learn.final_record)
         self.log.append(format_time(time.time() - self.start_epoch))
         self.logger(self.log.map(lambda value: "" if value != value else value))      # not a number: not validated
         self.iters.append(self.smooth_loss.count)
 
-    def line(self, log):
+    def line(self, log: Sequence[Any]) -> None:
         "Print an epoch's row with the names of its columns, where no progress bar prints a table."
         print("  ".join(f"{n} {v:.6f}" if isinstance(v, float) else f"{n} {v}" for n, v in zip(self.metric_names, log) if v != ""))
 
-    def plot_loss(self, skip_start=5, **kwargs): return super().plot_loss(skip_start, **{"with_valid": False} | kwargs)
+    def plot_loss(self, skip_start: int = 5, **kwargs: Any) -> "matplotlib.axes.Axes":
+        return super().plot_loss(skip_start, **{"with_valid": False} | kwargs)
 
 # %% ../../nbs/52_training.callbacks.ipynb #48857c7c
-def check_tracker(callback, names, every=1):
+def check_tracker(callback: Callback, names: Sequence[str], every: int = 1) -> None:
     "Raise `InputError` for a fastai callback that waits for a better score among other columns than these `names`."
     if not isinstance(callback, TrackerCallback): return
     who, watched = type(callback).__name__, callback.monitor
@@ -187,7 +194,7 @@ _TENSOR = (torch.Tensor, type(None))
 STATE = {"stamp": dict, "fits": list, "model": dict, "objective": dict, "optimizer": dict, "scaler": (dict, type(None)), "drawn": int,
          "augment": _TENSOR, "history": list, "trackers": dict, "rng": torch.Tensor, "cuda_rng": (list, type(None))}     # part -> type
 
-def read_checkpoint(path, stamp):
+def read_checkpoint(path: str | Path, stamp: Mapping[str, Any]) -> dict[str, Any]:
     """The training state in a file. `InputError` for a file that cannot be read, that lacks a part of the state, or that is of a
     training with another `stamp`."""
     remedy = "remove it to start afresh"
@@ -204,14 +211,14 @@ def read_checkpoint(path, stamp):
     return state
 
 # %% ../../nbs/52_training.callbacks.ipynb #738728c0
-def plain_values(value):
+def plain_values(value: Any) -> Any:
     "NumPy's scalars, which fastai's schedule puts among the hyper-parameters, as Python's: they would need unpickling."
     if isinstance(value, dict): return {k: plain_values(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return type(value)(map(plain_values, value))
     return value.item() if isinstance(value, np.generic) else value
 
 # %% ../../nbs/52_training.callbacks.ipynb #ec9e19f6
-def training_state(learn):
+def training_state(learn: Learner) -> dict[str, Any]:
     "What the next epoch of a learner depends on: weights, optimiser, random states, the position of the sampler, the history."
     generator, scaler = getattr(learn.dls.train.transform, "generator", None), getattr(learn, "scaler", None)
     trackers = {cb.name: {name: vars(cb)[name] for name in ("best", "wait") if name in vars(cb)}
@@ -223,13 +230,13 @@ def training_state(learn):
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None}
 
 # %% ../../nbs/52_training.callbacks.ipynb #283de8e7
-def restore_weights(learn, state):
+def restore_weights(learn: Learner, state: Mapping[str, Any]) -> None:
     "Put the weights and the history of a `training_state` back into a learner."
     get_model(learn.model).load_state_dict(state["model"])      # without the wrapper of data parallelism
     learn.loss_func.load_state_dict(state["objective"])
     learn.history.rows = [*state["history"]]
 
-def restore_training(learn, state):
+def restore_training(learn: Learner, state: Mapping[str, Any]) -> None:
     "Put a `training_state` back into a learner."
     restore_weights(learn, state)
     learn.opt.opt.load_state_dict(state["optimizer"])
@@ -252,9 +259,11 @@ class Checkpoint(Callback):
     """
     order = 120
 
-    def __init__(self, path, stamp, every=0.0):
+    def __init__(self, path: str | Path, stamp: Mapping[str, Any], every: float = 0.0) -> None:
         self.path, self.stamp, self.every, self.saved = Path(path), plain_values(stamp), every, float("-inf")
-        self.state, self.fits, self.done, self.current, self.running = None, [], 0, None, False
+        self.state: dict[str, Any] | None = None
+        self.current: dict[str, Any] | None = None
+        self.fits, self.done, self.running = [], 0, False
         if self.path.exists(): self._read()
 
     def _read(self):
@@ -262,12 +271,12 @@ class Checkpoint(Callback):
         self.fits = self.state["fits"]
 
     @property
-    def epochs(self): return len(self.state["history"]) if self.state else 0
+    def epochs(self) -> int: return len(self.state["history"]) if self.state else 0
 
-    def after_create(self):
+    def after_create(self) -> None:
         if self.state: self._restore(restore_weights)
 
-    def begin(self, schedule):
+    def begin(self, schedule: Mapping[str, Any]) -> int:
         """The number of epochs that are done of the fit that comes next. `schedule`: what it does, as JSON values with "epochs".
 
         Raises `InputError` where the fit in the file has another schedule.
@@ -275,7 +284,7 @@ class Checkpoint(Callback):
         if self.running:      # the fit before this call was interrupted, and this call resumes it
             if not self.path.exists(): raise InputError(f"training was interrupted before {self.path} held an epoch; make the learner anew")
             self._read()
-        new = {"schedule": schedule, "before": None, "done": 0, "stopped": False}
+        new: dict[str, Any] = {"schedule": schedule, "before": None, "done": 0, "stopped": False}
         fit = dict(self.fits[self.done]) if self.done < len(self.fits) else new
         for name in sorted(fit["schedule"].keys() | schedule.keys()):
             was, wanted = fit["schedule"].get(name), schedule.get(name)
@@ -285,23 +294,23 @@ class Checkpoint(Callback):
         self.current = fit
         return schedule["epochs"] if fit["stopped"] or self.done < len(self.fits) - 1 else fit["done"]
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         if self.current is None: return
         if self.state: self._restore(restore_training)
         if self.done >= len(self.fits) - 1: self.state = None
         if self.current["before"] is None: self.current["before"] = self.history.number - 1
 
-    def before_train(self): self.running = self.current is not None
+    def before_train(self) -> None: self.running = self.current is not None
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         if self._advance() and (self.epoch + 1 == self.n_epoch or time.monotonic() - self.saved >= self.every): self.write()
 
-    def after_cancel_fit(self):
+    def after_cancel_fit(self) -> None:
         if self.current is None: return
         self.current["stopped"] = True
         if self._advance(): self.write()
 
-    def after_fit(self):
+    def after_fit(self) -> None:
         if self.current is None: return
         self.fits = [*self.fits[:self.done], self.current, *self.fits[self.done + 1:]]
         self.done, self.current, self.running = self.done + 1, None, False
@@ -317,7 +326,7 @@ class Checkpoint(Callback):
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as e:
             raise InputError(f"{self.path} does not fit this training ({' '.join(str(e).split())[:160]}); remove it to start afresh") from e
 
-    def write(self):
+    def write(self) -> None:
         "Save the training state."
         self.saved, fits = time.monotonic(), [*self.fits[:self.done], self.current]
         with atomic(self.path) as temporary: torch.save({"stamp": self.stamp, "fits": fits} | training_state(self.learn), temporary)

@@ -8,6 +8,7 @@ __all__ = ['RankBatches', 'RankAugment', 'gather', 'WholeBatch', 'InStep', 'rank
 
 # %% ../../nbs/54_training.distributed.ipynb #fafc29ee
 import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -15,16 +16,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, loss_parallel, parallelize_module
 from torch.nn import functional as F
 
 from ..core import InputError, check_number, extra
+from ..data.augment import Augment
+from ..data.samplers import BatchSampler
 from .callbacks import Checkpoint
 from .learner import Clip
-from .recipes import Objective
+from .quick import QuickLearner
+from .recipes import Objective, Term
 
 # %% ../../nbs/54_training.distributed.ipynb #39fa0e22
 class RankBatches:
@@ -33,34 +37,34 @@ class RankBatches:
     All ranks draw the complete batches, from one seed; `drawn` is the sampler's.
     Raises `InputError` where a batch cannot be dealt out evenly.
     """
-    def __init__(self, batches, rank, ranks):
+    def __init__(self, batches: BatchSampler, rank: int, ranks: int) -> None:
         self.batches, self.rank, self.ranks = batches, rank, ranks
         size, what, setting = (batches.p, "identities", "p") if hasattr(batches, "p") else (batches.batch_size, "images", "p·k")
         if size % ranks:
             raise InputError(f"a batch of {size} {what} cannot be dealt out evenly to {ranks} ranks; "
                              f"choose {setting} among the multiples of {ranks}")
 
-    def __len__(self): return len(self.batches)
+    def __len__(self) -> int: return len(self.batches)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[np.ndarray]:
         for batch in self.batches: yield np.split(batch, self.ranks)[self.rank]
 
     @property
-    def drawn(self): return self.batches.drawn
+    def drawn(self) -> int: return self.batches.drawn
     @drawn.setter
-    def drawn(self, value): self.batches.drawn = value
+    def drawn(self, value: int) -> None: self.batches.drawn = value
 
 # %% ../../nbs/54_training.distributed.ipynb #4f95bcae
 class RankAugment:
     "A rank's part of the augmentation of whole batches by `augment`: uint8 [B/ranks, H, W, 3] -> float32 [B/ranks, 3, H, W]."
-    def __init__(self, augment, rank, ranks):
+    def __init__(self, augment: Augment, rank: int, ranks: int) -> None:
         self.augment, self.rank, self.ranks, self.generator = augment, rank, ranks, augment.generator
 
-    def __call__(self, images):
+    def __call__(self, images: Tensor) -> Tensor:
         return [self.augment(images if r == self.rank else images[:, :1, :1]) for r in range(self.ranks)][self.rank]
 
 # %% ../../nbs/54_training.distributed.ipynb #5367dac0
-def gather(x, mesh):
+def gather(x: Tensor, mesh: DeviceMesh) -> Tensor:
     """The rows [B/ranks, ...] of each rank of a mesh -> those of all ranks [B, ...], in the order of the ranks, on every rank.
 
     Differentiable: a rank receives the sum, over all ranks, of the gradients of its own rows.
@@ -73,11 +77,11 @@ class WholeBatch(Objective):
 
     `terms`: those of the recipe's objective, whose losses it shares. `mesh`: the ranks, as a `DeviceMesh`.
     """
-    def __init__(self, terms, mesh):
+    def __init__(self, terms: Mapping[str, Term], mesh: DeviceMesh) -> None:
         super().__init__(terms)
         self.mesh = mesh
 
-    def forward(self, outputs, targets):
+    def forward(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         def whole(part, names): return {name: gather(x, self.mesh) for name, x in part.items() if name in names}
         terms = self.terms.values()
         return super().forward(whole(outputs, {t.reads for t in terms}), whole(targets, {t.target for t in terms}))
@@ -85,19 +89,19 @@ class WholeBatch(Objective):
 # %% ../../nbs/54_training.distributed.ipynb #ea8b308a
 class InStep(Callback):
     "Keeps equal on all ranks what data parallelism does not handle: random states, and the gradients of weights that losses own."
-    def before_train(self):
+    def before_train(self) -> None:
         on_gpu = self.dls.device.type == "cuda"
         states = [torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None]
         dist.broadcast_object_list(states)
         torch.set_rng_state(states[0])
         if on_gpu: torch.cuda.set_rng_state(states[1])
 
-    def after_backward(self):
+    def after_backward(self) -> None:
         for p in self.learn.loss_func.parameters():
             if p.grad is not None and not isinstance(p, DTensor): dist.all_reduce(p.grad.div_(dist.get_world_size()))
 
 # %% ../../nbs/54_training.distributed.ipynb #d32132c4
-def rank_and_ranks():
+def rank_and_ranks() -> tuple[int, int]:
     "(rank of this process, number of ranks). `InputError` for a process that is alone."
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if ranks < 2: raise InputError("this process is alone: start several with torchrun --nproc-per-node 2 …, or train it as it is")
@@ -114,7 +118,7 @@ def _data_parallel(device):
 
 # %% ../../nbs/54_training.distributed.ipynb #ef85f2ac
 @contextlib.contextmanager
-def over_ranks(learn):
+def over_ranks(learn: QuickLearner) -> Iterator[QuickLearner]:
     """A context in which a learner trains over all ranks as it would alone: `with over_ranks(learn): fit(learn, 12, 3e-3)`.
 
     Every rank makes the same learner with `make_learner`, on its own device, and calls this in a process group. Each gets its part
@@ -152,7 +156,7 @@ class ParallelIdentityLoss(nn.Module):
     batch's embeddings [B, dim] and pids [B]; the call and `backward()` belong inside PyTorch's `loss_parallel()`.
     Raises `InputError` where a rank would have no identity, and for a smoothing that is none.
     """
-    def __init__(self, classifier, mesh, label_smoothing=0.0):
+    def __init__(self, classifier: nn.Linear, mesh: DeviceMesh, label_smoothing: float = 0.0) -> None:
         super().__init__()
         check_number("label_smoothing", label_smoothing, least=0, below=1)
         classes, ranks = len(classifier.weight), mesh.size()
@@ -161,7 +165,7 @@ class ParallelIdentityLoss(nn.Module):
         self.label_smoothing = label_smoothing
         self.classifier = parallelize_module(classifier, mesh, ColwiseParallel(output_layouts=Shard(-1), use_local_output=False))
 
-    def compute(self, embeddings, pids):
+    def compute(self, embeddings: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         "(loss, statistics): `accuracy`, the share of images given to the right identity."
         weight = self.classifier.weight
         (classes, _), mesh = weight.shape, weight.device_mesh
@@ -180,12 +184,12 @@ class ParallelIdentityLoss(nn.Module):
         dist.all_reduce(right, group=mesh.get_group())
         return value, {"accuracy": right}
 
-    def forward(self, embeddings, pids): return self.compute(embeddings, pids)[0]
+    def forward(self, embeddings: Tensor, pids: Tensor) -> Tensor: return self.compute(embeddings, pids)[0]
 
 # %% ../../nbs/54_training.distributed.ipynb #936adc60
 class ClipShards(Clip):
     "Bounds the norm of the whole gradient, of which some weights are in shards on other ranks."
-    def before_step(self):
+    def before_step(self) -> None:
         gradients = [p.grad for group in self.opt.param_lists for p in group if p.grad is not None]
         shards, others = ([g for g in gradients if isinstance(g, DTensor) is sharded] for sharded in (True, False))
         shards = [g.to_local() for g in shards]
@@ -196,7 +200,7 @@ class ClipShards(Clip):
 
 # %% ../../nbs/54_training.distributed.ipynb #71743bbb
 @contextlib.contextmanager
-def sharded_identity(learn):
+def sharded_identity(learn: QuickLearner) -> Iterator[QuickLearner]:
     """A context in which the identity classifier is in shards: `with over_ranks(learn), sharded_identity(learn): fit(learn, 12, 3e-3)`.
 
     Afterwards it is in one piece, and in the network again; if training has failed, make the learner anew. Keeps no checkpoint.

@@ -8,13 +8,14 @@ __all__ = ['check_device', 'SmoothLoss', 'Recorded', 'record_network', 'record_a
 # %% ../../nbs/53_training.gpu.ipynb #5d682606
 import torch
 from fastai.callback.core import Callback
-from fastai.learner import AvgSmoothLoss
+from fastai.learner import AvgSmoothLoss, Learner
+from torch import Tensor, nn
 
 from ..core import InputError
 from ..data.augment import Augment
 
 # %% ../../nbs/53_training.gpu.ipynb #18589078
-def check_device(device):
+def check_device(device: str | torch.device) -> torch.device:
     "The `torch.device` of a name, on which a network can train. `InputError` where it cannot be used."
     try: found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as e: found, why = None, str(e).splitlines()[0]
@@ -28,17 +29,17 @@ class SmoothLoss(AvgSmoothLoss):
 
     `value` is the latest that has arrived from there; NaN before the first.
     """
-    def reset(self):
+    def reset(self) -> None:
         super().reset()
         self.arrived = torch.full((), torch.nan, pin_memory=torch.cuda.is_available())
 
-    def accumulate(self, learn):
+    def accumulate(self, learn: Learner) -> None:
         self.count += 1
         self.val = torch.lerp(learn.loss.detach().float().mean(), self.val.to(learn.loss.device), self.beta)
         self.arrived.copy_(self.val/(1 - self.beta**self.count), non_blocking=True)
 
     @property
-    def value(self): return self.arrived.clone()
+    def value(self) -> Tensor: return self.arrived.clone()
 
 # %% ../../nbs/53_training.gpu.ipynb #cc85da98
 class Recorded(Callback):
@@ -49,27 +50,27 @@ class Recorded(Callback):
     """
     order = 130     # when mixed precision has begun, and a checkpoint is restored
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         self.forget()
         self.waiting = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         self.recorder.smooth_loss = SmoothLoss(self.recorder.smooth_loss.beta)
         self.recorder.smooth_loss.reset()
 
-    def before_batch(self):
+    def before_batch(self) -> None:
         if not (self.waiting and self.training): return
         self.waiting, images, loader = False, self.xb[0], self.dls.train
         record_network(self.learn.model, images.clone())
         if isinstance(loader.transform, Augment): record_augmentation(loader.transform, loader.images, len(images))
 
-    def after_fit(self): self.forget()
+    def after_fit(self) -> None: self.forget()
 
-    def forget(self):
+    def forget(self) -> None:
         "Remove the recorded methods, which hide those of the classes; `fit` calls this however a training ends."
         vars(self.learn.model).pop("forward", None)
         vars(self.dls.train.transform).pop("change", None)
 
 # %% ../../nbs/53_training.gpu.ipynb #40305634
-def record_network(network, images):
+def record_network(network: nn.Module, images: Tensor) -> None:
     "From now on, replay what `network` makes of batches like `images`, forward and backward; its statistics stay as they are."
     statistics, benchmark = [b.clone() for b in network.buffers()], torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
@@ -82,8 +83,9 @@ def record_network(network, images):
         for b, kept in zip(network.buffers(), statistics): b.copy_(kept)
 
 # %% ../../nbs/53_training.gpu.ipynb #bc994c1a
-def record_augmentation(augment, store, size):
+def record_augmentation(augment: Augment, store: Tensor, size: int) -> None:
     "From now on, replay what `augment` does to batches of `size` images of a `store`, uint8 [M, H, W, 3]."
     images = store.new_zeros((size, *store.shape[1:]))
     numbers = images.new_zeros((size, 8), dtype=torch.float32)
-    with torch.autocast("cuda", enabled=False): augment.change = torch.cuda.make_graphed_callables(augment.change, (images, numbers))
+    with torch.autocast("cuda", enabled=False):
+        vars(augment)["change"] = torch.cuda.make_graphed_callables(augment.change, (images, numbers))

@@ -8,7 +8,9 @@ __all__ = ['Clip', 'check_table', 'make_learner', 'fit']
 # %% ../../nbs/51_training.learner.ipynb #de77e4d5
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import TrainEvalCallback
@@ -17,6 +19,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.training import GradientClip
 from fastai.learner import CastToTensor
 from fastcore.foundation import L
+from torch import Tensor
 
 from ..core import InputError, check_number, lookup, plain
 from ..data.augment import Augment
@@ -35,10 +38,10 @@ from .quick import QuickLearner, QuickOptimizer
 # %% ../../nbs/51_training.learner.ipynb #446ecb22
 class Clip(GradientClip):
     "Bounds the norm of the complete gradient: the network's, and that of what the losses own."
-    def before_step(self): torch.nn.utils.clip_grad_norm_([p for group in self.opt.param_lists for p in group], self.max_norm)
+    def before_step(self) -> None: torch.nn.utils.clip_grad_norm_([p for group in self.opt.param_lists for p in group], self.max_norm)
 
 # %% ../../nbs/51_training.learner.ipynb #51709543
-def check_table(table, protocol=Protocol(), allow_overlap=False):
+def check_table(table: pd.DataFrame, protocol: Protocol = Protocol(), allow_overlap: bool = False) -> None:
     """Raise `InputError` unless a table of images can be trained on and its queries can be evaluated under a protocol.
 
     It has the columns pid and camid, whole numbers, and split, which is train, query or gallery; there are images to train on, none
@@ -68,10 +71,13 @@ def _check_whole(name, column):
     raise InputError(f"the table's column {name} has {what}; it must be whole numbers, as by .factorize()[0] or .astype(int)")
 
 # %% ../../nbs/51_training.learner.ipynb #294bcd78
-def make_learner(recipe, table, images, settings=None, *, backbone="small", pretrained=False, weights="", dim=256, p=16, k=4,
-                 sampler="pk", steps=None, flip=0.5, shift=1/16, erase=0.5, weight_decay=0.05, clip=5.0, precision="float32",
-                 validate_every=1, protocol=Protocol(), allow_overlap=False, seed=0, device="cpu", folder=None, save_every=0.0,
-                 log=None):
+def make_learner(recipe: str | Recipe, table: pd.DataFrame, images: np.ndarray | Tensor, settings: dict[str, Any] | None = None, *,
+                 backbone: str = "small", pretrained: bool = False, weights: str | Path = "", dim: int = 256, p: int = 16, k: int = 4,
+                 sampler: str = "pk", steps: int | None = None, flip: float = 0.5, shift: float = 1/16, erase: float = 0.5,
+                 weight_decay: float = 0.05, clip: float = 5.0, precision: Literal["float32", "bfloat16", "float16"] = "float32",
+                 validate_every: int = 1, protocol: Protocol = Protocol(), allow_overlap: bool = False, seed: int = 0,
+                 device: str | torch.device = "cpu", folder: str | Path | None = None, save_every: float = 0.0,
+                 log: str | None = None) -> QuickLearner:
     """A fastai `Learner` for a recipe (a name or a `Recipe`), on a table with the splits train, query and gallery. Train it with `fit`.
 
     `table`: see `check_table`. `images`: its decoded store, uint8 [M, H, W, 3], row for row or as the table's column `image` says.
@@ -136,7 +142,7 @@ def _heads_and_objective(recipe, settings, dls, dim, seed):
 def _parameters(network, objective): return L(L(parameters) for parameters, _ in objective.groups(network))
 
 # %% ../../nbs/51_training.learner.ipynb #829dab5f
-def fit(learn, epochs, lr, schedule="one_cycle"):
+def fit(learn: QuickLearner, epochs: int, lr: float, schedule: Literal["one_cycle", "constant"] = "one_cycle") -> pd.DataFrame:
     """Train with a schedule of `SCHEDULES`, resuming from the learner's checkpoint if it has one.
 
     "one_cycle" climbs to learning rate `lr` and descends (Smith, *Super-Convergence*, 2018); "constant" stays at it, as curves that

@@ -11,11 +11,13 @@ import copy
 import numbers
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 import torch
-from fastai.callback.core import CancelEpochException, event
+from fastai.callback.core import Callback, CancelEpochException, event
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.schedule import Learner, ParamScheduler, SuggestionMethod     # with fit_one_cycle
 from fastai.learner import noop
@@ -23,18 +25,22 @@ from fastai.optimizer import OptimWrapper, set_item_pg
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.imports import in_notebook
+from torch import Tensor
 
 from ..core import InputError, atomic, check_number, plain, regular_file
 from ..data.augment import normalize
-from ..data.loaders import ImageLoader
+from ..data.loaders import Batch, ImageLoader
 from ..networks.embedder import outputs_all
 from .callbacks import Checkpoint, History, LossLog, plain_values, restore_training, training_state
 from .gpu import Recorded
 
+if TYPE_CHECKING:
+    import matplotlib.figure
+
 # %% ../../nbs/52a_training.quick.ipynb #6b6c9afd
 class Hypers(dict):
     "The hyper-parameters of a group of AdamW in fastai's names; one that is set here is set in the group."
-    def __init__(self, group):
+    def __init__(self, group: dict[str, Any]) -> None:
         super().__init__(lr=group["lr"], mom=group["betas"][0], sqr_mom=group["betas"][1], eps=group["eps"], wd=group["weight_decay"])
         self.group = group
 
@@ -49,16 +55,17 @@ class QuickOptimizer(OptimWrapper):
     `factors`: for each group of parameters, what a learning rate is multiplied with that is given as one number.
     Raises `InputError` for a learning rate, momentum or weight decay that is out of range.
     """
-    limits = {"lr": {"least": 0}, "wd": {"least": 0}, "mom": {"least": 0, "below": 1}, "sqr_mom": {"least": 0, "below": 1}}
+    limits: dict[str, dict[str, Any]] = {"lr": {"least": 0}, "wd": {"least": 0}, "mom": {"least": 0, "below": 1},
+                                         "sqr_mom": {"least": 0, "below": 1}}
 
-    def __init__(self, params, opt, factors=(), **settings):
+    def __init__(self, params: Any, opt: Callable[..., torch.optim.Optimizer], factors: Sequence[float] = (), **settings: Any) -> None:
         super().__init__(params, opt, **settings)
         self.factors = factors
 
     @property
-    def hypers(self): return [Hypers(group) for group in self.opt.param_groups]
+    def hypers(self) -> list[Hypers]: return [Hypers(group) for group in self.opt.param_groups]
 
-    def set_hyper(self, k, v):
+    def set_hyper(self, k: str, v: float | slice | Sequence[float]) -> None:
         v = plain(v)
         values = [x for x in (v.start, v.stop) if x is not None] if isinstance(v, slice) else L(v, use_list=None)
         for x in values: check_number(k, x, **self.limits.get(k, {}))
@@ -72,16 +79,16 @@ class QuickLearner(Learner):
     They are looked up when a fit begins and when callbacks come and go. Batches that are already on the network's device are not moved.
     Without a terminal or a notebook there is no progress bar, and an epoch prints a line.
     """
-    def __init__(self, *args, **settings):
+    def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.first_epoch = 0
         if hasattr(self, "recorder") and hasattr(self.recorder, "line"): self.logger = self.recorder.line
         if not (in_notebook() or sys.stdout.isatty()): self.remove_cb(ProgressCallback)
 
-    def add_cb(self, cb): self._listeners = {}; return super().add_cb(cb)
-    def remove_cb(self, cb): self._listeners = {}; return super().remove_cb(cb)
+    def add_cb(self, cb: Callback | type[Callback]) -> Self: self._listeners = {}; return super().add_cb(cb)
+    def remove_cb(self, cb: Callback | type[Callback]) -> Self: self._listeners = {}; return super().remove_cb(cb)
 
-    def __call__(self, event_name):
+    def __call__(self, event_name: str | Sequence[str]) -> None:
         for name in [event_name] if isinstance(event_name, str) else event_name:
             if name == "before_fit": self._listeners = {}
             if name not in self._listeners:
@@ -103,7 +110,7 @@ class QuickLearner(Learner):
     def _end_cleanup(self): super()._end_cleanup(); self.loss_grad = None
 
 # %% ../../nbs/52a_training.quick.ipynb #f4189b75
-def schedule_of(n_epoch, opt, wd, cbs):
+def schedule_of(n_epoch: int, opt: QuickOptimizer, wd: float | None, cbs: Iterable[Callback]) -> dict[str, Any]:
     """What a fit will do, as JSON values, to be compared with what it did before: "epochs", the highest learning rate of each group,
     the weight decay, and under "course of lr" and the like the values at the beginning and after each quarter."""
     at = {name: plain_values([np.asarray(f(i/4)).tolist() for i in range(5)])
@@ -114,7 +121,8 @@ def schedule_of(n_epoch, opt, wd, cbs):
 
 # %% ../../nbs/52a_training.quick.ipynb #1b95d999
 @patch
-def fit(self:QuickLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+def fit(self:QuickLearner, n_epoch: int, lr: float | slice | None = None, wd: float | None = None,
+        cbs: Callback | Sequence[Callback] | None = None, reset_opt: bool = False, start_epoch: int = 0) -> None:
     """fastai's, which its other fits call: train `n_epoch` epochs more, or resume from the learner's checkpoint, which is said.
 
     Raises `InputError` for what is no number of epochs or no learning rate, and where the checkpoint holds a fit with another schedule.
@@ -138,7 +146,7 @@ def fit(self:QuickLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False,
 
 # %% ../../nbs/52a_training.quick.ipynb #7eaeeb48
 @contextlib.contextmanager
-def same_stream(loader):
+def same_stream(loader: ImageLoader) -> Iterator[ImageLoader]:
     "A context in which a training loader may draw batches; afterwards its sampler and its augmentation are where they were."
     batches, generator = loader.batches, getattr(loader.transform, "generator", None)
     drawn, state = getattr(batches, "drawn", None), generator and generator.get_state()
@@ -149,7 +157,7 @@ def same_stream(loader):
 
 # %% ../../nbs/52a_training.quick.ipynb #08c0ddc9
 @contextlib.contextmanager
-def untouched(learn):
+def untouched(learn: QuickLearner) -> Iterator[QuickLearner]:
     "A context in which a learner may train; afterwards it is as it was before, and nothing has been written."
     paused = [cb for cb in learn.cbs if isinstance(cb, (Checkpoint, CSVLogger, History, LossLog, Recorded))]
     fresh, place = learn.opt is None, learn.model_dir
@@ -168,7 +176,8 @@ def untouched(learn):
 
 # %% ../../nbs/52a_training.quick.ipynb #f0a181e3
 @patch
-def lr_find(self:QuickLearner, start_lr=1e-7, end_lr=10, num_it=100, stop_div=True, show_plot=True, suggest_funcs=SuggestionMethod.Valley):
+def lr_find(self:QuickLearner, start_lr: float = 1e-7, end_lr: float = 10, num_it: int = 100, stop_div: bool = True, show_plot: bool = True,
+            suggest_funcs: Callable | Sequence[Callable] | None = SuggestionMethod.Valley) -> Any:
     """fastai's search for a learning rate: suggestions for `fit`, by name. What a term owns learns at its factor of the rate.
 
     Raises `InputError` for a range or a number of steps that cannot be, and where the loss rises from the first steps on.
@@ -184,7 +193,7 @@ def lr_find(self:QuickLearner, start_lr=1e-7, end_lr=10, num_it=100, stop_div=Tr
 
 # %% ../../nbs/52a_training.quick.ipynb #694c1eda
 @patch
-def validate(self:QuickLearner, ds_idx=1, dl=None, cbs=None):
+def validate(self:QuickLearner, ds_idx: int = 1, dl: ImageLoader | None = None, cbs: Callback | Sequence[Callback] | None = None) -> L:
     """[mAP, rank-1] of the validation images, or of those of a loader `dl` whose table has the splits query and gallery.
 
     Raises `InputError` where there are none, and for callbacks, of which none is called.
@@ -199,7 +208,7 @@ def validate(self:QuickLearner, ds_idx=1, dl=None, cbs=None):
     return self.final_record
 
 # %% ../../nbs/52a_training.quick.ipynb #5df61148
-def in_order(loader, size=256):
+def in_order(loader: ImageLoader, size: int = 256) -> Iterator[Batch]:
     "All images of an `ImageLoader` in the order of its table, not augmented, in batches (images, targets)."
     for start in range(0, len(loader.dataset), size):
         images, targets = loader.create_item(np.arange(start, min(start + size, len(loader.dataset))))
@@ -207,7 +216,8 @@ def in_order(loader, size=256):
 
 # %% ../../nbs/52a_training.quick.ipynb #08d63730
 @patch
-def get_preds(self:QuickLearner, ds_idx=1, dl=None, reorder=True, inner=False, **others):
+def get_preds(self:QuickLearner, ds_idx: int = 1, dl: Iterable | None = None, reorder: bool = True, inner: bool = False,
+              **others: Any) -> tuple[Tensor, Tensor | None]:
     """(embeddings [N, D], pids [N]) of the validation images, of the training images (`ds_idx=0`, whose pids count from 0 as classifiers
     do), or of a loader `dl`, on the CPU and in order. Raises `InputError` for fastai's other options."""
     if others: raise InputError(f"get_preds gives embeddings and pids, and has no {', '.join(others)}; call learn.model(images) for more")
@@ -220,14 +230,14 @@ def get_preds(self:QuickLearner, ds_idx=1, dl=None, reorder=True, inner=False, *
 
 # %% ../../nbs/52a_training.quick.ipynb #2650d3bb
 @patch
-def one_batch(self:ImageLoader):
+def one_batch(self:ImageLoader) -> Batch:
     "The next batch, which a training will draw again."
     with same_stream(self):
         try: return next(iter(self))
         finally: vars(self).pop("it", None)      # fastai's place in the data, which cannot be pickled
 
 @patch
-def show_batch(self:ImageLoader, b=None, max_n=12, columns=6):
+def show_batch(self:ImageLoader, b: Batch | None = None, max_n: int = 12, columns: int = 6) -> "matplotlib.figure.Figure":
     "A figure of the images of a batch, as the network sees them, with their pids. Leaves the training as it is."
     from matplotlib.figure import Figure
     images, targets = self.one_batch() if b is None else b
@@ -249,7 +259,7 @@ def _weights_file(learn, file):
     return path if path.suffix == ".pth" else path.with_name(f"{path.name}.pth")
 
 @patch
-def save(self:QuickLearner, file, with_opt=True, **ignored):
+def save(self:QuickLearner, file: str | Path, with_opt: bool = True, **ignored: Any) -> Path:
     "Write the weights of the network and of its losses, and the optimiser's state, to `path/model_dir/file.pth`, which is returned."
     path = _weights_file(self, file)
     opt = plain_values(self.opt.opt.state_dict()) if with_opt and self.opt else None
@@ -258,7 +268,7 @@ def save(self:QuickLearner, file, with_opt=True, **ignored):
     return path
 
 @patch
-def load(self:QuickLearner, file, with_opt=True, **ignored):
+def load(self:QuickLearner, file: str | Path, with_opt: bool = True, **ignored: Any) -> QuickLearner:
     "Read what `save` wrote. Raises `InputError` for another file, and for one of another network or other losses."
     remedy = "give a file that learn.save wrote for the same recipe"
     path = regular_file(_weights_file(self, file), remedy)
@@ -276,7 +286,7 @@ def load(self:QuickLearner, file, with_opt=True, **ignored):
 
 # %% ../../nbs/52a_training.quick.ipynb #9d94a00d
 @patch
-def summary(self:QuickLearner):
+def summary(self:QuickLearner) -> str:
     "fastai's table of the layers, with what they make of a training batch, which stays to be drawn."
     from fastai.callback.hook import module_summary
     with untouched(self):
@@ -298,7 +308,7 @@ def _refuse(name, instead):
 for _name, _instead in INSTEAD.items(): setattr(QuickLearner, _name, _refuse(_name, _instead))
 
 @patch
-def new(self:ImageLoader, *args, **settings):
+def new(self:ImageLoader, *args: Any, **settings: Any) -> NoReturn:
     "Refused: fastai's test_dl and the like would make a loader of other images with it."
     raise InputError("a loader of stored images is not made anew for others; make one by reid_study.data.loaders.make_loaders, "
                      "or embed pictures with reid_study.inference.folders.embed_folder")

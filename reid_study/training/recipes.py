@@ -8,11 +8,12 @@ __all__ = ['NUMERICS', 'PRECISIONS', 'SCHEDULES', 'FAMILY_COLOURS', 'RECIPES', '
 
 # %% ../../nbs/50_training.recipes.ipynb #bf0ed324
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import InputError, check_number, import_all, lookup, plain, shown
 from ..distances import get_distance
@@ -46,12 +47,12 @@ class Objective(nn.Module):
     `terms`: name -> `Term`; each loss has `compute(input, target) -> (value, statistics)`.
     `log` keeps each term and its statistics of the last call as detached scalars on the device.
     """
-    def __init__(self, terms):
+    def __init__(self, terms: Mapping[str, Term]) -> None:
         super().__init__()
         self.terms, self.log = terms, {}
         self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
 
-    def forward(self, outputs, targets):
+    def forward(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         "The weighted total, 0-d. Raises `InputError` where a term's target is not among `targets`."
         total, self.log = 0, {}
         for name, term in self.terms.items():
@@ -62,7 +63,7 @@ class Objective(nn.Module):
             total = total + term.weight*value
         return total
 
-    def groups(self, network):
+    def groups(self, network: nn.Module) -> list[tuple[list[nn.Parameter], float]]:
         "All that trains, as [(parameters, learning rate factor)]: first the network, then what each term owns, its head included."
         heads = {name: list(network.heads[name].parameters()) if name in network.heads else [] for name in self.terms}
         owned = [(heads[name] + list(term.loss.parameters()), term.lr_factor) for name, term in self.terms.items()]
@@ -84,8 +85,8 @@ class Recipe:
     Raises `InputError` for a family, a loss or a setting that there is not, and for a learning rate that is not above 0.
     """
     name: str
-    family: str
-    terms: dict
+    family: Literal["representation", "metric", "both"]
+    terms: dict[str, dict[str, Any]]
     native: str = "pk"
     lr: float = 3e-3
 
@@ -96,7 +97,7 @@ class Recipe:
             known = lookup(term, LOSSES, "loss").settings
             for setting in own: lookup(setting, known, f"setting of {term}")
 
-    def settings(self, changes=None):
+    def settings(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All settings of all terms, as {"triplet.margin": 0.3, ...}, with `changes` made to them.
 
         Numbers of NumPy and torch become Python's own. Raises `InputError` for changes that are no mapping, for a setting that the
@@ -115,7 +116,8 @@ class Recipe:
             if isinstance(value, int | float) and not isinstance(value, bool): check_number(name, value)
         return known | changes
 
-    def build(self, classes, changes=None, dim=256, counts=None):
+    def build(self, classes: int, changes: Mapping[str, Any] | None = None, dim: int = 256,
+              counts: Sequence[int] | None = None) -> tuple[dict[str, Callable[[int], nn.Module]], Objective]:
         """(heads for `make_embedder`, `Objective`), for changed settings and what the data say.
 
         `classes`: training identities. `dim`: width of the embedding. `counts`: how many training images each class of each
@@ -123,7 +125,8 @@ class Recipe:
         """
         settings, filled = self.settings(changes), {"classes": classes, "dim": dim, "counts": counts}
         classifier = any(LOSSES[t].is_classifier for t in self.terms)
-        heads, terms = {}, {}
+        heads: dict[str, Callable[[int], nn.Module]] = {}
+        terms: dict[str, Term] = {}
         for t in self.terms:
             kind, own = LOSSES[t], {key.split(".", 1)[1]: value for key, value in settings.items() if key.startswith(t + ".")}
             weight, factor = (check_number(f"{t}.{key}", own.pop(key), least=0) for key in ("weight", "lr_factor"))
@@ -180,6 +183,6 @@ CORE = ("identity", "identity+attributes", "verification", "identity+verificatio
         "improved_triplet", "quadruplet", "identity+triplet", "identity+quadruplet", "identity+verification+triplet")
 
 # %% ../../nbs/50_training.recipes.ipynb #50f312da
-def get_recipe(name):
+def get_recipe(name: str) -> Recipe:
     "A recipe from its name in `RECIPES`. Unknown names raise `InputError`."
     return lookup(name, RECIPES, "recipe")
