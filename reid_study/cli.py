@@ -117,6 +117,7 @@ def _check_torchrun():
 
 SET_OPTION = Param("Changes, after the recipe, as epochs=5 triplet.margin=0.5", str, nargs="+", action="extend", default=None)
 
+# %% ../nbs/95_cli.ipynb #81fc85fd
 def run(recipe: str,              # Name of the recipe, such as identity+triplet
         dataset: str = "people",  # A dataset that reid-study data knows, or the path of photographs
         seed: int = 0,            # Seed of weights, batches and augmentation

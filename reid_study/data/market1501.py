@@ -106,6 +106,7 @@ def _check_names(path, members):
 
 ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz"
 
+# %% ../../nbs/11_data.market1501.ipynb #6849e738
 def unpack(path: str | Path) -> Path:
     """Unpack an archive of `ARCHIVES` beside itself and return the folder; a folder is returned as it is.
 

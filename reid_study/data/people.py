@@ -484,6 +484,7 @@ def _draw_hat(canvas, view, p, at, k):
            dome, cap=False)
     if p.hat == 'cap': _solid(canvas, view, at(.950, .050), at(.944, .110), (.045, .046, .034), (.012, .010, .007), paint=tuple(.85*c))
 
+# %% ../../nbs/10_data.people.ipynb #3dec9ca2
 def _draw_goods(canvas, view, person, j, rise):
     "Backpack, shoulder bag and handbag."
     p = person
@@ -560,6 +561,7 @@ _CAMERAS = (
     (.13, -.95, (-.30, .75, .59, .45), .70, (1.00, 1.00, 1.02), 1.42, .94, .95, .60, .03, .00),
     (.18, .75, (-.75, .50, .43, .60), .55, (1.22, 1.04, .72), .70, 1.18, 1.02, .78, .06, .60))
 
+# %% ../../nbs/10_data.people.ipynb #b4a88988
 @lru_cache(maxsize=4)
 def cameras(seed: int = 0, difficulty: float | str = .5) -> tuple[Camera, ...]:
     "The six `Camera`s of a data set, a tuple in the order of camid."
@@ -656,6 +658,7 @@ def _scene(i, rng):
     c = gaussian_filter(np.asarray(img, np.float32)/255, (.8, .8, 0))
     return (c**2.2).astype(np.float32)
 
+# %% ../../nbs/10_data.people.ipynb #ed3187e9
 def _thing(draw, what, x, foot, s, tone, rng):
     "A car, a bicycle, a post or a bush on an image; `s` is its scale, `foot` its lowest row."
     dark, pale = tuple(v//3 for v in tone), tuple(min(255, v + 60) for v in tone)
@@ -774,6 +777,7 @@ def _shadow(camera, cover, feet):
         dark = np.maximum(dark, .55*camera.sun[3]*np.exp(-(off/(8 - 2*t))**2)*(1 - .4*t))
     return np.clip(dark, 0, .8)
 
+# %% ../../nbs/10_data.people.ipynb #0fec2732
 def _expose(camera, image, rng):
     "Linear light [128, 64, 3] -> the pixels this camera makes of it, uint8."
     c = image*(np.asarray(camera.gain, np.float32)*camera.exposure)

@@ -247,6 +247,7 @@ def embed_folder(embedder: "ImageEmbedder", folder: str | Path, batch: int = 64,
     if out is not None: write_embeddings(table, embeddings, out)
     return table, embeddings
 
+# %% ../../nbs/90a_inference.folders.ipynb #514f4cf1
 def _note(skipped, file, why):
     "Enter a file in `skipped`, with the reason; returns both as text."
     name = file.encode("utf-8", "backslashreplace").decode()

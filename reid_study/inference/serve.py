@@ -41,6 +41,7 @@ def strangers(pids: np.ndarray) -> np.ndarray:
 # %% ../../nbs/92_inference.serve.ipynb #beebd578
 SAMPLE, FEWEST = 1000, 1000      # gallery images whose pairs are measured; pairs of strangers, below which nothing is said
 
+# %% ../../nbs/92_inference.serve.ipynb #3efa5f86
 class Gallery:
     """Images to search in, prepared once: a table of G rows and its embeddings [G, D], as `embed_folder` and `read_embeddings` give them.
 

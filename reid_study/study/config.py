@@ -41,6 +41,7 @@ def checked_by(check: Callable[[Any], Any]) -> AfterValidator:
 # %% ../../nbs/71_study.config.ipynb #9f03d25c
 MOST_EPOCHS, MOST_TRIALS = 10_000, 1000
 
+# %% ../../nbs/71_study.config.ipynb #19d2565d
 class Config(BaseModel):
     "The fields of a configuration: types, ranges and the defaults that all datasets share. Any other key is an error."
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -83,6 +84,7 @@ class Config(BaseModel):
     ranks: int = Field(1, gt=0, le=10**4, exclude_if=lambda ranks: ranks == 1)      # processes; left out of the names of runs of one
     shard: bool = Field(False, exclude_if=lambda shard: not shard)        # the classifier lies in shards
 
+# %% ../../nbs/71_study.config.ipynb #007559ba
 PROTOCOLS = {"drawn": {"validation": 80, "epochs": 12}, "photographs": {"validation": 150, "epochs": 8}}
 
 # %% ../../nbs/71_study.config.ipynb #d2bc3b0d

@@ -40,6 +40,7 @@ NEEDS = {
 Terms: TypeAlias = tuple[tuple[float, str, dict[str, Any]], ...]     # weight, recipe, change
 Kind: TypeAlias = Literal["better", "no worse", "different"]
 
+# %% ../../nbs/77_study.hypotheses.ipynb #5caafd79
 @dataclass(frozen=True)
 class Hypothesis:
     """One hypothesis of a question. An unknown question, endpoint, kind, family or need is an `InputError`.

@@ -222,6 +222,7 @@ def write_results(results: Results, folder: str | Path) -> Path:
         _replace(place, fresh)
     return Path(folder)
 
+# %% ../../nbs/73_study.results.ipynb #c1a177fc
 def _replace(folder, fresh):
     "Put a fresh folder in the place of another, which a crash leaves complete under this name or the one of `_old`."
     old = _old(folder)
@@ -437,6 +438,7 @@ def _state(folder):
     try: return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, sorted(folder.glob("*"))))
     except OSError: return ()
 
+# %% ../../nbs/73_study.results.ipynb #ba85afeb
 def _read_results(folder):
     study = read_json(folder/"study.json", "give the folder of a study's results, or make it with: reid-study study")
     with damage_named(folder/"study.json"):
@@ -465,6 +467,7 @@ def _complete_runs(tables, folder):
     for name, run in runs.items(): run.tables.update({kind: rows.get(name) for kind, rows in found.items()})
     return runs
 
+# %% ../../nbs/73_study.results.ipynb #03b92b2c
 def _places(study, runs):
     "The table of `Results`, whose runs must be exactly those that there are."
     for place in study["runs"]:

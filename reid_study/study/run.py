@@ -395,6 +395,7 @@ class TrainingCost(BaseModel, strict=True, allow_inf_nan=False):
     parameters: Annotated[int, Field(ge=0, lt=2**63)]
     diverged: str = ""
 
+# %% ../../nbs/72_study.run.ipynb #1976c1c8
 class RunMetrics(TrainingCost):
     "What is read of the metrics of a run that is scored."
     mAP: Share

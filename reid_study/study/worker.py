@@ -139,6 +139,7 @@ def gpu(share: int = 1, devices: Sequence[str] | None = None, folder: str | Path
 
 MOST = 32     # jobs that can have a GPU together
 
+# %% ../../nbs/75_study.worker.ipynb #b0538bde
 def _open_lock(path):
     "Open a file for a lock, and make it if it is not there. Nothing in it is changed, and a link is not followed."
     try: return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")

@@ -314,6 +314,7 @@ def run_study(path: str | Path, data: str | Path = "data", runs: str | Path = "r
         print(replication_report(read_results(before), read_results(workflow.tables)))
     return workflow.out
 
+# %% ../../nbs/76_study.workflow.ipynb #ca146fd5
 def _check_place(folder):
     "Raise `InputError` where a folder may not be written in or made; nothing is made yet."
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))

@@ -119,6 +119,7 @@ def make_learner(recipe: str | Recipe, table: pd.DataFrame, images: np.ndarray |
     learn.stamp = stamp
     return learn
 
+# %% ../../nbs/51_training.learner.ipynb #39282915
 def _check_arguments(settings, protocol, dim, seed, weight_decay, clip, save_every, folder):
     if settings is not None and not isinstance(settings, dict):
         raise InputError(f"settings={settings!r} must be a dictionary, as {{'triplet.margin': 0.5}}")

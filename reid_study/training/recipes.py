@@ -136,6 +136,7 @@ class Recipe:
             terms[t] = Term(kind.make(**_wanted(kind.make, filled), **own), weight, reads, kind.target, factor)
         return heads, Objective(terms)
 
+# %% ../../nbs/50_training.recipes.ipynb #43aa4096
 def _wanted(function, values): return {name: v for name, v in values.items() if name in inspect.signature(function).parameters}
 
 # %% ../../nbs/50_training.recipes.ipynb #82d7dd94
