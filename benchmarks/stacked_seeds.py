@@ -30,7 +30,8 @@ SEPARATE = "each seed's own step"
 
 
 def seeds_networks(seeds, backbone, dtype):
-    return [make_embedder(backbone, 256, {"identity": lambda dim: Classifier(dim, CLASSES)}, seed=s).to(dtype).train() for s in range(seeds)]
+    heads = {"identity": lambda dim: Classifier(dim, CLASSES)}
+    return [make_embedder(backbone, 256, heads, seed=s).to(dtype).train() for s in range(seeds)]
 
 
 def clip(parameters):

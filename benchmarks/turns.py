@@ -10,7 +10,7 @@ from scipy.stats import bootstrap
 def in_turns(runs, rounds, wait=lambda: None, clock=time.perf_counter):
     """Seconds {name: [rounds]} of the functions of `runs`, after a round that warms up, and what each gave last.
 
-    `wait`: until the device has nothing to do. `clock`: `time.process_time`, where one thread does all, is disturbed less by other programs.
+    `wait`: until the device has nothing to do. `clock`: `time.process_time`, of one thread, is disturbed less by other programs.
 
     The order goes round from turn to turn, forwards and then backwards: each finds memory and caches as another has left them.
     """

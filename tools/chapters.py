@@ -27,7 +27,8 @@ def main(
     files = sorted(file.absolute() for file in notebooks or nbglob(as_path=True))
     files.sort(key=lambda file: PLACE.get(file.stem, len(PLACE)))
     with chdir(config.nbs_path):
-        results = parallel(test_nb, files, skip_flags=config.tst_flags.split(), basepath=config.config_path, n_workers=n_workers, pause=0.01)
+        results = parallel(test_nb, files, skip_flags=config.tst_flags.split(), basepath=config.config_path, n_workers=n_workers,
+                           pause=0.01)
     for file, (_, seconds) in sorted(zip(files, results), key=lambda done: -done[1][1]): print(f"{seconds:5.1f} s  {file.name}")
     failed = [file.name for file, (passed, _) in zip(files, results) if not passed]
     if failed: sys.exit(f"failed: {', '.join(failed)}")
