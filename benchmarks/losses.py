@@ -188,7 +188,7 @@ def row(name, batch, contest, found):
 
 
 def show(r):
-    measured = f"   {r['theirs_failed']}"
+    measured = f"   {r.get('theirs_failed')}"
     if "ratio" in r: measured = f"{r['theirs_ms']:10.3f}{r['ratio']:8.2f}   {r['low']:.2f} to {r['high']:.2f}"
     print(f"{r['loss']:28}{r['batch']:6}{r['ours_ms']:10.3f}{measured}", flush=True)
 

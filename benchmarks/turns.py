@@ -7,10 +7,10 @@ import numpy as np
 from scipy.stats import bootstrap
 
 
-def in_turns(runs, rounds, wait=lambda: None):
+def in_turns(runs, rounds, wait=lambda: None, clock=time.perf_counter):
     """Seconds {name: [rounds]} of the functions of `runs`, after a round that warms up, and what each gave last.
 
-    `wait`: until the device has nothing to do.
+    `wait`: until the device has nothing to do. `clock`: `time.process_time`, of one thread, is disturbed less by other programs.
 
     The order goes round from turn to turn, forwards and then backwards: each finds memory and caches as another has left them.
     """
@@ -21,10 +21,10 @@ def in_turns(runs, rounds, wait=lambda: None):
             run = runs[name]
             with contextlib.redirect_stderr(io.StringIO()):     # progress bars
                 wait()
-                started = time.perf_counter()
+                started = clock()
                 given[name] = run()
                 wait()
-                if turn: seconds[name].append(time.perf_counter() - started)
+                if turn: seconds[name].append(clock() - started)
     return {name: np.array(s) for name, s in seconds.items()}, given
 
 

@@ -12,8 +12,33 @@ import torch
 from torch import Tensor
 
 from ..core import check_number
-from ..distances import Distance
+from ..distances import Distance, gradient_with_graph
 from .base import NOT_A_MARGIN, MetricLoss, check_reduction, pair_masks, register_loss
+
+# %% ../../nbs/40_losses.contrastive.ipynb #82ef43b6
+class _PullPush(torch.autograd.Function):
+    "The loss of distances d [T] under two masks [T], and its statistics, with few tensors of that size: they take longer than the sums."
+    @staticmethod
+    def forward(ctx, d, positive, negative, margin, only_open):
+        pull, mask = positive.to(d.dtype), negative.to(d.dtype)
+        n_positive, n_negative = pull.sum().clamp_(min=1), mask.sum().clamp_(min=1)
+        d_ap, d_an = torch.dot(pull, d)/n_positive, torch.dot(mask, d)/n_negative
+        pull, push = pull.mul_(d), (margin - d).relu_().mul_(mask)
+        n_open = mask.copy_(push).sign_().sum()
+        counted = n_open.clamp(min=1) if only_open else n_negative
+        value = torch.dot(pull, pull)/n_positive + torch.dot(push, push)/counted
+        slope = pull.div_(n_positive).sub_(push.div_(counted)).mul_(2)
+        ctx.save_for_backward(d, positive, negative, n_positive, counted, slope)
+        ctx.margin, statistics = margin, (n_open/n_negative, d_ap, d_an)
+        ctx.mark_non_differentiable(*statistics)
+        return value, *statistics
+
+    @staticmethod
+    def backward(ctx, g, *_):
+        d, positive, negative, n_positive, counted, slope = ctx.saved_tensors
+        if not torch.is_grad_enabled(): return slope*g, None, None, None, None
+        by_rules = lambda d: ((d*positive).square().sum()/n_positive + ((ctx.margin - d).relu()*negative).square().sum()/counted)
+        return gradient_with_graph(by_rules, d, g), None, None, None, None
 
 # %% ../../nbs/40_losses.contrastive.ipynb #70b5cdbc
 @register_loss("contrastive", search={"margin": (0.4, 2), "reduction": ["mean", "active"]}, refuses={"margin": NOT_A_MARGIN},
@@ -36,16 +61,8 @@ class ContrastiveLoss(MetricLoss):
 
     def from_distances(self, distances: Tensor, pids: Tensor, ref_pids: Tensor | None = None,
                        indices: tuple[Tensor, ...] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        positive, negative = (m.to(distances.dtype).flatten() for m in pair_masks(pids, ref_pids, indices))
-        d = distances.flatten()
-        residual = torch.sub(d, negative, alpha=self.margin)          # d for positives, d - margin for negatives
-        with torch.no_grad():
-            n_positive, n_negative = positive.sum().clamp(min=1), negative.sum().clamp(min=1)
-            short = negative*(residual < 0)
-            counted = short.sum().clamp(min=1) if self.reduction == "active" else n_negative
-            weight = positive/n_positive + short/counted
-            d_ap, d_an = torch.dot(positive, d)/n_positive, torch.dot(negative, d)/n_negative
-            statistics = {"active": short.sum()/n_negative, "d_ap": d_ap, "d_an": d_an}
-        return torch.dot(weight, residual.square()), statistics
+        positive, negative = (mask.flatten() for mask in pair_masks(pids, ref_pids, indices))
+        value, *statistics = _PullPush.apply(distances.flatten(), positive, negative, self.margin, self.reduction == "active")
+        return value, dict(zip(("active", "d_ap", "d_an"), statistics))
 
     def extra_repr(self) -> str: return f"margin={self.margin}, reduction={self.reduction}"
