@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from reid_study.core import InputError
 from reid_study.distances import Cosine, Euclidean
-from reid_study.evaluation.retrieval import Protocol, _count, evaluate_retrieval
+from reid_study.evaluation.retrieval import Protocol, evaluate_retrieval
 
 settings.register_profile("here", deadline=None, max_examples=200, derandomize=True)
 settings.load_profile("here")

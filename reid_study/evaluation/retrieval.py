@@ -117,32 +117,60 @@ def __repr__(self:Retrieval):
             f"{self.dropped} dropped, {self.n_gallery} in the gallery)")
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #33729ab7
-def _count(values, levels):
-    "How many `values` [n] are below, and at or below, each of the ascending `levels` [k], none above the last -> two arrays [k]."
-    if len(values) > 128*len(levels):      # a scan per level is then cheaper than a search per value
-        return (np.array([np.count_nonzero(values < level) for level in levels]),
-                np.array([np.count_nonzero(values <= level) for level in levels]))
-    place = levels.searchsorted(values)
-    equal = np.bincount(place[levels[place] == values], minlength=len(levels))
-    upto = np.bincount(place, minlength=len(levels)).cumsum()
-    return upto - equal, upto
+def _place(values, rows, levels):
+    """How many levels of its row are below each value, counted from the first level of the first row: int32 [n].
+
+    values [n]; rows: of each value, int64 [n]; levels [M, P]: ascending in each row, with P a power of two, and one of
+    each row not below its values.
+    """
+    step, levels = levels.shape[1], levels.flatten()
+    place = (rows*step).int()
+    while step := step//2: place = torch.where(levels.index_select(0, place + (step - 1)) < values, place + step, place)
+    return place
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #b0f656e5
-def _groups(row, positives, ignored):
-    """One query's tie groups that hold a match, nearest first.
+def _levels(rows, matches):
+    "The distances of each query's matches, ascending, filled up with infinity: [M, P], P a power of two; and their numbers, an array [M]."
+    query, image = matches
+    number = np.bincount(query, minlength=len(rows))
+    width = 1 << (int(number.max(initial=1)) - 1).bit_length()
+    place = np.arange(len(query)) - np.repeat(number.cumsum() - number, number)
+    levels = rows.new_full((len(rows), width), torch.inf)
+    query, image, place = (torch.as_tensor(at, device=rows.device) for at in (query, image, place))
+    levels[query, place] = rows[query, image]
+    return levels.sort(1).values, number
 
-    row: distances [N]; positives, ignored: gallery indices. Returns integer arrays with an entry per group: `closer`
-    (images before the group), `size` (images in it) and `relevant` (matches in it), none counting an ignored image.
+# %% ../../nbs/60_evaluation.retrieval.ipynb #956c8d0d
+def _counts(rows, levels, number, ignored):
+    "How many images of each row [M, N] are below, and at or below, each of its levels, without the ignored ones: two integer tensors [M, P]."
+    number = torch.as_tensor(number, device=rows.device)[:, None]
+    farthest = levels.gather(1, (number - 1).clamp(min=0)).masked_fill_(number == 0, -torch.inf)
+    near = rows <= farthest
+    near[tuple(torch.as_tensor(at, device=rows.device) for at in ignored)] = False
+    near = near.flatten().nonzero().squeeze(1)
+    values, owner = rows.take(near), near.div_(rows.shape[1], rounding_mode="floor")
+    place = _place(values, owner, levels)
+    level = levels.flatten().index_select(0, place)
+    found = torch.bincount(place*2 + (values >= level), minlength=2*levels.numel())
+    found = found.view(len(rows), -1).cumsum(1)
+    return found[:, ::2], found[:, 1::2]
+
+# %% ../../nbs/60_evaluation.retrieval.ipynb #392e8ce3
+def _groups(rows, matches, ignored):
+    """The tie groups that hold a match, query by query and nearest first.
+
+    rows: distances [M, N]; matches, ignored: pairs of a row and an image, see `_pairs`. Returns integer arrays: the groups of each row
+    [M], and with an entry per group `closer` (images before the group), `size` (images in it) and `relevant` (matches in it), none
+    counting an ignored image.
     """
-    levels = np.sort(row[positives])
-    new = np.ones(len(levels), bool)
-    new[1:] = levels[1:] != levels[:-1]
-    levels, relevant = levels[new], np.bincount(new.cumsum() - 1)
-    closer, upto = _count(row[row <= levels[-1]], levels)
-    if len(ignored):
-        ignored = np.sort(row[ignored])
-        closer, upto = closer - ignored.searchsorted(levels), upto - ignored.searchsorted(levels, "right")
-    return closer, upto - closer, relevant
+    levels, number = _levels(rows, matches)
+    below, upto = _counts(rows, levels, number, ignored)
+    valid = np.arange(levels.shape[1]) < number[:, None]
+    new = valid.copy()
+    new[:, 1:] &= (levels[:, 1:] != levels[:, :-1]).cpu().numpy()
+    below, upto = (counts.cpu().numpy()[new] for counts in (below, upto))
+    relevant = np.diff(np.flatnonzero(new[valid]), append=number.sum())
+    return new.sum(1), below, upto - below, relevant
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #affe2080
 def _precision_sum(s, n, r, m, H):
@@ -168,14 +196,12 @@ def _inverse_last(s, n, m):
     return (chance/(s + x)).sum()
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #8bbb065e
-def _score(groups, protocol, H):
-    """Scores from the tie groups of some queries, a list of `_groups`, every one with a match.
+def _score(lengths, s, n, m, protocol, H):
+    """Scores from the tie groups of some queries, as `_groups` returns them, every query with a match.
 
-    Returns arrays over these queries: AP, INP, first rank, and the first group's (closer, size, relevant).
+    Returns arrays over these queries: AP, INP, first rank, and the first group's closer, size and relevant.
     """
-    lengths = np.array([len(g[0]) for g in groups])
-    s, n, m = (np.concatenate(part) for part in zip(*groups))
-    owner = np.repeat(np.arange(len(groups)), lengths)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
     last = lengths.cumsum() - 1
     first = last - lengths + 1
     total = np.add.reduceat(m, first)
@@ -187,7 +213,7 @@ def _score(groups, protocol, H):
     s1, n1, m1 = s[first], n[first], m[first]
     inverse = 1/(s[last] + n[last])
     for i in np.flatnonzero(m[last] < n[last]): inverse[i] = _inverse_last(s[last[i]], n[last[i]], m[last[i]])
-    return AP, total*inverse, s1 + (n1 + 1)/(m1 + 1), (s1, n1, m1)
+    return AP, total*inverse, s1 + (n1 + 1)/(m1 + 1), s1, n1, m1
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #88128192
 def _cmc(s, n, m, max_rank):
@@ -276,18 +302,23 @@ def as_embeddings(query: Embeddings, gallery: Embeddings | None = None) -> tuple
     return query, gallery
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #ca689e9a
-def _relevance(q_pids, g_pids, q_cams, g_cams, own):
-    "A function of a query's index: the gallery indices of its matches, and those of its identity that are ignored."
+def _pairs(q_pids, g_pids, q_cams, g_cams, own):
+    """A function of (start, stop): the pairs of one identity of these queries and the gallery, as integer arrays in the order of the queries.
+
+    Returns the query, counted from `start`, and the gallery image of each match, and the same of each pair that is ignored.
+    """
     order = np.argsort(g_pids, kind="stable")
     ordered = g_pids[order]
     first, last = ordered.searchsorted(q_pids), ordered.searchsorted(q_pids, "right")
-    def relevance(i):
-        same = order[first[i]:last[i]]
-        ignored = np.zeros(len(same), bool)
-        if q_cams is not None: ignored |= g_cams[same] == q_cams[i]
-        if own: ignored |= same == i
-        return same[~ignored], same[ignored]
-    return relevance
+    def pairs(start, stop):
+        number = last[start:stop] - first[start:stop]
+        query = np.repeat(np.arange(stop - start), number)
+        image = order[np.arange(len(query)) + np.repeat(first[start:stop] - (number.cumsum() - number), number)]
+        ignored = np.zeros(len(query), bool)
+        if q_cams is not None: ignored |= g_cams[image] == q_cams[start + query]
+        if own: ignored |= image == start + query
+        return (query[~ignored], image[~ignored]), (query[ignored], image[ignored])
+    return pairs
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #70f3657c
 def _from_embeddings(query, gallery, kept, distance):
@@ -333,33 +364,38 @@ def _distances(query, gallery, q_pids, g_pids, own, kept, distance):
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #334d5fce
 def _rows(blocks, start, stop, kept, infinite=False):
-    "A block of distances as an array of floats [stop - start, kept], without NaN and, unless they may be `infinite`, without infinity."
-    block = blocks(start, stop)
-    if block.is_complex(): raise InputError(f"distances of queries {start} to {stop} are {block.dtype}; give real ones")
-    if block.dtype not in (torch.float32, torch.float64): block = block.float() if block.is_floating_point() else block.double()
-    rows = block.cpu().numpy()
-    with np.errstate(over="ignore", invalid="ignore"): total = rows.sum()      # finite only if all are
-    if not np.isfinite(total) and len(bad := np.argwhere(np.isnan(rows) if infinite else ~np.isfinite(rows))):
-        i, j = bad[0]
+    "A block of distances as floats [stop - start, kept], without NaN and, unless they may be `infinite`, without infinity."
+    rows = blocks(start, stop)
+    if rows.is_complex(): raise InputError(f"distances of queries {start} to {stop} are {rows.dtype}; give real ones")
+    if rows.dtype not in (torch.float32, torch.float64): rows = rows.float() if rows.is_floating_point() else rows.double()
+    if not rows.sum().isfinite() and len(bad := (rows.isnan() if infinite else ~rows.isfinite()).nonzero()):      # finite only if all are
+        i, j = bad[0].tolist()
         raise InputError(f"the distance of query {start + i} to gallery image {kept[j]} is {rows[i, j]}; look at the distance's settings, "
                          "or normalise the embeddings")
     return rows
 
+# %% ../../nbs/60_evaluation.retrieval.ipynb #21537da8
+def _parts(blocks, n_queries, block, kept, infinite):
+    "Each block of distances, checked, in parts of about a million, which a processor's cache holds: (first query, distances [M, N])."
+    for start in range(0, n_queries, block):
+        rows = _rows(blocks, start, min(start + block, n_queries), kept, infinite)
+        many = len(rows) if rows.is_cuda else max(1, 2**20//len(kept))
+        for at, part in enumerate(rows.split(many)): yield start + at*many, part
+
 # %% ../../nbs/60_evaluation.retrieval.ipynb #c8eead8e
-def _evaluate(blocks, n_queries, n_gallery, relevance, protocol, block, kept, infinite=False):
+def _evaluate(blocks, n_queries, pairs, protocol, block, kept, infinite=False):
     "The scores of all queries, block by block: a dictionary of the fields of `Retrieval` that depend on distances."
-    H = np.append(0, np.cumsum(1/np.arange(1.0, n_gallery + 2)))
+    H = np.append(0, np.cumsum(1/np.arange(1.0, len(kept) + 2)))
     AP, INP, first_rank = np.full((3, n_queries), np.nan)
     closer, size, relevant, matches = np.zeros((4, n_queries), np.int64)
-    for start in range(0, n_queries, block):
-        stop = min(start + block, n_queries)
-        rows, groups, valid = _rows(blocks, start, stop, kept, infinite), [], []
-        for i in range(start, stop):
-            positives, ignored = relevance(i)
-            if not len(positives): continue
-            groups.append(_groups(rows[i - start], positives, ignored))
-            valid.append(i); matches[i] = len(positives)
-        if valid: AP[valid], INP[valid], first_rank[valid], (closer[valid], size[valid], relevant[valid]) = _score(groups, protocol, H)
+    for start, rows in _parts(blocks, n_queries, block, kept, infinite):
+        matching, ignored = pairs(start, start + len(rows))
+        if not len(matching[0]): continue
+        lengths, *groups = _groups(rows, matching, ignored)
+        valid = start + np.flatnonzero(lengths)
+        matches[start:start + len(rows)] = np.bincount(matching[0], minlength=len(rows))
+        scores = _score(lengths[lengths > 0], *groups, protocol, H)
+        AP[valid], INP[valid], first_rank[valid], closer[valid], size[valid], relevant[valid] = scores
     valid = matches > 0
     if not valid.any():
         raise InputError(f"none of the {n_queries} queries has a match in the gallery under this protocol; check that the pids of "
@@ -393,13 +429,13 @@ def evaluate_retrieval(query: Embeddings | Callable[[int, int], Embeddings], gal
     if not len(kept): raise InputError(f"every gallery image has the junk pid {protocol.junk_pid}; check gallery_pids")
     block = max(16, 2**22//len(kept)) if block is None else check_number("block", block, least=1, whole=True)
     by_camera = q_cams is not None and protocol.same_camera == "junk"
-    relevance = _relevance(q_pids, g_pids[kept], q_cams if by_camera else None, g_cams[kept] if by_camera else None, own)
+    pairs = _pairs(q_pids, g_pids[kept], q_cams if by_camera else None, g_cams[kept] if by_camera else None, own)
     distance = get_distance(distance)
     training = distance.training
     try:
         with torch.no_grad():
             blocks, name = _distances(query, gallery, q_pids, g_pids, own, kept, distance.eval())
-            scores = _evaluate(blocks, len(q_pids), len(kept), relevance, protocol, block, kept, infinite=callable(query))
+            scores = _evaluate(blocks, len(q_pids), pairs, protocol, block, kept, infinite=callable(query))
     finally: distance.train(training)
     return Retrieval(**scores, query_pids=q_pids, n_gallery=len(kept), cameras=q_cams is not None, own_gallery=own,
                      distance=name, protocol=protocol)
