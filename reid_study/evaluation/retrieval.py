@@ -130,7 +130,7 @@ def _place(values, rows, levels):
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #b0f656e5
 def _levels(rows, matches):
-    "The distances of each query's matches, ascending, filled up with infinity: [M, P], P a power of two; and their numbers, an array [M]."
+    "The numbers of each query's matches, ascending, filled up with infinity: [M, P], P a power of two; and their numbers, an array [M]."
     query, image = matches
     number = np.bincount(query, minlength=len(rows))
     width = 1 << (int(number.max(initial=1)) - 1).bit_length()
@@ -140,34 +140,53 @@ def _levels(rows, matches):
     levels[query, place] = rows[query, image]
     return levels.sort(1).values, number
 
+# %% ../../nbs/60_evaluation.retrieval.ipynb #28807658
+def _tied(levels, root):
+    """The least and the greatest numbers of which `root`, a square root that makes zero of what is below, makes what it makes of each level.
+
+    There are up to three, since roots of floats are half as many as floats: two steps from any of them reach the end.
+    """
+    if root is None: return levels, levels
+    distance, ends = root(levels), []
+    for side in (-torch.inf, torch.inf):
+        end, side = levels, torch.full_like(levels, side)
+        for _ in range(2):
+            following = torch.nextafter(end, side)
+            end = torch.where(root(following) == distance, following, end)
+        ends.append(end)
+    return ends[0].masked_fill(distance == 0, -torch.inf), ends[1].where(distance > 0, 0)
+
 # %% ../../nbs/60_evaluation.retrieval.ipynb #956c8d0d
-def _counts(rows, levels, number, ignored):
-    "How many images of each row [M, N] are below, and at or below, each of its levels, without the ignored ones: two integer tensors [M, P]."
+def _counts(rows, low, high, number, ignored):
+    """How many images of each row [M, N] are below, and at or below, each of its levels: two integer tensors [M, P].
+
+    A level is all from `low` to `high` [M, P], and each row has a `number` of them. Pairs that are `ignored` do not count.
+    """
     number = torch.as_tensor(number, device=rows.device)[:, None]
-    farthest = levels.gather(1, (number - 1).clamp(min=0)).masked_fill_(number == 0, -torch.inf)
+    farthest = high.gather(1, (number - 1).clamp(min=0)).masked_fill_(number == 0, -torch.inf)
     near = rows <= farthest
     near[tuple(torch.as_tensor(at, device=rows.device) for at in ignored)] = False
     near = near.flatten().nonzero().squeeze(1)
     values, owner = rows.take(near), near.div_(rows.shape[1], rounding_mode="floor")
-    place = _place(values, owner, levels)
-    level = levels.flatten().index_select(0, place)
-    found = torch.bincount(place*2 + (values >= level), minlength=2*levels.numel())
-    found = found.view(len(rows), -1).cumsum(1)
+    place = _place(values, owner, high)
+    within = values >= low.flatten().index_select(0, place)
+    found = torch.bincount(place*2 + within, minlength=2*high.numel()).view(len(rows), -1).cumsum(1)
     return found[:, ::2], found[:, 1::2]
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #392e8ce3
-def _groups(rows, matches, ignored):
+def _groups(rows, matches, ignored, root=None):
     """The tie groups that hold a match, query by query and nearest first.
 
-    rows: distances [M, N]; matches, ignored: pairs of a row and an image, see `_pairs`. Returns integer arrays: the groups of each row
-    [M], and with an entry per group `closer` (images before the group), `size` (images in it) and `relevant` (matches in it), none
-    counting an ignored image.
+    rows: numbers [M, N] of which `root` makes distances (None: they are distances); matches, ignored: pairs of a row and an image, see
+    `_pairs`. Returns integer arrays: the groups of each row [M], and with an entry per group `closer` (images before the group), `size`
+    (images in it) and `relevant` (matches in it), none counting an ignored image.
     """
     levels, number = _levels(rows, matches)
-    below, upto = _counts(rows, levels, number, ignored)
+    below, upto = _counts(rows, *_tied(levels, root), number, ignored)
+    distances = root(levels) if root else levels
     valid = np.arange(levels.shape[1]) < number[:, None]
     new = valid.copy()
-    new[:, 1:] &= (levels[:, 1:] != levels[:, :-1]).cpu().numpy()
+    new[:, 1:] &= (distances[:, 1:] != distances[:, :-1]).cpu().numpy()
     below, upto = (counts.cpu().numpy()[new] for counts in (below, upto))
     relevant = np.diff(np.flatnonzero(new[valid]), append=number.sum())
     return new.sum(1), below, upto - below, relevant
@@ -322,7 +341,7 @@ def _pairs(q_pids, g_pids, q_cams, g_cams, own):
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #70f3657c
 def _from_embeddings(query, gallery, kept, distance):
-    "A function of (start, stop): distances of these queries to the kept gallery, which is prepared once."
+    "A function of (start, stop): what `Distance.order` says of these queries and the kept gallery, which is prepared once."
     if len(kept) < len(gallery): gallery = gallery[torch.as_tensor(kept, device=gallery.device)]
     dtype = torch.promote_types(query.dtype, gallery.dtype)
     with torch.autocast(gallery.device.type, enabled=False): prepared = distance.prepare(gallery.to(dtype))
@@ -330,23 +349,24 @@ def _from_embeddings(query, gallery, kept, distance):
         rows = query[start:stop].to(dtype)
         if stop - start == 1: rows = rows.expand(2, -1)    # one row takes another kernel, which rounds otherwise and breaks ties
         with torch.autocast(gallery.device.type, enabled=False):
-            return distance.compare(distance.prepare(rows), prepared)[:stop - start]
+            numbers, root = distance.order(distance.prepare(rows), prepared)
+        return numbers[:stop - start], root
     return blocks
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #21be9972
 def _from_function(function, n_gallery, kept):
-    "The caller's function of (start, stop), checked and without the columns of junk."
+    "As `_from_embeddings`, from the caller's function of (start, stop), checked and without the columns of junk: distances and no root."
     def blocks(start, stop):
         block = as_tensor(function(start, stop), f"distances of queries {start} to {stop}")
         if list(block.shape) != [stop - start, n_gallery]:
             raise InputError(f"distances of queries {start} to {stop} are of shape {list(block.shape)}, not "
                              f"{[stop - start, n_gallery]}; return a row a query and a column a gallery image")
-        return block if len(kept) == n_gallery else block[:, torch.as_tensor(kept, device=block.device)]
+        return block if len(kept) == n_gallery else block[:, torch.as_tensor(kept, device=block.device)], None
     return blocks
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #47d0fb2e
 def _distances(query, gallery, q_pids, g_pids, own, kept, distance):
-    "A function of (start, stop) giving distances to the kept gallery, and a name for it."
+    "A function of (start, stop), `_from_embeddings` or `_from_function`, and a name for its distances."
     if callable(query):
         if gallery is not None: raise InputError("query is a function giving distances; pass gallery=None")
         shape = tuple(getattr(query, "shape", (len(q_pids), len(g_pids))))
@@ -364,23 +384,23 @@ def _distances(query, gallery, q_pids, g_pids, own, kept, distance):
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #334d5fce
 def _rows(blocks, start, stop, kept, infinite=False):
-    "A block of distances as floats [stop - start, kept], without NaN and, unless they may be `infinite`, without infinity."
-    rows = blocks(start, stop)
+    "A block of numbers as floats [stop - start, kept], without NaN and, unless they may be `infinite`, without infinity; and their root."
+    rows, root = blocks(start, stop)
     if rows.is_complex(): raise InputError(f"distances of queries {start} to {stop} are {rows.dtype}; give real ones")
     if rows.dtype not in (torch.float32, torch.float64): rows = rows.float() if rows.is_floating_point() else rows.double()
     if not rows.sum().isfinite() and len(bad := (rows.isnan() if infinite else ~rows.isfinite()).nonzero()):      # finite only if all are
         i, j = bad[0].tolist()
         raise InputError(f"the distance of query {start + i} to gallery image {kept[j]} is {rows[i, j]}; look at the distance's settings, "
                          "or normalise the embeddings")
-    return rows
+    return rows, root
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #21537da8
 def _parts(blocks, n_queries, block, kept, infinite):
-    "Each block of distances, checked, in parts of about a million, which a processor's cache holds: (first query, distances [M, N])."
+    "Each block, checked, in parts of about half a million numbers, which a processor's cache holds: (first query, numbers [M, N], root)."
     for start in range(0, n_queries, block):
-        rows = _rows(blocks, start, min(start + block, n_queries), kept, infinite)
-        many = len(rows) if rows.is_cuda else max(1, 2**20//len(kept))
-        for at, part in enumerate(rows.split(many)): yield start + at*many, part
+        rows, root = _rows(blocks, start, min(start + block, n_queries), kept, infinite)
+        many = len(rows) if rows.is_cuda else max(1, 2**19//len(kept))
+        for at, part in enumerate(rows.split(many)): yield start + at*many, part, root
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #c8eead8e
 def _evaluate(blocks, n_queries, pairs, protocol, block, kept, infinite=False):
@@ -388,10 +408,10 @@ def _evaluate(blocks, n_queries, pairs, protocol, block, kept, infinite=False):
     H = np.append(0, np.cumsum(1/np.arange(1.0, len(kept) + 2)))
     AP, INP, first_rank = np.full((3, n_queries), np.nan)
     closer, size, relevant, matches = np.zeros((4, n_queries), np.int64)
-    for start, rows in _parts(blocks, n_queries, block, kept, infinite):
+    for start, rows, root in _parts(blocks, n_queries, block, kept, infinite):
         matching, ignored = pairs(start, start + len(rows))
         if not len(matching[0]): continue
-        lengths, *groups = _groups(rows, matching, ignored)
+        lengths, *groups = _groups(rows, matching, ignored, root)
         valid = start + np.flatnonzero(lengths)
         matches[start:start + len(rows)] = np.bincount(matching[0], minlength=len(rows))
         scores = _score(lengths[lengths > 0], *groups, protocol, H)
@@ -419,7 +439,7 @@ def evaluate_retrieval(query: Embeddings | Callable[[int, int], Embeddings], gal
     query_pids, gallery_pids, query_camids, gallery_camids: whole numbers, one per image. Without camids no
         image is junk for its camera (ordinary metric learning).
     distance: a `Distance` or its name; used in evaluation mode. protocol: the rules. block: queries at a
-        time; memory grows with block*G, never with Q*G (None: about four million distances).
+        time; memory grows with block*G, never with Q*G (None: about eight million distances).
 
     Raises `InputError` for lengths, shapes or types that do not fit, for NaN and infinity, for a query with the junk or
     distractor pid, and when no query has a match.
@@ -427,7 +447,7 @@ def evaluate_retrieval(query: Embeddings | Callable[[int, int], Embeddings], gal
     q_pids, g_pids, q_cams, g_cams, own = _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol)
     kept = np.flatnonzero(g_pids != protocol.junk_pid) if protocol.junk_pid is not None else np.arange(len(g_pids))
     if not len(kept): raise InputError(f"every gallery image has the junk pid {protocol.junk_pid}; check gallery_pids")
-    block = max(16, 2**22//len(kept)) if block is None else check_number("block", block, least=1, whole=True)
+    block = max(16, 2**23//len(kept)) if block is None else check_number("block", block, least=1, whole=True)
     by_camera = q_cams is not None and protocol.same_camera == "junk"
     pairs = _pairs(q_pids, g_pids[kept], q_cams if by_camera else None, g_cams[kept] if by_camera else None, own)
     distance = get_distance(distance)
