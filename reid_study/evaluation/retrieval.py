@@ -116,26 +116,13 @@ def __repr__(self:Retrieval):
     return (f"mAP {self.mAP:.1%}  {ranks}  mINP {self.mINP:.1%}  ({len(self.AP) - self.dropped} queries, "
             f"{self.dropped} dropped, {self.n_gallery} in the gallery)")
 
-# %% ../../nbs/60_evaluation.retrieval.ipynb #33729ab7
-def _place(values, rows, levels):
-    """How many levels of its row are below each value, counted from the first level of the first row: int32 [n].
-
-    values [n]; rows: of each value, int64 [n]; levels [M, P]: ascending in each row, with P a power of two, and one of
-    each row not below its values.
-    """
-    step, levels = levels.shape[1], levels.flatten()
-    place = (rows*step).int()
-    while step := step//2: place = torch.where(levels.index_select(0, place + (step - 1)) < values, place + step, place)
-    return place
-
 # %% ../../nbs/60_evaluation.retrieval.ipynb #b0f656e5
 def _levels(rows, matches):
-    "The numbers of each query's matches, ascending, filled up with infinity: [M, P], P a power of two; and their numbers, an array [M]."
+    "The numbers of each query's matches, ascending, filled up with infinity: [M, P]; and how many there are, an array [M]."
     query, image = matches
     number = np.bincount(query, minlength=len(rows))
-    width = 1 << (int(number.max(initial=1)) - 1).bit_length()
     place = np.arange(len(query)) - np.repeat(number.cumsum() - number, number)
-    levels = rows.new_full((len(rows), width), torch.inf)
+    levels = rows.new_full((len(rows), number.max(initial=1)), torch.inf)
     query, image, place = (torch.as_tensor(at, device=rows.device) for at in (query, image, place))
     levels[query, place] = rows[query, image]
     return levels.sort(1).values, number
@@ -156,22 +143,43 @@ def _tied(levels, root):
         ends.append(end)
     return ends[0].masked_fill(distance == 0, -torch.inf), ends[1].where(distance > 0, 0)
 
-# %% ../../nbs/60_evaluation.retrieval.ipynb #956c8d0d
-def _counts(rows, low, high, number, ignored):
-    """How many images of each row [M, N] are below, and at or below, each of its levels: two integer tensors [M, P].
+# %% ../../nbs/60_evaluation.retrieval.ipynb #ee15b242
+def _count(values, low, high):
+    "How many `values` [n] are below each of the ascending `low` [k], and at or below each of `high` [k]: two integer arrays [k]."
+    if len(values) > 256*len(low):      # to scan them for each is then cheaper than to sort them
+        return [np.count_nonzero(values < level) for level in low], [np.count_nonzero(values <= level) for level in high]
+    values.sort()
+    return values.searchsorted(low), values.searchsorted(high, "right")
 
-    A level is all from `low` to `high` [M, P], and each row has a `number` of them. Pairs that are `ignored` do not count.
+# %% ../../nbs/60_evaluation.retrieval.ipynb #b01aa346
+def _counts_by_row(rows, low, high, number, ignored):
+    """How many images of each row [M, N] are below, and at or below, each of its levels: two integer arrays [M, P].
+
+    A level is all from `low` to `high` [M, P], and each row has a `number` [M] of them. Pairs that are `ignored` do not count.
     """
+    below, upto = counts = np.zeros((2, *low.shape), np.int64)
+    rows, low, high = rows.numpy(), low.numpy(), high.numpy()
+    skip = ignored[0].searchsorted(np.arange(len(rows) + 1))
+    for i in number.nonzero()[0]:
+        k = number[i]
+        near = rows[i] <= high[i, k - 1]
+        near[ignored[1][skip[i]:skip[i + 1]]] = False
+        below[i, :k], upto[i, :k] = _count(rows[i][near.nonzero()[0]], low[i, :k], high[i, :k])
+    return counts
+
+# %% ../../nbs/60_evaluation.retrieval.ipynb #b7b2dd0d
+def _counts_together(rows, low, high, number, ignored):
+    "As `_counts_by_row`, on the device of `rows`."
     number = torch.as_tensor(number, device=rows.device)[:, None]
-    farthest = high.gather(1, (number - 1).clamp(min=0)).masked_fill_(number == 0, -torch.inf)
-    near = rows <= farthest
+    near = rows <= high.gather(1, (number - 1).clamp(min=0)).masked_fill_(number == 0, -torch.inf)
     near[tuple(torch.as_tensor(at, device=rows.device) for at in ignored)] = False
     near = near.flatten().nonzero().squeeze(1)
-    values, owner = rows.take(near), near.div_(rows.shape[1], rounding_mode="floor")
-    place = _place(values, owner, high)
-    within = values >= low.flatten().index_select(0, place)
-    found = torch.bincount(place*2 + within, minlength=2*high.numel()).view(len(rows), -1).cumsum(1)
-    return found[:, ::2], found[:, 1::2]
+    edges, at = torch.stack([low.nextafter(low.new_tensor(-torch.inf)), high]).unique(return_inverse=True)
+    place = torch.searchsorted(edges, rows.take(near))
+    place += near.div_(rows.shape[1], rounding_mode="floor").mul_(len(edges))
+    found = torch.bincount(place, minlength=len(rows)*len(edges)).view(len(rows), -1).cumsum(1)
+    counts = found.gather(1, at.transpose(0, 1).flatten(1)).view(len(rows), 2, -1).transpose(0, 1)
+    return counts.masked_fill(torch.stack([low == -torch.inf, torch.zeros_like(low, dtype=torch.bool)]), 0).cpu().numpy()
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #392e8ce3
 def _groups(rows, matches, ignored, root=None):
@@ -182,14 +190,14 @@ def _groups(rows, matches, ignored, root=None):
     (images in it) and `relevant` (matches in it), none counting an ignored image.
     """
     levels, number = _levels(rows, matches)
-    below, upto = _counts(rows, *_tied(levels, root), number, ignored)
+    count = _counts_together if rows.is_cuda else _counts_by_row
+    below, upto = count(rows, *_tied(levels, root), number, ignored)
     distances = root(levels) if root else levels
     valid = np.arange(levels.shape[1]) < number[:, None]
     new = valid.copy()
     new[:, 1:] &= (distances[:, 1:] != distances[:, :-1]).cpu().numpy()
-    below, upto = (counts.cpu().numpy()[new] for counts in (below, upto))
     relevant = np.diff(np.flatnonzero(new[valid]), append=number.sum())
-    return new.sum(1), below, upto - below, relevant
+    return new.sum(1), below[new], (upto - below)[new], relevant
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #affe2080
 def _precision_sum(s, n, r, m, H):
@@ -322,9 +330,10 @@ def as_embeddings(query: Embeddings, gallery: Embeddings | None = None) -> tuple
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #ca689e9a
 def _pairs(q_pids, g_pids, q_cams, g_cams, own):
-    """A function of (start, stop): the pairs of one identity of these queries and the gallery, as integer arrays in the order of the queries.
+    """A function of (start, stop), the pairs of one identity of these queries and the gallery, and the most that a query has.
 
-    Returns the query, counted from `start`, and the gallery image of each match, and the same of each pair that is ignored.
+    The function returns integer arrays in the order of the queries: the query, counted from `start`, and the gallery image of each match,
+    and the same of each pair that is ignored.
     """
     order = np.argsort(g_pids, kind="stable")
     ordered = g_pids[order]
@@ -337,7 +346,7 @@ def _pairs(q_pids, g_pids, q_cams, g_cams, own):
         if q_cams is not None: ignored |= g_cams[image] == q_cams[start + query]
         if own: ignored |= image == start + query
         return (query[~ignored], image[~ignored]), (query[ignored], image[ignored])
-    return pairs
+    return pairs, int((last - first).max())
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #70f3657c
 def _from_embeddings(query, gallery, kept, distance):
@@ -395,20 +404,24 @@ def _rows(blocks, start, stop, kept, infinite=False):
     return rows, root
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #21537da8
-def _parts(blocks, n_queries, block, kept, infinite):
-    "Each block, checked, in parts of about half a million numbers, which a processor's cache holds: (first query, numbers [M, N], root)."
+def _parts(blocks, n_queries, block, kept, most, infinite):
+    """Each block, checked, in parts of as many queries as a processor's cache holds: (first query, numbers [M, N], root).
+
+    Both the numbers and the histograms of M queries with `most` matches, see `_counts`, are to be about a million, on a GPU 64 million.
+    """
     for start in range(0, n_queries, block):
         rows, root = _rows(blocks, start, min(start + block, n_queries), kept, infinite)
-        many = len(rows) if rows.is_cuda else max(1, 2**19//len(kept))
+        room = 2**26 if rows.is_cuda else 2**20
+        many = max(1, min(room//len(kept), int((room/(2*most + 1))**.5)))
         for at, part in enumerate(rows.split(many)): yield start + at*many, part, root
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #c8eead8e
-def _evaluate(blocks, n_queries, pairs, protocol, block, kept, infinite=False):
+def _evaluate(blocks, n_queries, pairs, most, protocol, block, kept, infinite=False):
     "The scores of all queries, block by block: a dictionary of the fields of `Retrieval` that depend on distances."
     H = np.append(0, np.cumsum(1/np.arange(1.0, len(kept) + 2)))
     AP, INP, first_rank = np.full((3, n_queries), np.nan)
     closer, size, relevant, matches = np.zeros((4, n_queries), np.int64)
-    for start, rows, root in _parts(blocks, n_queries, block, kept, infinite):
+    for start, rows, root in _parts(blocks, n_queries, block, kept, most, infinite):
         matching, ignored = pairs(start, start + len(rows))
         if not len(matching[0]): continue
         lengths, *groups = _groups(rows, matching, ignored, root)
@@ -449,13 +462,13 @@ def evaluate_retrieval(query: Embeddings | Callable[[int, int], Embeddings], gal
     if not len(kept): raise InputError(f"every gallery image has the junk pid {protocol.junk_pid}; check gallery_pids")
     block = max(16, 2**23//len(kept)) if block is None else check_number("block", block, least=1, whole=True)
     by_camera = q_cams is not None and protocol.same_camera == "junk"
-    pairs = _pairs(q_pids, g_pids[kept], q_cams if by_camera else None, g_cams[kept] if by_camera else None, own)
+    pairs, most = _pairs(q_pids, g_pids[kept], q_cams if by_camera else None, g_cams[kept] if by_camera else None, own)
     distance = get_distance(distance)
     training = distance.training
     try:
         with torch.no_grad():
             blocks, name = _distances(query, gallery, q_pids, g_pids, own, kept, distance.eval())
-            scores = _evaluate(blocks, len(q_pids), pairs, protocol, block, kept, infinite=callable(query))
+            scores = _evaluate(blocks, len(q_pids), pairs, most, protocol, block, kept, infinite=callable(query))
     finally: distance.train(training)
     return Retrieval(**scores, query_pids=q_pids, n_gallery=len(kept), cameras=q_cams is not None, own_gallery=own,
                      distance=name, protocol=protocol)
