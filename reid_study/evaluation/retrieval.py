@@ -158,13 +158,12 @@ def _counts_by_row(rows, low, high, number, ignored):
     A level is all from `low` to `high` [M, P], and each row has a `number` [M] of them. Pairs that are `ignored` do not count.
     """
     below, upto = counts = np.zeros((2, *low.shape), np.int64)
-    rows, low, high = rows.numpy(), low.numpy(), high.numpy()
-    skip = ignored[0].searchsorted(np.arange(len(rows) + 1))
-    for i in number.nonzero()[0]:
-        k = number[i]
-        near = rows[i] <= high[i, k - 1]
-        near[ignored[1][skip[i]:skip[i + 1]]] = False
-        below[i, :k], upto[i, :k] = _count(rows[i][near.nonzero()[0]], low[i, :k], high[i, :k])
+    skipped = np.split(ignored[1], ignored[0].searchsorted(np.arange(1, len(rows))))
+    for i, (row, low, high, k, skip) in enumerate(zip(rows.numpy(), low.numpy(), high.numpy(), number.tolist(), skipped)):
+        if not k: continue
+        near = row <= high[k - 1]
+        near[skip] = False
+        below[i, :k], upto[i, :k] = _count(row[near.nonzero()[0]], low[:k], high[:k])
     return counts
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #b7b2dd0d
@@ -405,14 +404,13 @@ def _rows(blocks, start, stop, kept, infinite=False):
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #21537da8
 def _parts(blocks, n_queries, block, kept, most, infinite):
-    """Each block, checked, in parts of as many queries as a processor's cache holds: (first query, numbers [M, N], root).
+    """Each block, checked: (first query, numbers [M, N], root).
 
-    Both the numbers and the histograms of M queries with `most` matches, see `_counts`, are to be about a million, on a GPU 64 million.
+    A GPU gets a part of it at a time, so that the histograms of M queries with `most` matches, see `_counts_together`, have room.
     """
     for start in range(0, n_queries, block):
         rows, root = _rows(blocks, start, min(start + block, n_queries), kept, infinite)
-        room = 2**26 if rows.is_cuda else 2**20
-        many = max(1, min(room//len(kept), int((room/(2*most + 1))**.5)))
+        many = int((2**26/(2*most + 1))**.5) + 1 if rows.is_cuda else len(rows)
         for at, part in enumerate(rows.split(many)): yield start + at*many, part, root
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #c8eead8e
