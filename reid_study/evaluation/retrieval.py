@@ -411,7 +411,9 @@ def _parts(blocks, n_queries, block, kept, most, infinite):
     for start in range(0, n_queries, block):
         rows, root = _rows(blocks, start, min(start + block, n_queries), kept, infinite)
         many = int((2**26/(2*most + 1))**.5) + 1 if rows.is_cuda else len(rows)
-        for at, part in enumerate(rows.split(many)): yield start + at*many, part, root
+        parts = list(rows.split(many))
+        del rows                        # a block goes before the next one comes
+        while parts: yield start, parts.pop(0), root; start += many
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #c8eead8e
 def _evaluate(blocks, n_queries, pairs, most, protocol, block, kept, infinite=False):
@@ -427,6 +429,7 @@ def _evaluate(blocks, n_queries, pairs, most, protocol, block, kept, infinite=Fa
         matches[start:start + len(rows)] = np.bincount(matching[0], minlength=len(rows))
         scores = _score(lengths[lengths > 0], *groups, protocol, H)
         AP[valid], INP[valid], first_rank[valid], closer[valid], size[valid], relevant[valid] = scores
+        del rows
     valid = matches > 0
     if not valid.any():
         raise InputError(f"none of the {n_queries} queries has a match in the gallery under this protocol; check that the pids of "
@@ -458,7 +461,7 @@ def evaluate_retrieval(query: Embeddings | Callable[[int, int], Embeddings], gal
     q_pids, g_pids, q_cams, g_cams, own = _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol)
     kept = np.flatnonzero(g_pids != protocol.junk_pid) if protocol.junk_pid is not None else np.arange(len(g_pids))
     if not len(kept): raise InputError(f"every gallery image has the junk pid {protocol.junk_pid}; check gallery_pids")
-    block = max(16, 2**23//len(kept)) if block is None else check_number("block", block, least=1, whole=True)
+    block = max(16, 8_000_000//len(kept)) if block is None else check_number("block", block, least=1, whole=True)
     by_camera = q_cams is not None and protocol.same_camera == "junk"
     pairs, most = _pairs(q_pids, g_pids[kept], q_cams if by_camera else None, g_cams[kept] if by_camera else None, own)
     distance = get_distance(distance)
