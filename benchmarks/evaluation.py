@@ -193,7 +193,7 @@ def main(
     cameras: int = 6,        # cameras
     distractors: float = 0.18,    # share of the gallery that is nobody's match
     threads: int = 2,        # threads for everybody
-    rounds: int = 5,         # processes per contestant; the table gives medians
+    rounds: int = 7,         # processes per contestant; the table gives medians
 ):
     "Measure the evaluators in turns and print a table of medians and ratios."
     found = compare(torchreid, fastreid, queries, gallery, width, noise, people, cameras, distractors, threads, rounds)

@@ -74,7 +74,7 @@ def main(
     width: int = 512,        # embedding width
     noise: float = 1.2,      # spread of an identity
     block: int = 128,        # queries at a time: 4*block*gallery bytes of distances, and as much again
-    rows: int = 65536,       # gallery images at a time
+    rows: int = 8192,        # gallery images at a time
     kinds: str = "flat ivf hnsw binary",  # indexes to build beside it; "" for none
     few: int = 300,          # queries that the indexes are searched for
     threads: int = 2,        # threads for everybody

@@ -11,7 +11,7 @@ __all__ = ['Labels', 'DISTANCES', 'gradient_with_graph', 'differentiable_once', 
 import inspect
 import operator
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -48,8 +48,7 @@ class _Once(torch.autograd.Function):
 # %% ../nbs/01_distances.ipynb #ac53a60e
 def _scaled(x):
     "(rows of x [N, D] with their largest coordinates in [1, 2), the powers of two [N, 1] that they were divided by); rows of zeros stay."
-    largest, least = x.detach().amax(1, keepdim=True), x.detach().amin(1, keepdim=True)      # much faster than the norm
-    size = _power_of_two(torch.maximum(largest, -least))
+    size = _power_of_two(torch.maximum(x.detach().amax(1, keepdim=True), -x.detach().amin(1, keepdim=True)))
     return x/size, size
 
 def _power_of_two(largest):
@@ -61,7 +60,7 @@ def _power_of_two(largest):
 def _size(x):
     "The power of two that brings the largest number of x [N, D] into [1, 2); 1 where there is none or it is not finite."
     if not x.numel(): return x.new_ones(())
-    size = _power_of_two(torch.linalg.vector_norm(x.detach(), torch.inf))
+    size = _power_of_two(torch.maximum(x.detach().amax(), -x.detach().amin()))
     return torch.where(size.isfinite(), size, 1)
 
 # %% ../nbs/01_distances.ipynb #a4fe830d
@@ -155,7 +154,9 @@ def as_pids(pids: Labels, rows: Tensor | None = None, name: str = "pids") -> Ten
 def _whole_numbers(values, name):
     "An array, a pandas column or a list as a tensor on the CPU."
     if hasattr(values, "__array__") and not hasattr(values, "filled"): values = values.__array__()
-    if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u"): values = values.tolist()      # a masked one is None
+    kind = getattr(getattr(values, "dtype", None), "kind", "")
+    if kind == "i" and type(values) is np.ndarray and values.ndim == 1: return torch.from_numpy(values.astype(np.int64))
+    if kind in ("i", "u"): values = values.tolist()      # a masked one is None
     if not isinstance(values, (list, tuple, range)) or any(isinstance(v, bool) for v in values): values = [None]
     try: return torch.tensor([operator.index(v) for v in values], dtype=torch.int64, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -184,6 +185,18 @@ class Distance(nn.Module):
         "Prepared embeddings [M, D] and [N, D] -> distances [M, N]."
         raise NotImplementedError
 
+    def order(self, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+        """What ranks as distances do, and costs less: numbers [M, N], and the function that makes distances of them.
+
+        That is a root here or, where the numbers are distances, None. Prepared embeddings, as `compare` takes them.
+        """
+        return self.compare(x, y), None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        "A subclass that compares in its own way does not inherit another's short cut."
+        super().__init_subclass__(**kwargs)
+        if "compare" in vars(cls) and "order" not in vars(cls): cls.order = Distance.order
+
     def penalty(self, x: Tensor) -> Tensor | None:
         "What a loss adds for embeddings x [N, D] because of this distance, a scalar; None: nothing."
         return None
@@ -207,6 +220,9 @@ class Euclidean(Distance):
 
     def compare(self, x: Tensor, y: Tensor) -> Tensor:
         return _Root.apply(_Products.apply(x, y, 2.0, -2.0)) if self.normalize else _lengths_apart(x, y)
+
+    def order(self, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+        return (_Products.apply(x, y, 2.0, -2.0), lambda squared: _Root.apply(squared.clone())) if self.normalize else super().order(x, y)
 
 def _lengths_apart(x, y):
     "Euclidean distances [M, N] of vectors of any length, divided by a power of two meanwhile: squares would over- or underflow."

@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 
 from reid_study.core import InputError
 from reid_study.distances import Cosine, Euclidean
-from reid_study.evaluation.retrieval import Protocol, _count, evaluate_retrieval
+from reid_study.evaluation.retrieval import (
+    Protocol, _count, _counts_by_row, _counts_together, _levels, _pairs, _tied, evaluate_retrieval)
 
 settings.register_profile("here", deadline=None, max_examples=200, derandomize=True)
 settings.load_profile("here")
@@ -156,12 +157,42 @@ def test_duplicating_the_queries_changes_no_mean(case):
     assert same(*(a and type(a)(**{**vars(a), **per_query}) for a in (run(case), doubled)), exact=False)
 
 
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=600), st.sets(st.integers(0, 6), min_size=1))
-def test_both_ways_of_counting(values, levels):
-    values, levels = np.array(values, np.float32), np.array(sorted(levels), np.float32)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.sets(st.integers(0, 6), min_size=1), st.sampled_from([1, 300]))
+def test_both_ways_of_counting_a_query(values, levels, many):
+    values, levels = np.array(values*many, np.float32), np.array(sorted(levels), np.float32)
     values = values[values <= levels[-1]]
-    closer, upto = _count(values, levels)
-    assert closer.tolist() == [(values < v).sum() for v in levels] and upto.tolist() == [(values <= v).sum() for v in levels]
+    below, upto = _count(values.copy(), levels, levels)
+    assert list(below) == [(values < v).sum() for v in levels] and list(upto) == [(values <= v).sum() for v in levels]
+
+
+@given(cases())
+def test_counting_together_is_counting_by_row(case):
+    "What a GPU does and what a CPU does, on the same numbers, of which some are infinite."
+    d = np.where(case["d"] == case["d"].max(), np.inf, np.where(case["d"] == case["d"].min(), -np.inf, case["d"]))
+    rows, (pairs, _) = torch.from_numpy(d), _pairs(case["q_pids"], case["g_pids"], case["q_cams"], case["g_cams"], case["own"])
+    matches, ignored = pairs(0, len(rows))
+    levels, number = _levels(rows, matches)
+    there = np.arange(levels.shape[1]) < number[:, None]
+    found = [count(rows, levels, levels, number, ignored)[:, there] for count in (_counts_by_row, _counts_together)]
+    assert np.array_equal(*found)
+
+
+def numbers_around(*centres, steps=40):
+    "All floats that are up to `steps` of them from some numbers."
+    at = [torch.tensor(centres).nextafter(torch.tensor(0.))]
+    for _ in range(steps): at.append(at[-1].nextafter(torch.tensor(9.)))
+    return torch.cat(at)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_squares_with_one_root_tie(dtype):
+    squares = numbers_around(1e-40, 1e-9, .5, 1., 1.7, 2., 3.99).to(dtype)
+    if dtype == torch.float64: squares = squares + torch.rand(squares.shape, dtype=dtype)*1e-15
+    squares = torch.cat([squares, squares.new_tensor([-1e-7, -0., 0., torch.inf])])
+    root = lambda x: x.clamp(min=0).sqrt()
+    low, high = _tied(squares, root)
+    d = root(squares)
+    assert torch.equal((squares < low[:, None]), d < d[:, None]) and torch.equal(squares <= high[:, None], d <= d[:, None])
 
 
 # ---- embeddings
@@ -186,6 +217,68 @@ def test_embeddings_against_sorting(distance, ap):
         found = [result.AP[i], result.INP[i], result.first_rank[i]]
         assert np.allclose(found, [expected[ap == "trapezoid"], *expected[2:4]], rtol=0, atol=1e-12)
     assert result.n_gallery == int((g_pids != -1).sum()) and result.cameras and not result.own_gallery
+
+
+def by_sorting(d, q_pids, g_pids, q_cams, g_cams, own):
+    "AP, INP and first rank of each query [Q, 3], expected under ties: each group's sums over its places, after a stable sort."
+    found = np.full((len(d), 3), np.nan)
+    for i, row in enumerate(np.asarray(d)):
+        same = g_pids == q_pids[i]
+        drop = (np.arange(len(row)) == i) & own if own else same & (g_cams == q_cams[i])
+        order = np.flatnonzero(~drop)
+        order = order[row[order].argsort(kind="stable")]
+        hits, level = same[order], row[order]
+        if not hits.any(): continue
+        AP, r, last = 0.0, 0, None
+        for start in np.flatnonzero(np.append(True, level[1:] != level[:-1])):
+            n = (level == level[start]).sum()
+            m = hits[start:start + n].sum()
+            if m and last is None: first = start + (n + 1)/(m + 1)
+            if m: last = sum(math.comb(x - 1, m - 1)/math.comb(n, m)/(start + x) for x in range(m, n + 1))
+            AP += sum(m/n*(r + 1 + (x - 1)*(m - 1)/max(n - 1, 1))/(start + x) for x in range(1, n + 1))
+            r += m
+        found[i] = AP/r, r*last, first
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", [Euclidean(), Cosine()])
+@pytest.mark.parametrize("cameras, own", [(4, False), (1, False), (4, True)])
+def test_duplicate_images_against_sorting(dtype, distance, cameras, own):
+    "Signs: products are whole numbers, so that equal images tie in any order of summing, and any size of block gives the same bits."
+    g = torch.Generator().manual_seed(cameras)
+    Q, G = 40, 40 if own else 250
+    x = (torch.randint(0, 2, (60, 32), generator=g)*2. - 1)[torch.randint(0, 60, (Q + G,), generator=g)].to(dtype)[:, ::2]     # strided
+    pids, cams = torch.randint(1, 8, (Q + G,), generator=g).numpy(), torch.randint(1, cameras + 1, (Q + G,), generator=g).numpy()
+    pids[:3] = 99, 100, 101                                         # nobody's
+    q, y, ids = x[:Q], x[Q:], [pids[:Q], pids[Q:], cams[:Q], cams[Q:]]
+    if own: y, ids = q, [pids[:Q], pids[:Q], None, None]
+    if cameras == 1: ids[2:] = cams[:Q], cams[Q:] + 1               # the gallery is of another camera, one
+    given = (q, None, pids[:Q], None) if own else (q, y, *ids)
+    results = [evaluate_retrieval(*given, distance=distance, block=b) for b in (None, 1, 7, 16, 1000)]
+    assert all(same(results[0], r) for r in results) and results[0].dropped >= 3
+    found = np.stack([results[0].AP, results[0].INP, results[0].first_rank], 1)
+    assert np.allclose(found, by_sorting(distance(q, y), *ids, own), rtol=0, atol=1e-12, equal_nan=True)
+
+
+def test_ranking_by_squares_is_ranking_by_distances():
+    "Distances between near-equal images, of which many have the same root: the same bits as from the distances themselves."
+    g = torch.Generator().manual_seed(0)
+    x = torch.ones(400, 8) + 3e-4*torch.randn(400, 8, generator=g)
+    pids, distance = torch.randint(1, 20, (400,), generator=g), Euclidean()
+    squares, root = distance.order(distance.prepare(x), distance.prepare(x))
+    assert len(root(squares).unique()) < len(squares.unique())
+    by_root = evaluate_retrieval(lambda start, stop: root(squares)[start:stop], None, pids, None)
+    assert same(by_root, evaluate_retrieval(lambda start, stop: distance(x)[start:stop], None, pids, None))
+    assert same(by_root, evaluate_retrieval(x, None, pids, None, block=400))
+
+
+def test_a_distance_of_ones_own_is_asked():
+    class Reverse(Euclidean):
+        def compare(self, x, y): return 2 - super().compare(x, y)
+    q, x, *ids = world()
+    reverse = evaluate_retrieval(lambda start, stop: 2 - Euclidean()(q[start:stop], x), None, *ids)
+    assert np.allclose(evaluate_retrieval(q, x, *ids, distance=Reverse()).AP, reverse.AP, rtol=0, atol=1e-6)
 
 
 def test_what_comes_in_as_what():

@@ -235,7 +235,7 @@ def _checked(about):
 
 # %% ../../nbs/64_evaluation.index.ipynb #7d837530
 def streamed(query: Embeddings | str | Path, gallery: Embeddings | str | Path, distance: str | Distance = "euclidean",
-             block: int = 65536) -> Callable[[int, int], Tensor]:
+             block: int = 8192) -> Callable[[int, int], Tensor]:
     """A function (start, stop) -> distances [stop - start, G] for `evaluate_retrieval`, of a gallery that is read `block` rows at a time.
 
     query [Q, D] and gallery [G, D]: as `Rows` takes them. distance: a `Distance` or its name.

@@ -116,33 +116,87 @@ def __repr__(self:Retrieval):
     return (f"mAP {self.mAP:.1%}  {ranks}  mINP {self.mINP:.1%}  ({len(self.AP) - self.dropped} queries, "
             f"{self.dropped} dropped, {self.n_gallery} in the gallery)")
 
-# %% ../../nbs/60_evaluation.retrieval.ipynb #33729ab7
-def _count(values, levels):
-    "How many `values` [n] are below, and at or below, each of the ascending `levels` [k], none above the last -> two arrays [k]."
-    if len(values) > 128*len(levels):      # a scan per level is then cheaper than a search per value
-        return (np.array([np.count_nonzero(values < level) for level in levels]),
-                np.array([np.count_nonzero(values <= level) for level in levels]))
-    place = levels.searchsorted(values)
-    equal = np.bincount(place[levels[place] == values], minlength=len(levels))
-    upto = np.bincount(place, minlength=len(levels)).cumsum()
-    return upto - equal, upto
-
 # %% ../../nbs/60_evaluation.retrieval.ipynb #b0f656e5
-def _groups(row, positives, ignored):
-    """One query's tie groups that hold a match, nearest first.
+def _levels(rows, matches):
+    "The numbers of each query's matches, ascending, filled up with infinity: [M, P]; and how many there are, an array [M]."
+    query, image = matches
+    number = np.bincount(query, minlength=len(rows))
+    place = np.arange(len(query)) - np.repeat(number.cumsum() - number, number)
+    levels = rows.new_full((len(rows), number.max(initial=1)), torch.inf)
+    query, image, place = (torch.as_tensor(at, device=rows.device) for at in (query, image, place))
+    levels[query, place] = rows[query, image]
+    return levels.sort(1).values, number
 
-    row: distances [N]; positives, ignored: gallery indices. Returns integer arrays with an entry per group: `closer`
-    (images before the group), `size` (images in it) and `relevant` (matches in it), none counting an ignored image.
+# %% ../../nbs/60_evaluation.retrieval.ipynb #28807658
+def _tied(levels, root):
+    """The least and the greatest numbers of which `root`, a square root that makes zero of what is below, makes what it makes of each level.
+
+    There are up to three, since roots of floats are half as many as floats: two steps from any of them reach the end.
     """
-    levels = np.sort(row[positives])
-    new = np.ones(len(levels), bool)
-    new[1:] = levels[1:] != levels[:-1]
-    levels, relevant = levels[new], np.bincount(new.cumsum() - 1)
-    closer, upto = _count(row[row <= levels[-1]], levels)
-    if len(ignored):
-        ignored = np.sort(row[ignored])
-        closer, upto = closer - ignored.searchsorted(levels), upto - ignored.searchsorted(levels, "right")
-    return closer, upto - closer, relevant
+    if root is None: return levels, levels
+    distance, ends = root(levels), []
+    for side in (-torch.inf, torch.inf):
+        end, side = levels, torch.full_like(levels, side)
+        for _ in range(2):
+            following = torch.nextafter(end, side)
+            end = torch.where(root(following) == distance, following, end)
+        ends.append(end)
+    return ends[0].masked_fill(distance == 0, -torch.inf), ends[1].where(distance > 0, 0)
+
+# %% ../../nbs/60_evaluation.retrieval.ipynb #ee15b242
+def _count(values, low, high):
+    "How many `values` [n] are below each of the ascending `low` [k], and at or below each of `high` [k]: two integer arrays [k]."
+    if len(values) > 256*len(low):      # to scan them for each is then cheaper than to sort them
+        return [np.count_nonzero(values < level) for level in low], [np.count_nonzero(values <= level) for level in high]
+    values.sort()
+    return values.searchsorted(low), values.searchsorted(high, "right")
+
+# %% ../../nbs/60_evaluation.retrieval.ipynb #b01aa346
+def _counts_by_row(rows, low, high, number, ignored):
+    """How many images of each row [M, N] are below, and at or below, each of its levels: two integer arrays [M, P].
+
+    A level is all from `low` to `high` [M, P], and each row has a `number` [M] of them. Pairs that are `ignored` do not count.
+    """
+    below, upto = counts = np.zeros((2, *low.shape), np.int64)
+    skipped = np.split(ignored[1], ignored[0].searchsorted(np.arange(1, len(rows))))
+    for i, (row, low, high, k, skip) in enumerate(zip(rows.numpy(), low.numpy(), high.numpy(), number.tolist(), skipped)):
+        if not k: continue
+        near = row <= high[k - 1]
+        near[skip] = False
+        below[i, :k], upto[i, :k] = _count(row[near.nonzero()[0]], low[:k], high[:k])
+    return counts
+
+# %% ../../nbs/60_evaluation.retrieval.ipynb #b7b2dd0d
+def _counts_together(rows, low, high, number, ignored):
+    "As `_counts_by_row`, on the device of `rows`."
+    number = torch.as_tensor(number, device=rows.device)[:, None]
+    near = rows <= high.gather(1, (number - 1).clamp(min=0)).masked_fill_(number == 0, -torch.inf)
+    near[tuple(torch.as_tensor(at, device=rows.device) for at in ignored)] = False
+    near = near.flatten().nonzero().squeeze(1)
+    edges, at = torch.stack([low.nextafter(low.new_tensor(-torch.inf)), high]).unique(return_inverse=True)
+    place = torch.searchsorted(edges, rows.take(near))
+    place += near.div_(rows.shape[1], rounding_mode="floor").mul_(len(edges))
+    found = torch.bincount(place, minlength=len(rows)*len(edges)).view(len(rows), -1).cumsum(1)
+    counts = found.gather(1, at.transpose(0, 1).flatten(1)).view(len(rows), 2, -1).transpose(0, 1)
+    return counts.masked_fill(torch.stack([low == -torch.inf, torch.zeros_like(low, dtype=torch.bool)]), 0).cpu().numpy()
+
+# %% ../../nbs/60_evaluation.retrieval.ipynb #392e8ce3
+def _groups(rows, matches, ignored, root=None):
+    """The tie groups that hold a match, query by query and nearest first.
+
+    rows: numbers [M, N] of which `root` makes distances (None: they are distances); matches, ignored: pairs of a row and an image, see
+    `_pairs`. Returns integer arrays: the groups of each row [M], and with an entry per group `closer` (images before the group), `size`
+    (images in it) and `relevant` (matches in it), none counting an ignored image.
+    """
+    levels, number = _levels(rows, matches)
+    count = _counts_together if rows.is_cuda else _counts_by_row
+    below, upto = count(rows, *_tied(levels, root), number, ignored)
+    distances = root(levels) if root else levels
+    valid = np.arange(levels.shape[1]) < number[:, None]
+    new = valid.copy()
+    new[:, 1:] &= (distances[:, 1:] != distances[:, :-1]).cpu().numpy()
+    relevant = np.diff(np.flatnonzero(new[valid]), append=number.sum())
+    return new.sum(1), below[new], (upto - below)[new], relevant
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #affe2080
 def _precision_sum(s, n, r, m, H):
@@ -168,14 +222,12 @@ def _inverse_last(s, n, m):
     return (chance/(s + x)).sum()
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #8bbb065e
-def _score(groups, protocol, H):
-    """Scores from the tie groups of some queries, a list of `_groups`, every one with a match.
+def _score(lengths, s, n, m, protocol, H):
+    """Scores from the tie groups of some queries, as `_groups` returns them, every query with a match.
 
-    Returns arrays over these queries: AP, INP, first rank, and the first group's (closer, size, relevant).
+    Returns arrays over these queries: AP, INP, first rank, and the first group's closer, size and relevant.
     """
-    lengths = np.array([len(g[0]) for g in groups])
-    s, n, m = (np.concatenate(part) for part in zip(*groups))
-    owner = np.repeat(np.arange(len(groups)), lengths)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
     last = lengths.cumsum() - 1
     first = last - lengths + 1
     total = np.add.reduceat(m, first)
@@ -187,7 +239,7 @@ def _score(groups, protocol, H):
     s1, n1, m1 = s[first], n[first], m[first]
     inverse = 1/(s[last] + n[last])
     for i in np.flatnonzero(m[last] < n[last]): inverse[i] = _inverse_last(s[last[i]], n[last[i]], m[last[i]])
-    return AP, total*inverse, s1 + (n1 + 1)/(m1 + 1), (s1, n1, m1)
+    return AP, total*inverse, s1 + (n1 + 1)/(m1 + 1), s1, n1, m1
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #88128192
 def _cmc(s, n, m, max_rank):
@@ -276,22 +328,28 @@ def as_embeddings(query: Embeddings, gallery: Embeddings | None = None) -> tuple
     return query, gallery
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #ca689e9a
-def _relevance(q_pids, g_pids, q_cams, g_cams, own):
-    "A function of a query's index: the gallery indices of its matches, and those of its identity that are ignored."
+def _pairs(q_pids, g_pids, q_cams, g_cams, own):
+    """A function of (start, stop), the pairs of one identity of these queries and the gallery, and the most that a query has.
+
+    The function returns integer arrays in the order of the queries: the query, counted from `start`, and the gallery image of each match,
+    and the same of each pair that is ignored.
+    """
     order = np.argsort(g_pids, kind="stable")
     ordered = g_pids[order]
     first, last = ordered.searchsorted(q_pids), ordered.searchsorted(q_pids, "right")
-    def relevance(i):
-        same = order[first[i]:last[i]]
-        ignored = np.zeros(len(same), bool)
-        if q_cams is not None: ignored |= g_cams[same] == q_cams[i]
-        if own: ignored |= same == i
-        return same[~ignored], same[ignored]
-    return relevance
+    def pairs(start, stop):
+        number = last[start:stop] - first[start:stop]
+        query = np.repeat(np.arange(stop - start), number)
+        image = order[np.arange(len(query)) + np.repeat(first[start:stop] - (number.cumsum() - number), number)]
+        ignored = np.zeros(len(query), bool)
+        if q_cams is not None: ignored |= g_cams[image] == q_cams[start + query]
+        if own: ignored |= image == start + query
+        return (query[~ignored], image[~ignored]), (query[ignored], image[ignored])
+    return pairs, int((last - first).max())
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #70f3657c
 def _from_embeddings(query, gallery, kept, distance):
-    "A function of (start, stop): distances of these queries to the kept gallery, which is prepared once."
+    "A function of (start, stop): what `Distance.order` says of these queries and the kept gallery, which is prepared once."
     if len(kept) < len(gallery): gallery = gallery[torch.as_tensor(kept, device=gallery.device)]
     dtype = torch.promote_types(query.dtype, gallery.dtype)
     with torch.autocast(gallery.device.type, enabled=False): prepared = distance.prepare(gallery.to(dtype))
@@ -299,23 +357,24 @@ def _from_embeddings(query, gallery, kept, distance):
         rows = query[start:stop].to(dtype)
         if stop - start == 1: rows = rows.expand(2, -1)    # one row takes another kernel, which rounds otherwise and breaks ties
         with torch.autocast(gallery.device.type, enabled=False):
-            return distance.compare(distance.prepare(rows), prepared)[:stop - start]
+            numbers, root = distance.order(distance.prepare(rows), prepared)
+        return numbers[:stop - start], root
     return blocks
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #21be9972
 def _from_function(function, n_gallery, kept):
-    "The caller's function of (start, stop), checked and without the columns of junk."
+    "As `_from_embeddings`, from the caller's function of (start, stop), checked and without the columns of junk: distances and no root."
     def blocks(start, stop):
         block = as_tensor(function(start, stop), f"distances of queries {start} to {stop}")
         if list(block.shape) != [stop - start, n_gallery]:
             raise InputError(f"distances of queries {start} to {stop} are of shape {list(block.shape)}, not "
                              f"{[stop - start, n_gallery]}; return a row a query and a column a gallery image")
-        return block if len(kept) == n_gallery else block[:, torch.as_tensor(kept, device=block.device)]
+        return block if len(kept) == n_gallery else block[:, torch.as_tensor(kept, device=block.device)], None
     return blocks
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #47d0fb2e
 def _distances(query, gallery, q_pids, g_pids, own, kept, distance):
-    "A function of (start, stop) giving distances to the kept gallery, and a name for it."
+    "A function of (start, stop), `_from_embeddings` or `_from_function`, and a name for its distances."
     if callable(query):
         if gallery is not None: raise InputError("query is a function giving distances; pass gallery=None")
         shape = tuple(getattr(query, "shape", (len(q_pids), len(g_pids))))
@@ -333,33 +392,44 @@ def _distances(query, gallery, q_pids, g_pids, own, kept, distance):
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #334d5fce
 def _rows(blocks, start, stop, kept, infinite=False):
-    "A block of distances as an array of floats [stop - start, kept], without NaN and, unless they may be `infinite`, without infinity."
-    block = blocks(start, stop)
-    if block.is_complex(): raise InputError(f"distances of queries {start} to {stop} are {block.dtype}; give real ones")
-    if block.dtype not in (torch.float32, torch.float64): block = block.float() if block.is_floating_point() else block.double()
-    rows = block.cpu().numpy()
-    with np.errstate(over="ignore", invalid="ignore"): total = rows.sum()      # finite only if all are
-    if not np.isfinite(total) and len(bad := np.argwhere(np.isnan(rows) if infinite else ~np.isfinite(rows))):
-        i, j = bad[0]
+    "A block of numbers as floats [stop - start, kept], without NaN and, unless they may be `infinite`, without infinity; and their root."
+    rows, root = blocks(start, stop)
+    if rows.is_complex(): raise InputError(f"distances of queries {start} to {stop} are {rows.dtype}; give real ones")
+    if rows.dtype not in (torch.float32, torch.float64): rows = rows.float() if rows.is_floating_point() else rows.double()
+    if not rows.sum().isfinite() and len(bad := (rows.isnan() if infinite else ~rows.isfinite()).nonzero()):      # finite only if all are
+        i, j = bad[0].tolist()
         raise InputError(f"the distance of query {start + i} to gallery image {kept[j]} is {rows[i, j]}; look at the distance's settings, "
                          "or normalise the embeddings")
-    return rows
+    return rows, root
+
+# %% ../../nbs/60_evaluation.retrieval.ipynb #21537da8
+def _parts(blocks, n_queries, block, kept, most, infinite):
+    """Each block, checked: (first query, numbers [M, N], root).
+
+    A GPU gets a part of it at a time, so that the histograms of M queries with `most` matches, see `_counts_together`, have room.
+    """
+    for start in range(0, n_queries, block):
+        rows, root = _rows(blocks, start, min(start + block, n_queries), kept, infinite)
+        many = int((2**26/(2*most + 1))**.5) + 1 if rows.is_cuda else len(rows)
+        parts = list(rows.split(many))
+        del rows                        # a block goes before the next one comes
+        while parts: yield start, parts.pop(0), root; start += many
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #c8eead8e
-def _evaluate(blocks, n_queries, n_gallery, relevance, protocol, block, kept, infinite=False):
+def _evaluate(blocks, n_queries, pairs, most, protocol, block, kept, infinite=False):
     "The scores of all queries, block by block: a dictionary of the fields of `Retrieval` that depend on distances."
-    H = np.append(0, np.cumsum(1/np.arange(1.0, n_gallery + 2)))
+    H = np.append(0, np.cumsum(1/np.arange(1.0, len(kept) + 2)))
     AP, INP, first_rank = np.full((3, n_queries), np.nan)
     closer, size, relevant, matches = np.zeros((4, n_queries), np.int64)
-    for start in range(0, n_queries, block):
-        stop = min(start + block, n_queries)
-        rows, groups, valid = _rows(blocks, start, stop, kept, infinite), [], []
-        for i in range(start, stop):
-            positives, ignored = relevance(i)
-            if not len(positives): continue
-            groups.append(_groups(rows[i - start], positives, ignored))
-            valid.append(i); matches[i] = len(positives)
-        if valid: AP[valid], INP[valid], first_rank[valid], (closer[valid], size[valid], relevant[valid]) = _score(groups, protocol, H)
+    for start, rows, root in _parts(blocks, n_queries, block, kept, most, infinite):
+        matching, ignored = pairs(start, start + len(rows))
+        if not len(matching[0]): continue
+        lengths, *groups = _groups(rows, matching, ignored, root)
+        valid = start + np.flatnonzero(lengths)
+        matches[start:start + len(rows)] = np.bincount(matching[0], minlength=len(rows))
+        scores = _score(lengths[lengths > 0], *groups, protocol, H)
+        AP[valid], INP[valid], first_rank[valid], closer[valid], size[valid], relevant[valid] = scores
+        del rows
     valid = matches > 0
     if not valid.any():
         raise InputError(f"none of the {n_queries} queries has a match in the gallery under this protocol; check that the pids of "
@@ -383,7 +453,7 @@ def evaluate_retrieval(query: Embeddings | Callable[[int, int], Embeddings], gal
     query_pids, gallery_pids, query_camids, gallery_camids: whole numbers, one per image. Without camids no
         image is junk for its camera (ordinary metric learning).
     distance: a `Distance` or its name; used in evaluation mode. protocol: the rules. block: queries at a
-        time; memory grows with block*G, never with Q*G (None: about four million distances).
+        time; memory grows with block*G, never with Q*G (None: about eight million distances, and at least 128 queries).
 
     Raises `InputError` for lengths, shapes or types that do not fit, for NaN and infinity, for a query with the junk or
     distractor pid, and when no query has a match.
@@ -391,15 +461,15 @@ def evaluate_retrieval(query: Embeddings | Callable[[int, int], Embeddings], gal
     q_pids, g_pids, q_cams, g_cams, own = _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol)
     kept = np.flatnonzero(g_pids != protocol.junk_pid) if protocol.junk_pid is not None else np.arange(len(g_pids))
     if not len(kept): raise InputError(f"every gallery image has the junk pid {protocol.junk_pid}; check gallery_pids")
-    block = max(16, 2**22//len(kept)) if block is None else check_number("block", block, least=1, whole=True)
+    block = max(128, 8_000_000//len(kept)) if block is None else check_number("block", block, least=1, whole=True)
     by_camera = q_cams is not None and protocol.same_camera == "junk"
-    relevance = _relevance(q_pids, g_pids[kept], q_cams if by_camera else None, g_cams[kept] if by_camera else None, own)
+    pairs, most = _pairs(q_pids, g_pids[kept], q_cams if by_camera else None, g_cams[kept] if by_camera else None, own)
     distance = get_distance(distance)
     training = distance.training
     try:
         with torch.no_grad():
             blocks, name = _distances(query, gallery, q_pids, g_pids, own, kept, distance.eval())
-            scores = _evaluate(blocks, len(q_pids), len(kept), relevance, protocol, block, kept, infinite=callable(query))
+            scores = _evaluate(blocks, len(q_pids), pairs, most, protocol, block, kept, infinite=callable(query))
     finally: distance.train(training)
     return Retrieval(**scores, query_pids=q_pids, n_gallery=len(kept), cameras=q_cams is not None, own_gallery=own,
                      distance=name, protocol=protocol)
