@@ -11,7 +11,7 @@ __all__ = ['Labels', 'DISTANCES', 'gradient_with_graph', 'differentiable_once', 
 import inspect
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -192,11 +192,6 @@ class Distance(nn.Module):
         """
         return self.compare(x, y), None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        "A subclass that compares in its own way does not inherit another's short cut."
-        super().__init_subclass__(**kwargs)
-        if "compare" in vars(cls) and "order" not in vars(cls): cls.order = Distance.order
-
     def penalty(self, x: Tensor) -> Tensor | None:
         "What a loss adds for embeddings x [N, D] because of this distance, a scalar; None: nothing."
         return None
@@ -222,7 +217,8 @@ class Euclidean(Distance):
         return _Root.apply(_Products.apply(x, y, 2.0, -2.0)) if self.normalize else _lengths_apart(x, y)
 
     def order(self, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
-        return (_Products.apply(x, y, 2.0, -2.0), lambda squared: _Root.apply(squared.clone())) if self.normalize else super().order(x, y)
+        if not self.normalize or type(self).compare is not Euclidean.compare: return super().order(x, y)
+        return _Products.apply(x, y, 2.0, -2.0), lambda squared: _Root.apply(squared.clone())
 
 def _lengths_apart(x, y):
     "Euclidean distances [M, N] of vectors of any length, divided by a power of two meanwhile: squares would over- or underflow."

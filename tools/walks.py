@@ -40,7 +40,7 @@ WALKS = {
         "pip install 'WHEEL[study]'",
         "reid-study run triplet",
         "reid-study study studies/embedded.yaml --results published"]),
-    "A practitioner brings photographs": ("`people.py` draws people and puts them where photographs would be: `photos/PERSON/CAMERA/*.jpg`.", [
+    "A practitioner brings photographs": ("`people.py` draws people where photographs would be, in `photos/PERSON/CAMERA`.", [
         "python people.py",
         "reid-study weights",
         "reid-study run identity+triplet --dataset photos --set backbone=mobilenet_v2 weights=data/weights/mobilenet_v2.safetensors",
@@ -49,7 +49,8 @@ WALKS = {
         "reid-study search embedder photos photos"]),
     "A researcher ablates a margin": ("", [
         "reid-study ablate triplet --over triplet.margin=0.1,0.3,0.5 --seeds 0,1,2",
-        "papermill TEMPLATES/recipe.ipynb out.ipynb -p recipe triplet -p changes '{\"triplet.margin\": 0.5}' -p seeds '[0, 1]' --log-level WARNING"]),
+        "papermill TEMPLATES/recipe.ipynb out.ipynb -p recipe triplet -p changes '{\"triplet.margin\": 0.5}' -p seeds '[0, 1]' "
+        "--log-level WARNING"]),
 }
 MOST = 24     # lines that are shown of what a command prints
 

@@ -129,7 +129,7 @@ def _levels(rows, matches):
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #28807658
 def _tied(levels, root):
-    """The least and the greatest numbers of which `root`, a square root that makes zero of what is below, makes what it makes of each level.
+    """The least and the greatest numbers of which `root` makes what it makes of each level; a square root, with zero for what is below.
 
     There are up to three, since roots of floats are half as many as floats: two steps from any of them reach the end.
     """

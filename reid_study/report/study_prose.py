@@ -142,8 +142,8 @@ freedom, because Satterthwaite's are too generous so far out in the tails), and 
 5 %, or the least that so few seeds can reach ({seeds} seeds reach {least:.4g}, where all have the same sign, and no less). Of the rest
 it is *negligible* when the interval lies within the margin on both sides and an equivalence test holds after Holm's correction over all
 of these; else it is *undecided*. A claim with two parts has the verdict of the worse one. *Not testable* are hypotheses with fewer than
-{seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under {fails} times that of
-a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), and
+{seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under {fails} times that
+of a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), and
 those about something that happened in no run."""
 
 def rule(found: pd.DataFrame) -> str:
