@@ -18,7 +18,7 @@ from reid_study.cli import main
 from reid_study.core import InputError
 from reid_study.data.datasets import read_dataset
 from reid_study.data.people import few_people
-from reid_study.study.config import is_test, make_config, run_id
+from reid_study.study.config import is_test, make_config
 from reid_study.study.endpoints import failed
 from reid_study.study.results import read_results
 from reid_study.study.run import make_run, make_runs, open_data, partial_folder, place, read_run
@@ -158,9 +158,10 @@ def test_a_training_that_diverges_is_a_failed_run_of_its_study(data, tmp_path):
 def test_a_failing_run_is_reported_and_others_are_kept(data, tmp_path):
     (tmp_path/"bad.yaml").write_text(yaml.safe_dump({"title": "One is broken", "dataset": "people", "protocol": SMALL, "arms": {
         "main": {"recipes": ["triplet"], "seeds": 1}, "other": {"recipes": ["identity"], "seeds": 1}}}))
-    (tmp_path/"runs"/"run").mkdir(parents=True)
-    (tmp_path/"runs"/"run"/run_id(make_config("people", "triplet", 0, **SMALL))).mkdir()      # an empty folder, where a run should be
-    with pytest.raises(RuntimeError, match="triplet seed 0.*ipynb"):
+    (_, _, config), = arm_configs(read_study(tmp_path/"bad.yaml"), "main", "triplet", None)
+    (part := partial_folder(config, tmp_path/"runs")).mkdir(parents=True)
+    (part/"images.json").write_text(json.dumps({"data": "0"*12}))      # begun with other images
+    with pytest.raises(RuntimeError, match="triplet seed 0.*other images.*ipynb"):
         run_study(tmp_path/"bad.yaml", data, tmp_path/"runs", tmp_path/"out", device="cpu")
     kept, = (tmp_path/"runs"/"run").glob("[!.]*")
     pages = [page.name for page in (tmp_path/"out").rglob("*.html")]
