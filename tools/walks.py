@@ -50,7 +50,7 @@ WALKS = {
     "A researcher ablates a margin": ("", [
         "reid-study ablate triplet --over triplet.margin=0.1,0.3,0.5 --seeds 0,1,2",
         "papermill TEMPLATES/recipe.ipynb out.ipynb -p recipe triplet -p changes '{\"triplet.margin\": 0.5}' -p seeds '[0, 1]' "
-        "--log-level WARNING"]),
+        "--log-level WARNING --no-progress-bar"]),
 }
 MOST = 24     # lines that are shown of what a command prints
 
@@ -99,6 +99,6 @@ def main(python: str = sys.executable,     # The Python interpreter to walk with
 
 What four new users type and see: each in an empty folder and a fresh environment with the newest packages that the bounds in settings.ini
 allow, without the pinned versions. `python tools/walks.py --write` made this page, with Python {version} on {os.cpu_count()} cores
-({platform.machine()}, no GPU); seconds are those of that machine, which did other work at the same time.
+({platform.machine()}, no GPU); the seconds are those of that machine.
 """
     if write: (ROOT/"docs"/"walks.md").write_text(f"{head}\n{text}")
