@@ -27,6 +27,7 @@ from .core import InputError, LeftOut, import_all, lookup, printable, shown
 if TYPE_CHECKING:
     from reid_study.inference.export import ImageEmbedder
     from reid_study.inference.folders import Embedded
+    from reid_study.study.run import Run
 
 # %% ../nbs/95_cli.ipynb #4d514398
 def parse_changes(text: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -92,10 +93,9 @@ def weights(data: str = "data",  # Folder that holds the datasets; the weights g
     print(f"{path}\nstart from them with: reid-study run RECIPE --set backbone=mobilenet_v2 weights={path}")
 
 # %% ../nbs/95_cli.ipynb #df046f1b
-def summary(folder: str | Path) -> str:
+def summary(run: "Run") -> str:
     "A finished run in a line: its folder and its scores."
-    from reid_study.study.run import read_run
-    m = read_run(folder).metrics
+    folder, m = run.folder, run.metrics
     if "mAP" not in m: return f"{folder}: trained on all {m['train_classes']} identities"
     return f"{folder}: mAP {m['mAP']:.1%}, rank-1 {m['cmc'][0]:.1%}, mINP {m['mINP']:.1%} on {m['queries'] - m['dropped']} queries"
 
@@ -146,8 +146,8 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
         folder = run_over_ranks(config, data, runs, shard)
     else: folder = make_run(config, data, runs, device, log=log)
     if not is_first_process(): return
-    print(summary(folder))
-    if told := read_run(folder).metrics.get("diverged"): raise InputError(told)
+    print(summary(made := read_run(folder)))
+    if told := made.metrics.get("diverged"): raise InputError(told)
 
 # %% ../nbs/95_cli.ipynb #fc5bfc09
 def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/embedded.yaml",
