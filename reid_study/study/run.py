@@ -479,7 +479,7 @@ def _check_queries(table, metrics):
         raise InputError(f"the mean AP of its queries is {found:.6f}, and metrics.json says mAP={metrics['mAP']:.6f}")
 
 def _check_epochs(table, epochs, diverged=False):
-    "Raise `InputError` for a history that is not of these epochs, the last of which may lack if it diverged, or with impossible numbers."
+    "Raise `InputError` for a history that is not of these epochs (one that diverged may end early), or with impossible numbers."
     if table.epoch.tolist() != [*range(1, (len(table) if diverged else epochs) + 1)] or len(table) > epochs:
         raise InputError(f"it does not have the epochs 1 to {epochs}")
     check_columns(table, [], table.columns)
