@@ -30,6 +30,7 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -325,3 +326,6 @@ def extra(name: str, *packages: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as e:
         raise MissingExtra(f"{e.name} is not installed; install it with: pip install 'reid_study[{name}]'", name=e.name) from None
+
+# %% ../nbs/00_core.ipynb #45b0abb0
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)

@@ -1,6 +1,7 @@
 """What holds for every registered loss: light imports, refused input, PML's call shape, precision, degenerate batches, training."""
 import importlib
 import inspect
+import os
 import pkgutil
 import subprocess
 import sys
@@ -104,6 +105,13 @@ reid_study.losses.ContrastiveLoss
 assert "reid_study.losses.contrastive" in sys.modules and "reid_study.losses.circle" not in sys.modules"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_imports_warn_of_nothing():
+    code = "import reid_study.training.learner, reid_study.study.workflow, reid_study.report.html, reid_study.inference.export"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("module", [*MODULES, "reid_study.distances"])
