@@ -68,7 +68,7 @@ class Rows:
 KINDS = {"flat": {}, "disk": {}, "binary": {},      # kind -> its settings with their defaults
          "ivf": {"nlist": 0, "nprobe": 16, "store": "float32"},
          "hnsw": {"links": 32, "ef_construction": 80, "ef_search": 64, "store": "float32"}}
-STORES = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}
+STORES = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "pq": "PQ"}
 SEARCHING = {"ivf": ("nprobe",), "hnsw": ("ef_search",)}    # settings that a search may change
 
 # %% ../../nbs/64_evaluation.index.ipynb #51288fd9
@@ -78,7 +78,7 @@ def _settings(kind, given, known):
     checked = dict(known)
     for name, value in given.items():
         if name not in known: raise InputError(f"the index {kind} has no setting {name!r} here; it has: {', '.join(known) or 'none'}")
-        if name == "store": checked[name] = lookup(value, {store: store for store in STORES}, "store")
+        if name == "store": checked[name] = lookup(value, {store: store for store in STORES if kind == "ivf" or store != "pq"}, "store")
         else: checked[name] = int(check_number(name, value, least={"nlist": 0, "links": 2}.get(name, 1), most=2**20, whole=True))
     return checked
 
@@ -94,9 +94,13 @@ def _empty(kind, width, normalize, s):
     faiss = _faiss()
     if kind == "binary": return faiss.IndexBinaryFlat(8*math.ceil(width/8))
     store = STORES.get(s.get("store"))
+    if store == "PQ":
+        if width % 8: raise InputError(f"store: pq writes a byte for eight numbers, and embeddings are {width} wide; use int8")
+        store = f"PQ{width//8}"
     what = {"flat": "Flat", "ivf": f"IVF{s.get('nlist')},{store}", "hnsw": f"HNSW{s.get('links')},{store}"}[kind]
     index = faiss.index_factory(width, what, faiss.METRIC_INNER_PRODUCT if normalize else faiss.METRIC_L2)
     if kind == "hnsw": index.hnsw.efConstruction = s["ef_construction"]
+    if s.get("store") == "pq": index.pq.cp.min_points_per_centroid = 1     # it would print a warning
     return index
 
 # %% ../../nbs/64_evaluation.index.ipynb #880547a4
@@ -177,6 +181,8 @@ def make_index(embeddings: Embeddings | str | Path, kind: str = "flat", normaliz
     if settings.get("nlist") == 0: settings["nlist"] = max(1, min(int(4*len(rows)**.5), len(rows)//39))
     if settings.get("nlist", 1) > len(rows):
         raise InputError(f"nlist={settings['nlist']} cells cannot be made of {len(rows)} embeddings; choose fewer")
+    if settings.get("store") == "pq" and len(rows) < 256:
+        raise InputError(f"store: pq needs at least 256 embeddings, and there are {len(rows)}; use int8")
     if kind == "disk": return Index(kind, rows.shape[1], normalize, settings, _OnDisk(rows, normalize))
     index = _empty(kind, rows.shape[1], normalize, settings)
     if not index.is_trained:
@@ -204,16 +210,19 @@ def _hash(path):
 # %% ../../nbs/64_evaluation.index.ipynb #514fd619
 _MADE_AGAIN = "make the index again and save it elsewhere"
 
-def load_index(path: str | Path) -> Index:
-    "Read an `Index` that was saved. `InputError` for a folder or file that is missing, damaged or of another kind."
+def load_index(path: str | Path, on_disk: bool = False) -> Index:
+    """Read an `Index` that was saved. on_disk: of `ivf`, leave the cells in the file, which may be larger than memory, and read
+    those that a search visits. `InputError` for a folder or file that is missing, damaged or of another kind."""
     path = Path(path)
     about = read_json(path/"index.json", _MADE_AGAIN)
     try: about["settings"] = _checked(about)
     except InputError as e: raise InputError(f"{path}/index.json does not describe an index ({e}); {_MADE_AGAIN}") from None
     if _hash(regular_file(path/"index.faiss", _MADE_AGAIN)) != about.pop("sha256"):
         raise InputError(f"{path}/index.faiss is damaged: it is not what was written; {_MADE_AGAIN}")
+    if on_disk and about["kind"] != "ivf": raise InputError(f"{path}: of an index {about['kind']} nothing stays on disk; choose ivf")
     faiss = _faiss()
-    try: index = (faiss.read_index_binary if about["kind"] == "binary" else faiss.read_index)(str(path/"index.faiss"))
+    read = faiss.read_index_binary if about["kind"] == "binary" else faiss.read_index
+    try: index = read(str(path/"index.faiss"), faiss.IO_FLAG_MMAP*on_disk)
     except RuntimeError: raise InputError(f"{path}/index.faiss is no index of the kind {about['kind']}; {_MADE_AGAIN}") from None
     wanted = _empty(about["kind"], about["width"], about["normalize"], about["settings"])
     same = all(getattr(index, name, None) == getattr(wanted, name, None) for name in ("d", "code_size", "metric_type", "nlist"))
