@@ -54,6 +54,8 @@ benchmark: $(READY)  ## what must be fast; peers are optional
 	$(BIN)/python benchmarks/gallery.py
 	$(BIN)/python benchmarks/embedding.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/study_cost.py
 
 clean:  ## remove the virtual environment
 	rm -rf .venv

@@ -228,6 +228,7 @@ def load_index(path: str | Path, on_disk: bool = False) -> Index:
     same = all(getattr(index, name, None) == getattr(wanted, name, None) for name in ("d", "code_size", "metric_type", "nlist"))
     if not (same and (isinstance(wanted, type(index)) or isinstance(index, type(wanted)))):
         raise InputError(f"{path}/index.faiss is not the index that index.json describes; {_MADE_AGAIN}")
+    if on_disk: faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0     # threads begun for a query cost more than they save
     return Index(**about, index=index)
 
 def _checked(about):
