@@ -79,17 +79,18 @@ def _fresh(name, classes, seconds, setting, exact_memory):
 @call_parse
 def main(
     out: str = None,             # write the table here as JSON
-    classes: str = "50,751,10000,100000,1000000",   # identities
+    classes: str = "50,751,10000,100000,1000000,10000000",   # identities
     images: int = 64,            # images in a batch
     dim: int = 256,              # embedding width
     k: int = 4,                  # images of an identity
     threads: int = 1,            # threads for everybody
     rounds: int = 3,             # processes per time up to 100,000 identities, above it 1; the table gives medians
+    gigabytes: float = 12,       # a contestant that would take more, judged by the last size, is left out
 ):
     "Measure in turns and print a table of medians."
-    setting, table = dict(images=images, dim=dim, k=k, threads=threads), []
+    setting, table, an_identity = dict(images=images, dim=dim, k=k, threads=threads), [], {}
     for size in map(int, classes.split(",")):
-        names = [n for n, (_, least, _) in CONTESTANTS.items() if size >= least]
+        names = [n for n, (_, least, _) in CONTESTANTS.items() if size >= least and an_identity.get(n, 0)*size <= 1024*gigabytes]
         times = {n: [] for n in names}
         for _ in range(rounds if size <= 100_000 else 1):
             for n in names: times[n].append(_fresh(n, size, 0.5, setting, False))
@@ -99,6 +100,7 @@ def main(
                      cpu=float(np.median(cpus)), fastest=min(cpus), slowest=max(cpus),
                      seconds=float(np.median([t["seconds"] for t in times[n]])), megabytes=_fresh(n, size, 0, setting, True)["megabytes"])
             table.append(r)
+            an_identity[n] = r["megabytes"]/size
             print(f"{size:9,} {n:32}{1e3*r['cpu']:10.2f} ms CPU {r['megabytes']:9.1f} MB", flush=True)
         found = dict(setting=setting | dict(shard=SHARD, torch=torch.__version__), table=table)
         if out: Path(out).write_text(json.dumps(found, indent=1) + "\n")
