@@ -496,7 +496,7 @@ PHOTOGRAPHS = [
           lambda t: set(t.split[t.person == "e"]) == {"train"}, "trains, and a warning says so",
           "1 of 5 people, as 'e'", "one camera only"),
     album("photographs beside the folders of persons", lambda f: persons(f, "z.jpg", "notes.txt"), lambda t: len(t) == 16,
-          "are left out, and a warning says so", "left out: 2 files or folders"),
+          "are left out, and a warning says so", "2 files or folders left out"),
     album("photographs in a person's folder beside those of cameras", lambda f: persons(f, "a/1.jpg"), lambda t: t.camid.nunique() == 3,
           "count as of one camera more, and a warning says so", "1 image without a camera"),
     album("persons and cameras with names of all kinds",

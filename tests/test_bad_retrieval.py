@@ -186,7 +186,7 @@ CASES = [
          refused=("mAP", "train")),
     # ---- splits
     Case("a table with a pid that is missing, to hold people out of", lambda _: hold_out(changed(TABLE, "pid", None), 1),
-         refused=("1 rows", "pid")),
+         refused=("1 row ", "pid")),
     Case("1.5 identities to hold out", lambda _: hold_out(TABLE, 1.5), refused=("identities=1.5", "whole")),
     Case("a seed of −1 for a split", lambda _: thin(TABLE, 1, seed=-1), refused=("seed=-1", "at least 0")),
 ]
