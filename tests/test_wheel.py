@@ -80,6 +80,14 @@ def test_a_wheel_needs_few_packages(wheel):
     assert extras == {line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
 
 
+def test_training_and_export_need_no_package_of_studies():
+    code = """import sys
+for name in ("execnb", "ipykernel", "nbconvert", "optuna", "papermill", "seaborn", "snakemake", "statsmodels"): sys.modules[name] = None
+import reid_study.inference.card, reid_study.inference.evaluate, reid_study.inference.export, reid_study.training.learner"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_recipe_is_trained_without_the_clone(installed, empty):
     changes = "backbone=tiny height=32 width=16 validation=4 p=4 k=2 epochs=1 steps=1".split()
     assert "mAP" in reid_study(installed, empty, "run", "triplet", "--device", "cpu", "--set", *changes)
