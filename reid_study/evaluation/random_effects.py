@@ -33,7 +33,7 @@ def draw_ap(n: int, counts: np.ndarray, seeds: int, gap: float, ease: float, see
     I, Q = len(counts), counts.sum()
     person = PERSON_SD*normal(n, 1, 1, I) + identity_sd*normal(n, 2, 1, I) + both_sd*normal(n, 2, seeds, I)
     luck = _standard(seed_law, seed_law.rvs((n, 2, seeds, 1), random_state=rng))*np.reshape(seed_sd, (-1, 1, 1)).astype(np.float32)
-    better = np.float32([ease + gap/2, ease - gap/2]).reshape(2, 1, 1)
+    better = np.array([ease + gap/2, ease - gap/2], np.float32).reshape(2, 1, 1)
     x = np.repeat(person + luck + better, counts, -1) + IMAGE_SD*normal(n, 1, 1, Q)
     x += NOISE_SD*normal(n, 2, seeds, Q)
     return special.expit(x, out=x)

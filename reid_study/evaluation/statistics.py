@@ -226,8 +226,8 @@ def unpaired_difference(a: pd.DataFrame, b: pd.DataFrame, value: str = "AP", lev
     shared = sorted(_shared_seeds(a, b))
     if shared: raise InputError(f"the two tables share seeds ({', '.join(map(str, shared))}), which pairs them; use paired_difference")
     means, w = _means({"the first table": a, "the second table": b}, value)
-    groups = [_matrix(means.loc[name], w)[0] for name in ("the first table", "the second table")]
-    return _t_interval(*unpaired_estimate(*groups, w.to_numpy()), level, min(map(len, groups)))
+    first, second = (_matrix(means.loc[name], w)[0] for name in ("the first table", "the second table"))
+    return _t_interval(*unpaired_estimate(first, second, w.to_numpy()), level, min(len(first), len(second)))
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #2d36245b
 def _halves(n, most):

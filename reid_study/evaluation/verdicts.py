@@ -32,7 +32,7 @@ def p_value(interval: Interval, null: float = 0.0, alternative: str = "two-sided
     return lookup(alternative, {"two-sided": min(2*min(upper, lower), 1.0), "greater": upper, "less": lower}, "alternative")
 
 # %% ../../nbs/63a_evaluation.verdicts.ipynb #6fdd4562
-def cautious_tails(t: np.ndarray, share: np.ndarray, df_few: float, df_many: float) -> np.ndarray:
+def cautious_tails(t: np.ndarray | float, share: np.ndarray | float, df_few: float, df_many: float) -> np.ndarray:
     """Two-sided p-values of |t|, arrays: the p at which the mean of both t quantiles, weighted with `share` and the rest, is |t|.
 
     share: of the variance that has `df_few` degrees of freedom; the rest of it has `df_many`.
