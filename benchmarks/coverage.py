@@ -19,7 +19,8 @@ import scipy
 from fastcore.script import call_parse
 from scipy import stats
 
-from reid_study.evaluation.statistics import BOTH_SDS, SEED_SDS, rank_correlation, simulate, simulate_families
+from reid_study.evaluation.coverage import BOTH_SDS, SEED_SDS, simulate, simulate_families
+from reid_study.evaluation.shares import rank_correlation
 
 KINDS = {   # what is compared
     "two recipes, paired seeds": dict(),

@@ -246,7 +246,7 @@ def embed(embedder: str,                    # Folder of an exported embedder
     from reid_study.inference.folders import embed_folder
     table, embeddings = embed_folder(open_embedder(embedder, device), folder, batch, out)
     skipped = len(table.attrs["skipped"])
-    print(f"{out}: {counted(len(table), 'image')}, {embeddings.shape[1]} coordinates each" + (f"; {skipped} could not be read" if skipped else ""))
+    print(f"{out}: {counted(len(table), 'image')}, {embeddings.shape[1]} coordinates each" + f"; {skipped} could not be read"*bool(skipped))
 
 # %% ../nbs/95_cli.ipynb #aeff715e
 def images_in(embedder: "ImageEmbedder", place: str | Path, batch: int = 64) -> "Embedded":

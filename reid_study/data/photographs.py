@@ -109,7 +109,8 @@ def _places(file, given):
         raise InputError(f"{file}: {shown(outside[0])} lies outside of the table's folder; move the table above it, or write absolute "
                          "paths")
     if len(twice := np.flatnonzero(pd.Series(names).duplicated())):
-        raise InputError(f"{file}: row {twice[0] + 1} repeats {shown(names[twice[0]])}, and {counted(len(twice), 'row')} in all repeat others; leave them out")
+        raise InputError(f"{file}: row {twice[0] + 1} repeats {shown(names[twice[0]])}, the first of "
+                         f"{counted(len(twice), 'repeated row')}; leave such rows out")
     files = [os.path.join(file.parent, name) for name in names]
     for path in files: regular_file(path, f"it stands in {file}: put it there, or leave its row out")
     return files, names
@@ -143,8 +144,8 @@ def _check_split(root, table):
     "Raise `InputError` for people on both sides of a split; say which queries have no match."
     train, asked, there = (table[table.split == split] for split in SPLITS)
     if both := sorted(set(train.person) & (set(asked.person) | set(there.person))):
-        raise InputError(f"{root}: {counted(len(both), 'person', 'people')} in train and in query or gallery, as {shown(both[0])}; give each one "
-                         "split")
+        raise InputError(f"{root}: {counted(len(both), 'person', 'people')} in train and in query or gallery, as {shown(both[0])}; "
+                         "give each one split")
     pairs = asked[["pid", "camid"]].merge(there[["pid", "camid"]], on="pid", suffixes=("", "_there"))
     if table.camid.nunique() > 1: pairs = pairs[pairs.camid != pairs.camid_there]
     if n := int((~pd.MultiIndex.from_frame(asked[["pid", "camid"]]).isin(pd.MultiIndex.from_frame(pairs[["pid", "camid"]]))).sum()):

@@ -65,8 +65,9 @@ def hold_out(table: pd.DataFrame, identities: int, seed: int = 0) -> pd.DataFram
     eligible, people = searchable(train, twice=True), train.pid.nunique()
     if not 0 < identities <= len(eligible) or identities >= people:
         most, how = min(len(eligible), people - 1), "matched" + " across cameras"*(train.camid.nunique() > 1)
-        raise InputError(f"cannot hold out {counted(identities, 'identity', 'identities')} for validation: {len(eligible)} of {people} training identities "
-                         f"can be {how}; " + (f"choose 1 to {most}" if most > 0 else "set validation=0, which trains on all"))
+        raise InputError(f"cannot hold out {counted(identities, 'identity', 'identities')} for validation: {len(eligible)} of {people} "
+                         f"training identities can be {how}; "
+                         + (f"choose 1 to {most}" if most > 0 else "set validation=0, which trains on all"))
     rng = np.random.default_rng(seed)
     choose_queries(train, train.pid.isin(rng.choice(eligible, identities, replace=False)), rng)
     return train

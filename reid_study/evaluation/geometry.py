@@ -27,7 +27,8 @@ def _prepared(embeddings, pids=None, camids=None):
     if pids is not None:
         pids = np.unique(pids, return_inverse=True)[1]
         if (several := int((np.bincount(pids) > 1).sum())) < 2:
-            raise InputError(f"pids name {counted(several, 'identity', 'identities')} with two images or more; the geometry of identities takes at least two")
+            raise InputError(f"pids name {counted(several, 'identity', 'identities')} with two images or more; the geometry of identities "
+                             "takes at least two")
     return Euclidean().prepare(x), pids, camids
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #47baad17

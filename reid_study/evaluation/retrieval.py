@@ -261,8 +261,8 @@ def _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol):
     if not len(g_pids): raise InputError("the gallery is empty; give at least one image")
     for pid, what in ((protocol.junk_pid, "junk"), (protocol.distractor_pid, "distractor")):
         if pid is not None and (found := int((q_pids == pid).sum())):
-            raise InputError(f"{counted(found, 'query', 'queries')} with pid {pid}, which the protocol keeps for {what} images; leave them out "
-                             f"or, if {pid} is an ordinary identity here, use Protocol({what}_pid=None)")
+            raise InputError(f"{counted(found, 'query', 'queries')} with pid {pid}, which the protocol keeps for {what} images; leave them "
+                             f"out or, if {pid} is an ordinary identity here, use Protocol({what}_pid=None)")
     if (query_camids is None) != (gallery_camids is None) and not (own and gallery_camids is None):
         raise InputError("camids are given for one side only; give query_camids and gallery_camids, or neither")
     q_cams = None if query_camids is None else as_pids(query_camids, q_pids, "query_camids")

@@ -28,15 +28,18 @@ if TYPE_CHECKING:
 def embed_files(embedder: "ImageEmbedder", paths: Iterable[str | Path], batch: int = 64) -> Tensor:
     "Embeddings float32 [N, D] of image files, on the CPU. Raises `InputError` for the first that cannot be read."
     check_number("batch", batch, least=1, whole=True)
-    paths, parts = [Path(path) for path in paths], []
-    with tqdm(total=len(paths), desc="embedding", unit="image") as bar:
-        for files, pixels in decoded(paths, embedder.size, batch):
-            for file, result in zip(files, pixels):
-                if isinstance(result, InputError): raise result
-                if isinstance(result, Exception): raise InputError(f"{ascii(str(file))} has a name that is not Unicode; rename it")
-            parts.append(embedder(torch.from_numpy(np.stack(pixels))).cpu())
-            bar.update(len(pixels))
+    files, parts = [Path(path) for path in paths], []
+    with tqdm(total=len(files), desc="embedding", unit="image") as bar:
+        for part, results in decoded(files, embedder.size, batch):
+            parts.append(embedder(torch.from_numpy(np.stack([_pixels(*both) for both in zip(part, results)]))).cpu())
+            bar.update(len(part))
     return torch.cat(parts) if parts else torch.empty(0, embedder.dim)
+
+def _pixels(file, result):
+    "What has been decoded of a file, or its error."
+    if isinstance(result, InputError): raise result
+    if isinstance(result, Exception): raise InputError(f"{ascii(str(file))} has a name that is not Unicode; rename it")
+    return result
 
 # %% ../../nbs/90c_inference.evaluate.ipynb #84001b58
 def evaluate_embedder(embedder: "ImageEmbedder", dataset: str | Path, data: str | Path = "data", rerank: bool = False,

@@ -406,7 +406,8 @@ def page_sentence(value: Mapping[str, Any], rerank: bool = False) -> str:
     about = value["about"]
     known = {"recipe", "dataset", "run"} <= about.keys()
     made_by = f"{about['recipe']}, trained on {os.path.basename(about['dataset'])} (run {about['run']}), " if known else ""
-    return (f"{counted(len(value['queries']), 'query', 'queries')}, {counted(len(value['gallery']), 'gallery image')}; {made_by}by {about['distance']} distance"
+    sizes = f"{counted(len(value['queries']), 'query', 'queries')}, {counted(len(value['gallery']), 'gallery image')}"
+    return (f"{sizes}; {made_by}by {about['distance']} distance"
             f"{', re-ranked'*rerank}, the {value['top']} nearest")
 
 # %% ../../nbs/91_inference.search.ipynb #8d53e0b2

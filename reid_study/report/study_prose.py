@@ -20,7 +20,9 @@ import pandas as pd
 
 from ..core import capital, counted, digest, listed
 from ..data.datasets import get_dataset
-from ..evaluation.statistics import MIN_SEEDS, least_p, null_value, rank_correlation
+from ..evaluation.shares import rank_correlation
+from ..evaluation.statistics import MIN_SEEDS
+from ..evaluation.verdicts import least_p, null_value
 from .prose import filled
 from .tables import markdown_table
 from .study_tables import ENDPOINTS, VERDICTS, best_trials, comparable_arms, controls, evaluated_on

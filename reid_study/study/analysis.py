@@ -19,9 +19,10 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..core import InputError, counted, listed
-from ..evaluation.statistics import (
-    DECIDED, MIN_SEEDS, Interval, cautious_p, crossed_interval, equivalence, flips_allow, holm, minimum_detectable, null_value,
-    paired_shares, sign_flip, verdict)
+from ..evaluation.shares import paired_shares
+from ..evaluation.statistics import MIN_SEEDS, Interval, crossed_interval
+from ..evaluation.verdicts import (
+    DECIDED, cautious_p, equivalence, flips_allow, holm, minimum_detectable, null_value, sign_flip, verdict)
 from .endpoints import (
     FEWEST_RECIPES, HELD, amount, arm_rates, best_of, failure_words, failures, family_coefficients, family_interval, geometry_table,
     identity_matrix, runner_up, steps_to, trained_table, training_state, without_recipes)

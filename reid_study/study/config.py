@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..core import InputError, check_number, counted, digest, lookup, plain, regular_file, shown
+from ..core import InputError, check_number, digest, lookup, plain, regular_file, shown
 from ..data.datasets import full_name, get_dataset
 from ..data.market1501 import ATTRIBUTES
 from ..data.samplers import SAMPLERS

@@ -28,8 +28,8 @@ import yaml
 from fastcore.basics import num_cpus
 from filelock import FileLock, Timeout
 
-from ..core import (InputError, check_number, counted, digest, end_with_parent, extra, lookup, private_folder, regular_file, remove_dead,
-                             scratch_name, writable, write_json)
+from ..core import (InputError, check_number, counted, digest, end_with_parent, extra, lookup, private_folder, regular_file,
+                             remove_dead, scratch_name, writable, write_json)
 from ..data.datasets import fingerprinted, images_root, is_path
 from .config import run_id, scored_on
 from .pace import StudyBar, Work, effort, left_words, seconds_left

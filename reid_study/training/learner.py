@@ -61,8 +61,9 @@ def check_table(table: pd.DataFrame, protocol: Protocol = Protocol(), allow_over
                          f"if {protocol.junk_pid} is an ordinary identity here, pass protocol=Protocol(junk_pid=None)")
     both = sorted(train & others - {protocol.junk_pid, protocol.distractor_pid})
     if both and not allow_overlap:
-        raise InputError(f"{counted(len(both), 'identity', 'identities')} in train and in query or gallery (pid {', '.join(map(str, both[:5]))}), so scores "
-                         "would be of people that the network knows; split by identity, or pass allow_overlap=True if that is meant")
+        raise InputError(f"{counted(len(both), 'identity', 'identities')} in train and in query or gallery (pid "
+                         f"{', '.join(map(str, both[:5]))}), so scores would be of people that the network knows; "
+                         "split by identity, or pass allow_overlap=True if that is meant")
     check_validation(table, protocol)
 
 def _check_whole(name, column):
