@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastcore.script import Param, anno_parser
 
-from .core import InputError, LeftOut, import_all, lookup, printable, shown
+from .core import InputError, LeftOut, counted, import_all, lookup, printable, shown
 
 if TYPE_CHECKING:
     from reid_study.inference.export import ImageEmbedder
     from reid_study.inference.folders import Embedded
-    from reid_study.study.run import Run
+    from reid_study.study.record import Run
 
 # %% ../nbs/95_cli.ipynb #4d514398
 def parse_changes(text: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -131,7 +131,8 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
     """Train one recipe and score it on held-out identities; print the folder of the finished run and its scores.
     Under torchrun, train over all of its processes."""
     from reid_study.study.config import make_config
-    from reid_study.study.run import check_device, make_run, read_run
+    from reid_study.study.record import read_run
+    from reid_study.study.run import check_device, make_run
     if device: check_device(device)
     if log:
         from reid_study.training.loggers import check_log
@@ -246,7 +247,7 @@ def embed(embedder: str,                    # Folder of an exported embedder
     from reid_study.inference.folders import embed_folder
     table, embeddings = embed_folder(open_embedder(embedder, device), folder, batch, out)
     skipped = len(table.attrs["skipped"])
-    print(f"{out}: {len(table)} images, {embeddings.shape[1]} coordinates each" + (f"; {skipped} could not be read" if skipped else ""))
+    print(f"{out}: {counted(len(table), 'image')}, {embeddings.shape[1]} coordinates each" + (f"; {skipped} could not be read" if skipped else ""))
 
 # %% ../nbs/95_cli.ipynb #aeff715e
 def images_in(embedder: "ImageEmbedder", place: str | Path, batch: int = 64) -> "Embedded":

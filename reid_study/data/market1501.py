@@ -25,6 +25,7 @@ import pandas as pd
 from ..core import InputError, atomic, regular_file
 from .datasets import register_dataset
 from .images import is_system_file, list_images
+from .splits import check_disjoint
 
 # %% ../../nbs/11_data.market1501.ipynb #d593b03f
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -190,9 +191,7 @@ def read_market(root: str | Path, counts: Mapping[str, tuple[int, int]] | None =
     _check_counts(root, table, counts)
     nobody = table.path[(table.split == "train") & (table.pid < 1)]
     if len(nobody): raise InputError(f"{nobody.iloc[0]} shows nobody, by its name, and is for training; remove it")
-    shared = set(table.pid[table.split == "train"]) & set(table.pid[table.split != "train"])
-    if shared: raise InputError(f"{root}: {len(shared)} identities are in train and in query or gallery "
-                                f"({sorted(shared)[:5]} ...); the splits must not share identities")
+    check_disjoint(root, table)
     attributes = root/"market_attribute.mat"
     return table.merge(read_attributes(attributes), on="pid", how="left").fillna(
         dict.fromkeys(ATTRIBUTES, -1)).astype(dict.fromkeys(ATTRIBUTES, "int8")) if os.path.lexists(attributes) else table

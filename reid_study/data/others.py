@@ -19,6 +19,7 @@ import pandas as pd
 from ..core import InputError, lookup, read_json, regular_file
 from .datasets import SPLITS, register_dataset
 from .market1501 import find_layout, read_market
+from .splits import check_disjoint
 
 # %% ../../nbs/17_data.others.ipynb #fe139b06
 def _table(root, rows, counts):
@@ -28,9 +29,7 @@ def _table(root, rows, counts):
         raise InputError(f"{twice.iloc[0]} is listed twice under {root}; get the lists of the splits again")
     for path in table.path: regular_file(path, f"it is listed under {root}: unpack the dataset again")
     for split in SPLITS: _check_split(root, split, table[table.split == split], counts)
-    shared = set(table.pid[table.split == "train"]) & set(table.pid[table.split != "train"])
-    if shared: raise InputError(f"{root}: {len(shared)} identities are in train and in query or gallery "
-                                f"({sorted(shared)[:5]} ...); the splits must not share identities")
+    check_disjoint(root, table)
     return table
 
 def _check_split(root, split, part, counts):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import InputError, LeftOut, atomic, damage_named, digest, regular_file, shown
+from ..core import InputError, LeftOut, atomic, counted, damage_named, digest, regular_file, shown
 from .datasets import SPLITS, TABLES, Dataset
 from .images import fingerprint, list_images
 from .market1501 import ATTRIBUTES, CLASSES, FOLDERS, read_market
@@ -63,12 +63,12 @@ def _from_folder(root, pattern):
     names = {path.relative_to(root).as_posix(): str(path) for path in files}
     found = {name: who for name in names if (who := _who(name, pattern))}
     if not found:
-        raise InputError(f"{root} has {len(files)} images and no persons: " + (
+        raise InputError(f"{root} has {counted(len(files), 'image')} and no persons: " + (
             f"none of the names is like the pattern, as {shown(next(iter(names)))}; give another pattern" if pattern else
             "put those of each person in a folder of their own, or write a table by a pattern for their names: "
             "reid-study data FOLDER --pattern PATTERN --out photographs.csv"))
     left = [path.relative_to(root).as_posix() for path in rest] + [name for name in names if name not in found]
-    if left: say(root, f"{len(left)} files or folders are left out, as {shown(left[0])}: they are no images, or belong to no person")
+    if left: say(root, f"left out: {counted(len(left), 'file or folder', 'files or folders')} without an image or a person, as {shown(left[0])}")
     return pd.DataFrame([(names[name], name, *who) for name, who in found.items()], columns=["path", "name", "person", "camera"])
 
 # %% ../../nbs/19_data.photographs.ipynb #d7fbd939
@@ -87,8 +87,8 @@ def _content(file):
         say(file, f"its columns {shown(', '.join(more))} are not read")
     for name in {"path", "pid", "camid", "split"} & set(table):
         if len(empty := np.flatnonzero(table[name] == "")):
-            raise InputError(f"{file}: {name} is empty in {len(empty)} rows, the first is row {empty[0] + 1}; fill it in, or leave "
-                             "them out")
+            raise InputError(f"{file}: {name} is empty in {counted(len(empty), 'row')}, first in row {empty[0] + 1}; fill it in, or "
+                             "leave such rows out")
     return table
 
 def _text(value):
@@ -108,7 +108,7 @@ def _places(file, given):
         raise InputError(f"{file}: {shown(outside[0])} lies outside of the table's folder; move the table above it, or write absolute "
                          "paths")
     if len(twice := np.flatnonzero(pd.Series(names).duplicated())):
-        raise InputError(f"{file}: row {twice[0] + 1} repeats {shown(names[twice[0]])}, one of {len(twice)} repeated rows; leave them out")
+        raise InputError(f"{file}: row {twice[0] + 1} repeats {shown(names[twice[0]])}, and {counted(len(twice), 'row')} in all repeat others; leave them out")
     files = [os.path.join(file.parent, name) for name in names]
     for path in files: regular_file(path, f"it stands in {file}: put it there, or leave its row out")
     return files, names
@@ -142,11 +142,13 @@ def _check_split(root, table):
     "Raise `InputError` for people on both sides of a split; say which queries have no match."
     train, asked, there = (table[table.split == split] for split in SPLITS)
     if both := sorted(set(train.person) & (set(asked.person) | set(there.person))):
-        raise InputError(f"{root}: {len(both)} people are in train and in query or gallery, as {shown(both[0])}; give each one split")
+        raise InputError(f"{root}: {counted(len(both), 'person', 'people')} in train and in query or gallery, as {shown(both[0])}; give each one "
+                         "split")
     pairs = asked[["pid", "camid"]].merge(there[["pid", "camid"]], on="pid", suffixes=("", "_there"))
     if table.camid.nunique() > 1: pairs = pairs[pairs.camid != pairs.camid_there]
     if n := int((~pd.MultiIndex.from_frame(asked[["pid", "camid"]]).isin(pd.MultiIndex.from_frame(pairs[["pid", "camid"]]))).sum()):
-        say(root, f"{n} queries have no match in the gallery{' on another camera'*(table.camid.nunique() > 1)} and are not scored")
+        elsewhere = " on another camera"*(table.camid.nunique() > 1)
+        say(root, f"{counted(n, 'query', 'queries')} without a match in the gallery{elsewhere}, which cannot be scored")
 
 # %% ../../nbs/19_data.photographs.ipynb #c792b639
 def _check_people(root, table):
@@ -154,11 +156,11 @@ def _check_people(root, table):
     people, found = table.person.nunique(), searchable(table)
     if people < 2: raise InputError(f"{root} shows one person, {shown(table.person[0])}; give two at least")
     if n := int(((table.camera == "") & (table.camera != "").any()).sum()):
-        say(root, f"{n} images have no camera and others have one; they count as of one camera more")
+        say(root, f"{counted(n, 'image')} without a camera, where others have one, counted as of one camera more")
     if n := people - len(found):
         why = "seen by one camera only" if table.camid.nunique() > 1 else "shown by one image only"
         who = table.person[~table.pid.isin(found)].iloc[0]
-        say(root, f"{n} of {people} people, as {shown(who)}, are {why}, so nobody can search for them; they train")
+        say(root, f"{n} of {people} people, as {shown(who)}, {'is' if n == 1 else 'are'} {why}, so nobody can search for them; they train")
 
 # %% ../../nbs/19_data.photographs.ipynb #ce249f1f
 def read_photographs(root: str | Path, pattern: str | None = None, seed: int = 0) -> pd.DataFrame:

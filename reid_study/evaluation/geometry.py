@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core import InputError, check_number, extra
+from ..core import InputError, check_number, counted, extra
 from ..distances import Euclidean, Labels, as_pids
 from .retrieval import Embeddings, as_matrix
 
@@ -27,7 +27,7 @@ def _prepared(embeddings, pids=None, camids=None):
     if pids is not None:
         pids = np.unique(pids, return_inverse=True)[1]
         if (several := int((np.bincount(pids) > 1).sum())) < 2:
-            raise InputError(f"pids name {several} identities with two images or more; the geometry of identities takes at least two")
+            raise InputError(f"pids name {counted(several, 'identity', 'identities')} with two images or more; the geometry of identities takes at least two")
     return Euclidean().prepare(x), pids, camids
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #47baad17
@@ -154,7 +154,7 @@ def uniformity(embeddings: Embeddings) -> float:
     Wang & Isola, ICML 2020, section 4.1, with t = 2. Raises `InputError` as `pair_distances`, and for fewer than two embeddings.
     """
     x, _, _ = _prepared(embeddings)
-    if len(x) < 2: raise InputError(f"uniformity of {len(x)} embeddings has no pair; give two or more")
+    if len(x) < 2: raise InputError(f"uniformity of {counted(len(x), 'embedding')} has no pair; give two or more")
     potential = sum(d.square_().mul_(-2).exp_().triu_(1).sum(dtype=torch.double).item() for _, d in _later(x))
     return math.log(potential/(len(x)*(len(x) - 1)/2))
 
@@ -184,7 +184,7 @@ def geometry(embeddings: Embeddings, pids: Labels, camids: Labels | None = None)
     the ratio and the alignment. Time grows with N². Raises `InputError` for pids 0 and -1, and as `pair_distances`.
     """
     if nobody := int((as_pids(pids) <= 0).sum()):
-        raise InputError(f"{nobody} images have pid 0 or below, which stand for distractors and junk; "
+        raise InputError(f"{counted(nobody, 'image')} with pid 0 or below, which stands for distractors and junk; "
                          "leave them out, or number identities from 1")
     return pair_distances(embeddings, pids, camids) | {
         "separability": linear_separability(embeddings, pids)[0], "silhouette": silhouette(embeddings, pids),

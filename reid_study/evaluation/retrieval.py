@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import InputError, check_number, lookup
+from ..core import InputError, check_number, counted, lookup
 from ..distances import Distance, Euclidean, Labels, as_pids, get_distance
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #246bd744
@@ -261,7 +261,7 @@ def _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol):
     if not len(g_pids): raise InputError("the gallery is empty; give at least one image")
     for pid, what in ((protocol.junk_pid, "junk"), (protocol.distractor_pid, "distractor")):
         if pid is not None and (found := int((q_pids == pid).sum())):
-            raise InputError(f"{found} queries have pid {pid}, which the protocol keeps for {what} images; leave them out "
+            raise InputError(f"{counted(found, 'query', 'queries')} with pid {pid}, which the protocol keeps for {what} images; leave them out "
                              f"or, if {pid} is an ordinary identity here, use Protocol({what}_pid=None)")
     if (query_camids is None) != (gallery_camids is None) and not (own and gallery_camids is None):
         raise InputError("camids are given for one side only; give query_camids and gallery_camids, or neither")

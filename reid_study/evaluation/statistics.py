@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
-from ..core import InputError, check_number, lookup
+from ..core import InputError, check_number, counted, lookup
 
 # %% ../../nbs/63_evaluation.statistics.ipynb #30324e75
 PERSON_SD, IMAGE_SD, NOISE_SD = 1.0, 0.8, 0.4      # logits: ease of a person and of an image, for both recipes; noise of one AP
@@ -95,7 +95,7 @@ def _rows(name, t, value):
     if lacking: raise InputError(f"{name} has no column {', '.join(sorted(lacking))}; its columns are {', '.join(map(str, t))}")
     if not len(t): raise InputError(f"{name} is empty; give the queries of at least one seed")
     if missing := int((~(np.abs(_floats(f"{value} of {name}", t[value], 1)) <= LARGEST)).sum()):
-        raise InputError(f"{name} has {missing} rows without a finite {value}; leave out queries without a match, table[table.valid]")
+        raise InputError(f"{name} has {counted(missing, 'row')} without a finite {value}; leave out queries without a match, table[table.valid]")
     for key in {"seed", "pid", "query", "queries"} & set(t):
         if t[key].isna().any(): raise InputError(f"{name} has rows without a {key}; fill them in, or leave them out")
     if "queries" in t and not (_floats(f"queries of {name}", t.queries, 1) > 0).all():
@@ -514,7 +514,7 @@ def _same_recipes(x, y):
     x, y = pd.Series(x, dtype=float), pd.Series(y, dtype=float)
     if set(x.index) != set(y.index) or not (x.index.is_unique and y.index.is_unique):
         raise InputError("x and y must score the same recipes, each once")
-    if len(x) < 5: raise InputError(f"a rank correlation of {len(x)} recipes says nothing; give at least five")
+    if len(x) < 5: raise InputError(f"a rank correlation of {counted(len(x), 'recipe')} says nothing; give at least five")
     x, y = x.to_numpy(), y[x.index].to_numpy()
     if not (np.isfinite(x).all() and np.isfinite(y).all()): raise InputError("every recipe needs a finite score on both sides")
     if np.ptp(x) == 0 or np.ptp(y) == 0: raise InputError("all recipes have the same score on one side; there is no order to compare")

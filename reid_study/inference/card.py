@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core import InputError
+from ..core import InputError, capital, counted
 from ..data.datasets import get_dataset
-from ..report.prose import BATCHES, capital, retrieval_words
+from ..data.samplers import BATCHES
+from ..evaluation.scoring import retrieval_words
 from ..study.config import scored_on
-from ..study.endpoints import counted
-from ..study.run import Run
+from ..study.record import Run
 
 # %% ../../nbs/90d_inference.card.ipynb #e2fb1d7b
 def card_dataset(name: str) -> tuple[str, str, str]:

@@ -7,21 +7,19 @@ __all__ = ['embed_files', 'evaluate_embedder', 'rules_sentence']
 
 # %% ../../nbs/90c_inference.evaluate.ipynb #50f5f521
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from fastcore.basics import num_cpus
 from torch import Tensor
 from tqdm import tqdm
 
 from ..core import InputError, check_number
 from ..data.datasets import read_dataset
-from ..data.images import read_image
 from ..evaluation.reranking import Reranked
 from ..evaluation.retrieval import Retrieval, evaluate_retrieval, suited_rules
+from .folders import decoded
 
 if TYPE_CHECKING:
     from reid_study.inference.export import ImageEmbedder
@@ -30,10 +28,12 @@ if TYPE_CHECKING:
 def embed_files(embedder: "ImageEmbedder", paths: Iterable[str | Path], batch: int = 64) -> Tensor:
     "Embeddings float32 [N, D] of image files, on the CPU. Raises `InputError` for the first that cannot be read."
     check_number("batch", batch, least=1, whole=True)
-    paths, parts = list(paths), []
-    with tqdm(total=len(paths), desc="embedding", unit="image") as bar, ThreadPoolExecutor(num_cpus()) as pool:
-        for start in range(0, len(paths), batch):
-            pixels = list(pool.map(lambda path: read_image(path, embedder.size), paths[start:start + batch]))
+    paths, parts = [Path(path) for path in paths], []
+    with tqdm(total=len(paths), desc="embedding", unit="image") as bar:
+        for files, pixels in decoded(paths, embedder.size, batch):
+            for file, result in zip(files, pixels):
+                if isinstance(result, InputError): raise result
+                if isinstance(result, Exception): raise InputError(f"{ascii(str(file))} has a name that is not Unicode; rename it")
             parts.append(embedder(torch.from_numpy(np.stack(pixels))).cpu())
             bar.update(len(pixels))
     return torch.cat(parts) if parts else torch.empty(0, embedder.dim)

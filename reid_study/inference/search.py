@@ -24,7 +24,7 @@ from fastcore.basics import num_cpus
 from PIL import Image
 from torch import Tensor
 
-from ..core import InputError, atomic, check_number
+from ..core import InputError, atomic, check_number, counted
 from ..data.images import open_image
 from ..data.market1501 import parse_name
 from ..distances import Distance, Labels, check_embeddings, get_distance
@@ -406,7 +406,7 @@ def page_sentence(value: Mapping[str, Any], rerank: bool = False) -> str:
     about = value["about"]
     known = {"recipe", "dataset", "run"} <= about.keys()
     made_by = f"{about['recipe']}, trained on {os.path.basename(about['dataset'])} (run {about['run']}), " if known else ""
-    return (f"{len(value['queries'])} queries, {len(value['gallery'])} gallery images; {made_by}by {about['distance']} distance"
+    return (f"{counted(len(value['queries']), 'query', 'queries')}, {counted(len(value['gallery']), 'gallery image')}; {made_by}by {about['distance']} distance"
             f"{', re-ranked'*rerank}, the {value['top']} nearest")
 
 # %% ../../nbs/91_inference.search.ipynb #8d53e0b2

@@ -13,11 +13,12 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..core import counted, listed
 from .figures import WIDTH, name_rows, recipe_styles, styled
 from .study_tables import condition_words
 from .tables import html_table, named, number
 from ..study.analysis import crossed_contrast, mean_interval, weighted_sum
-from ..study.endpoints import counted, identity_matrix, listed, points
+from ..study.endpoints import identity_matrix, points
 from ..study.results import Results
 from ..training.recipes import get_recipe
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import digest
+from ..core import capital, counted, digest, listed
 from ..data.datasets import get_dataset
 from ..evaluation.statistics import MIN_SEEDS, least_p, null_value, rank_correlation
-from .prose import capital, filled
+from .prose import filled
 from .tables import markdown_table
 from .study_tables import ENDPOINTS, VERDICTS, best_trials, comparable_arms, controls, evaluated_on
 from .study_tables import paired_scores, recipe_scores, shared_scores, step_cost_growth
@@ -29,7 +29,7 @@ from ..study.analysis import each_part
 from ..study.hypotheses import hypotheses
 from ..study.results import Results
 from reid_study.study.endpoints import (
-    COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, counted, failed, identity_rows, listed, p_words,
+    COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, failed, identity_rows, p_words,
     points, training_state)
 from ..training.recipes import RECIPES, get_recipe
 

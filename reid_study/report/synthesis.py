@@ -17,15 +17,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..core import capital, counted, listed
 from ..data.datasets import get_dataset
 from ..evaluation.statistics import MIN_SEEDS, crossed_interval
 from ..networks.mobilenet import KEPT_SUM
 from .figures import WIDTH, styled
-from .prose import capital, filled
+from .prose import filled
 from .study_tables import VERDICTS, recipe_scores
 from .tables import html_table, named, number
 from ..study.analysis import answers, weighted_sum
-from ..study.endpoints import counted, failed, listed, points, steps_per_epoch
+from ..study.endpoints import failed, points, steps_per_epoch
 from ..study.hypotheses import MARGINS, QUESTIONS, difference
 from ..study.results import Results
 from ..training.recipes import FAMILY_COLOURS

@@ -18,14 +18,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..core import InputError
+from ..core import InputError, counted, listed
 from ..evaluation.statistics import (
     DECIDED, MIN_SEEDS, Interval, cautious_p, crossed_interval, equivalence, flips_allow, holm, minimum_detectable, null_value,
     paired_shares, sign_flip, verdict)
-from reid_study.study.endpoints import (
-    FEWEST_RECIPES, HELD, amount, arm_rates, best_of, counted, failure_words, failures, family_coefficients, family_interval,
-    geometry_table, identity_matrix, listed, runner_up, steps_to, trained_table, training_state,
-    without_recipes)
+from .endpoints import (
+    FEWEST_RECIPES, HELD, amount, arm_rates, best_of, failure_words, failures, family_coefficients, family_interval, geometry_table,
+    identity_matrix, runner_up, steps_to, trained_table, training_state, without_recipes)
 from .hypotheses import Hypothesis, Terms, difference, rate_loss
 from .results import Results
 

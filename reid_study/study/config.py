@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..core import InputError, check_number, digest, lookup, plain, regular_file, shown
+from ..core import InputError, check_number, counted, digest, lookup, plain, regular_file, shown
 from ..data.datasets import full_name, get_dataset
 from ..data.market1501 import ATTRIBUTES
 from ..data.samplers import SAMPLERS
@@ -313,5 +313,5 @@ def check_data(config: dict[str, Any], table: "pd.DataFrame") -> None:
                          "for Market-1501 they are in a file of their own, see data/README.md")
     train = training_table(config, table).query("split == 'train'")
     p, k, identities = config["p"], config["k"], train.pid.nunique()
-    if p > identities: raise InputError(f"p={p} identities per batch, but only {identities} train; use p of at most {identities}")
-    if p*k > len(train): raise InputError(f"p={p} times k={k} images per batch, but only {len(train)} train; use fewer")
+    if p > identities: raise InputError(f"p={p} identities per batch, and training has {identities}; use p of at most {identities}")
+    if p*k > len(train): raise InputError(f"p={p} times k={k} images per batch, and training has {len(train)}; use fewer")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'COLLAPSED', 'FAILS', 'HELD', 'FEWEST_RECIPES', 'HALF', 'UNDER_TRAINED', 'amount', 'points', 'p_words',
-           'listed', 'counted', 'identity_rows', 'identity_matrix', 'validation_curve', 'epochs_to', 'steps_per_epoch',
-           'steps_to', 'collapsed', 'failed', 'arm_rates', 'trained_table', 'failures', 'failure_words',
-           'geometry_table', 'family_coefficients', 'family_interval', 'without_recipes', 'training_state',
-           'candidates', 'best_of', 'runner_up']
+           'identity_rows', 'identity_matrix', 'validation_curve', 'epochs_to', 'steps_per_epoch', 'steps_to',
+           'collapsed', 'failed', 'arm_rates', 'trained_table', 'failures', 'failure_words', 'geometry_table',
+           'family_coefficients', 'family_interval', 'without_recipes', 'training_state', 'candidates', 'best_of',
+           'runner_up']
 
 # %% ../../nbs/77a_study.endpoints.ipynb #7c05d8e4
 import math
@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..core import InputError, check_number, extra
+from ..core import InputError, check_number, counted, extra, listed
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
 from .config import is_test
 from .hypotheses import RATES, eligible
+from .record import Run
 from .results import Results, cell_name
-from .run import Run
 from ..training.recipes import RECIPES
 
 with extra("study"): from statsmodels.regression.linear_model import OLS
@@ -51,17 +51,6 @@ def points(value: float, sign: str = "+") -> str:
 def p_words(p: float) -> str:
     "A p-value with four digits, as text."
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}"
-
-# %% ../../nbs/77a_study.endpoints.ipynb #71d5c0fe
-def listed(words: Iterable[Any]) -> str:
-    "Words in a row: a, b and c."
-    words = [str(word) for word in words]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-# %% ../../nbs/77a_study.endpoints.ipynb #2ec94f60
-def counted(n: int, one: str, many: str | None = None) -> str:
-    "A number with the word for what is counted, in the singular or the plural."
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 # %% ../../nbs/77a_study.endpoints.ipynb #5d0a92c7
 def identity_rows(results: Results, arm: str, recipe: str, change: Mapping[str, Any] | None = None) -> pd.DataFrame:

@@ -28,15 +28,15 @@ import yaml
 from fastcore.basics import num_cpus
 from filelock import FileLock, Timeout
 
-from ..core import (InputError, check_number, digest, end_with_parent, extra, lookup, private_folder, regular_file, remove_dead,
+from ..core import (InputError, check_number, counted, digest, end_with_parent, extra, lookup, private_folder, regular_file, remove_dead,
                              scratch_name, writable, write_json)
 from ..data.datasets import fingerprinted, images_root, is_path
 from .config import run_id, scored_on
-from .endpoints import counted
 from .pace import StudyBar, Work, effort, left_words, seconds_left
+from .record import Run, check_sums, place, read_run
 from .replication import replication_report
 from .results import Results, cell_name, check_table, read_results, results_place, write_results
-from .run import PROJECT, Run, check_device, check_sums, commit, default_device, place, read_run
+from .run import PROJECT, check_device, commit, default_device
 from .spec import Study, arm_configs, arm_parameters, check_with_data, protocols, read_study
 from .tuning import adopt_tunings, best_settings, read_tuning, tuning_config
 from .worker import MOST, is_done
@@ -211,7 +211,7 @@ def check_published(workflow: Workflow, images: str) -> dict[str, Run]:
                                  "or give another folder for results to begin anew")
     known, plan = {run.id: run for run in results.table.run}, [config for _, config in planned(workflow)]
     if None not in plan and (more := known.keys() - {run_id(config) for config in plan if config}):
-        raise InputError(f"{folder} has {len(more)} runs that {workflow.path} does not ask for, and would lose them; "
+        raise InputError(f"{folder} has {counted(len(more), 'run')} that {workflow.path} does not ask for and would lose; "
                          "give another folder")
     return known
 

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, loss_parallel, parallelize_module
 from torch.nn import functional as F
 
-from ..core import InputError, check_number, extra
+from ..core import InputError, check_number, counted, extra
 from ..data.augment import Augment
 from ..data.samplers import BatchSampler
 from .callbacks import Checkpoint
@@ -161,7 +161,7 @@ class ParallelIdentityLoss(nn.Module):
         check_number("label_smoothing", label_smoothing, least=0, below=1)
         classes, ranks = len(classifier.weight), mesh.size()
         if -(-classes//ranks)*(ranks - 1) >= classes:
-            raise InputError(f"{classes} identities leave one of {ranks} ranks without any; use fewer ranks")
+            raise InputError(f"{counted(classes, 'identity', 'identities')} leave one of {ranks} ranks without any; use fewer ranks")
         self.label_smoothing = label_smoothing
         self.classifier = parallelize_module(classifier, mesh, ColwiseParallel(output_layouts=Shard(-1), use_local_output=False))
 

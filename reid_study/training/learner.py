@@ -21,7 +21,7 @@ from fastai.learner import CastToTensor
 from fastcore.foundation import L
 from torch import Tensor
 
-from ..core import InputError, check_number, lookup, plain
+from ..core import InputError, check_number, counted, lookup, plain
 from ..data.augment import Augment
 from ..data.loaders import make_loaders
 from ..data.market1501 import ATTRIBUTES
@@ -61,13 +61,13 @@ def check_table(table: pd.DataFrame, protocol: Protocol = Protocol(), allow_over
                          f"if {protocol.junk_pid} is an ordinary identity here, pass protocol=Protocol(junk_pid=None)")
     both = sorted(train & others - {protocol.junk_pid, protocol.distractor_pid})
     if both and not allow_overlap:
-        raise InputError(f"{len(both)} identities are in train and in query or gallery (pid {', '.join(map(str, both[:5]))}), so scores "
+        raise InputError(f"{counted(len(both), 'identity', 'identities')} in train and in query or gallery (pid {', '.join(map(str, both[:5]))}), so scores "
                          "would be of people that the network knows; split by identity, or pass allow_overlap=True if that is meant")
     check_validation(table, protocol)
 
 def _check_whole(name, column):
     if column.dtype.kind in "iu" and not column.isna().any(): return
-    what = f"{int(column.isna().sum())} missing values" if column.isna().any() else f"values of type {column.dtype}"
+    what = counted(int(column.isna().sum()), 'missing value') if column.isna().any() else f"values of type {column.dtype}"
     raise InputError(f"the table's column {name} has {what}; it must be whole numbers, as by .factorize()[0] or .astype(int)")
 
 # %% ../../nbs/51_training.learner.ipynb #294bcd78
