@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core import InputError, atomic, check_number, extra, irregular, lookup, read_json, regular_file, write_json
 from ..distances import Distance, get_distance, pack_bits
-from .retrieval import Embeddings, as_matrix, as_tensor
+from .inputs import Embeddings, as_matrix, as_tensor
 
 # %% ../../nbs/64_evaluation.index.ipynb #1e62b3da
 class Rows:
