@@ -20,6 +20,7 @@ from torch import Tensor
 from ..core import InputError, check_number, counted, lookup
 from ..distances import Distance, Euclidean, Labels, as_pids, get_distance
 from .inputs import Embeddings, as_embeddings, as_matrix, as_tensor
+from .ties import expected_cmc, tie_groups, tie_scores
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #246bd744
 INT64 = {"least": -2**63, "most": 2**63 - 1}     # what a pid may be
@@ -115,141 +116,6 @@ def __repr__(self:Retrieval):
     ranks = "  ".join(f"rank-{k} {self.rank(k):.1%}" for k in (1, 5, 10) if k <= len(self.cmc))
     return (f"mAP {self.mAP:.1%}  {ranks}  mINP {self.mINP:.1%}  ({len(self.AP) - self.dropped} queries, "
             f"{self.dropped} dropped, {self.n_gallery} in the gallery)")
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #b0f656e5
-def _levels(rows, matches):
-    "The numbers of each query's matches, ascending, filled up with infinity: [M, P]; and how many there are, an array [M]."
-    query, image = matches
-    number = np.bincount(query, minlength=len(rows))
-    place = np.arange(len(query)) - np.repeat(number.cumsum() - number, number)
-    levels = rows.new_full((len(rows), number.max(initial=1)), torch.inf)
-    query, image, place = (torch.as_tensor(at, device=rows.device) for at in (query, image, place))
-    levels[query, place] = rows[query, image]
-    return levels.sort(1).values, number
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #28807658
-def _tied(levels, root):
-    """The least and the greatest numbers of which `root` makes what it makes of each level; a square root, with zero for what is below.
-
-    There are up to three, since roots of floats are half as many as floats: two steps from any of them reach the end.
-    """
-    if root is None: return levels, levels
-    distance, ends = root(levels), []
-    for side in (-torch.inf, torch.inf):
-        end, side = levels, torch.full_like(levels, side)
-        for _ in range(2):
-            following = torch.nextafter(end, side)
-            end = torch.where(root(following) == distance, following, end)
-        ends.append(end)
-    return ends[0].masked_fill(distance == 0, -torch.inf), ends[1].where(distance > 0, 0)
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #ee15b242
-def _count(values, low, high):
-    "How many `values` [n] are below each of the ascending `low` [k], and at or below each of `high` [k]: two integer arrays [k]."
-    if len(values) > 256*len(low):      # to scan them for each is then cheaper than to sort them
-        return [np.count_nonzero(values < level) for level in low], [np.count_nonzero(values <= level) for level in high]
-    values.sort()
-    return values.searchsorted(low), values.searchsorted(high, "right")
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #b01aa346
-def _counts_by_row(rows, low, high, number, ignored):
-    """How many images of each row [M, N] are below, and at or below, each of its levels: two integer arrays [M, P].
-
-    A level is all from `low` to `high` [M, P], and each row has a `number` [M] of them. Pairs that are `ignored` do not count.
-    """
-    below, upto = counts = np.zeros((2, *low.shape), np.int64)
-    skipped = np.split(ignored[1], ignored[0].searchsorted(np.arange(1, len(rows))))
-    for i, (row, low, high, k, skip) in enumerate(zip(rows.numpy(), low.numpy(), high.numpy(), number.tolist(), skipped)):
-        if not k: continue
-        near = row <= high[k - 1]
-        near[skip] = False
-        below[i, :k], upto[i, :k] = _count(row[near.nonzero()[0]], low[:k], high[:k])
-    return counts
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #b7b2dd0d
-def _counts_together(rows, low, high, number, ignored):
-    "As `_counts_by_row`, on the device of `rows`."
-    number = torch.as_tensor(number, device=rows.device)[:, None]
-    near = rows <= high.gather(1, (number - 1).clamp(min=0)).masked_fill_(number == 0, -torch.inf)
-    near[tuple(torch.as_tensor(at, device=rows.device) for at in ignored)] = False
-    near = near.flatten().nonzero().squeeze(1)
-    edges, at = torch.stack([low.nextafter(low.new_tensor(-torch.inf)), high]).unique(return_inverse=True)
-    place = torch.searchsorted(edges, rows.take(near))
-    place += near.div_(rows.shape[1], rounding_mode="floor").mul_(len(edges))
-    found = torch.bincount(place, minlength=len(rows)*len(edges)).view(len(rows), -1).cumsum(1)
-    counts = found.gather(1, at.transpose(0, 1).flatten(1)).view(len(rows), 2, -1).transpose(0, 1)
-    return counts.masked_fill(torch.stack([low == -torch.inf, torch.zeros_like(low, dtype=torch.bool)]), 0).cpu().numpy()
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #392e8ce3
-def _groups(rows, matches, ignored, root=None):
-    """The tie groups that hold a match, query by query and nearest first.
-
-    rows: numbers [M, N] of which `root` makes distances (None: they are distances); matches, ignored: pairs of a row and an image, see
-    `_pairs`. Returns integer arrays: the groups of each row [M], and with an entry per group `closer` (images before the group), `size`
-    (images in it) and `relevant` (matches in it), none counting an ignored image.
-    """
-    levels, number = _levels(rows, matches)
-    count = _counts_together if rows.is_cuda else _counts_by_row
-    below, upto = count(rows, *_tied(levels, root), number, ignored)
-    distances = root(levels) if root else levels
-    valid = np.arange(levels.shape[1]) < number[:, None]
-    new = valid.copy()
-    new[:, 1:] &= (distances[:, 1:] != distances[:, :-1]).cpu().numpy()
-    relevant = np.diff(np.flatnonzero(new[valid]), append=number.sum())
-    return new.sum(1), below[new], (upto - below)[new], relevant
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #affe2080
-def _precision_sum(s, n, r, m, H):
-    """Expected sum of the precisions at the matches of a tie group (McSherry & Najork, ECIR 2008, eq. 6).
-
-    s images and r matches come before the group of n images and m matches; H[k] is the k-th harmonic number.
-    """
-    span = np.where(n == 1, 1/(s + 1), H[s + n] - H[s])
-    return m/n*((r + 1)*span + (m - 1)/np.maximum(n - 1, 1)*(n - (s + 1)*span))
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #21d374ca
-def _previous_sum(s, n, r, m, H):
-    "Expected sum of the precisions one rank before each match of a tie group, which is 1 by definition at rank 1."
-    t = np.maximum(s, 1)
-    span = np.where(n == 1, 1/t, H[t + n - 1] - H[t - 1])
-    return m/n*np.where(s == 0, m, r*span + (m - 1)/np.maximum(n - 1, 1)*(n - s*span))
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #577e1e6b
-def _inverse_last(s, n, m):
-    "Expected 1/rank of the last match of one tie group: the last of m matches is at place x with chance C(x-1, m-1)/C(n, m)."
-    x = np.arange(n, m - 1, -1)                                  # places of the last match, from n down to m
-    chance = m/n*np.cumprod(np.append(1.0, (x[:-1] - m)/(x[:-1] - 1)))
-    return (chance/(s + x)).sum()
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #8bbb065e
-def _score(lengths, s, n, m, protocol, H):
-    """Scores from the tie groups of some queries, as `_groups` returns them, every query with a match.
-
-    Returns arrays over these queries: AP, INP, first rank, and the first group's closer, size and relevant.
-    """
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    last = lengths.cumsum() - 1
-    first = last - lengths + 1
-    total = np.add.reduceat(m, first)
-    r = m.cumsum() - m
-    r = r - r[first][owner]
-    precision = _precision_sum(s, n, r, m, H)
-    if protocol.ap == "trapezoid": precision = (precision + _previous_sum(s, n, r, m, H))/2
-    AP = np.bincount(owner, precision)/total
-    s1, n1, m1 = s[first], n[first], m[first]
-    inverse = 1/(s[last] + n[last])
-    for i in np.flatnonzero(m[last] < n[last]): inverse[i] = _inverse_last(s[last[i]], n[last[i]], m[last[i]])
-    return AP, total*inverse, s1 + (n1 + 1)/(m1 + 1), s1, n1, m1
-
-# %% ../../nbs/60_evaluation.retrieval.ipynb #88128192
-def _cmc(s, n, m, max_rank):
-    "Expected CMC [max_rank] from each query's first group: k draws from n images miss all m matches, hypergeometrically."
-    missed, cmc = np.ones(len(s)), np.empty(max_rank)
-    for k in range(max_rank):
-        drawn = k - s                                            # images of the group before rank k + 1
-        missed = missed*np.where(drawn < 0, 1, np.maximum(n - m - drawn, 0)/np.maximum(n - drawn, 1))
-        cmc[k] = 1 - missed.mean()
-    return cmc
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #f3860212
 def _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol):
@@ -348,7 +214,7 @@ def _rows(blocks, start, stop, kept, infinite=False):
 def _parts(blocks, n_queries, block, kept, most, infinite):
     """Each block, checked: (first query, numbers [M, N], root).
 
-    A GPU gets a part of it at a time, so that the histograms of M queries with `most` matches, see `_counts_together`, have room.
+    A GPU gets a part of it at a time, so that the histograms of M queries with `most` matches, see `tie_groups`, have room.
     """
     for start in range(0, n_queries, block):
         rows, root = _rows(blocks, start, min(start + block, n_queries), kept, infinite)
@@ -366,17 +232,17 @@ def _evaluate(blocks, n_queries, pairs, most, protocol, block, kept, infinite=Fa
     for start, rows, root in _parts(blocks, n_queries, block, kept, most, infinite):
         matching, ignored = pairs(start, start + len(rows))
         if not len(matching[0]): continue
-        lengths, *groups = _groups(rows, matching, ignored, root)
+        lengths, *groups = tie_groups(rows, matching, ignored, root)
         valid = start + np.flatnonzero(lengths)
         matches[start:start + len(rows)] = np.bincount(matching[0], minlength=len(rows))
-        scores = _score(lengths[lengths > 0], *groups, protocol, H)
+        scores = tie_scores(lengths[lengths > 0], *groups, protocol.ap, H)
         AP[valid], INP[valid], first_rank[valid], closer[valid], size[valid], relevant[valid] = scores
         del rows
     valid = matches > 0
     if not valid.any():
         raise InputError(f"none of the {n_queries} queries has a match in the gallery under this protocol; check that the pids of "
                          "both sides number the same people, and that the matches are not all junk (same pid and camid)")
-    cmc = _cmc(closer[valid], size[valid], relevant[valid], protocol.max_rank)
+    cmc = expected_cmc(closer[valid], size[valid], relevant[valid], protocol.max_rank)
     rank1 = np.where(valid, np.where(closer == 0, relevant/np.maximum(size, 1), 0.0), np.nan)
     return dict(mAP=float(AP[valid].mean()), mINP=float(INP[valid].mean()), cmc=cmc, AP=AP, INP=INP, rank1=rank1,
                 first_rank=first_rank, matches=matches)
