@@ -12,7 +12,8 @@ from fastcore.script import call_parse
 from reid_study.core import write_json
 from reid_study.evaluation.retrieval import evaluate_retrieval
 from reid_study.networks.embedder import embed_all
-from reid_study.study.run import read_run, trained
+from reid_study.study.record import read_run
+from reid_study.study.run import trained
 
 
 @call_parse

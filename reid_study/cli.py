@@ -27,7 +27,7 @@ from .core import InputError, LeftOut, counted, import_all, lookup, printable, s
 if TYPE_CHECKING:
     from reid_study.inference.export import ImageEmbedder
     from reid_study.inference.folders import Embedded
-    from reid_study.study.run import Run
+    from reid_study.study.record import Run
 
 # %% ../nbs/95_cli.ipynb #4d514398
 def parse_changes(text: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -131,7 +131,8 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
     """Train one recipe and score it on held-out identities; print the folder of the finished run and its scores.
     Under torchrun, train over all of its processes."""
     from reid_study.study.config import make_config
-    from reid_study.study.run import check_device, make_run, read_run
+    from reid_study.study.record import read_run
+    from reid_study.study.run import check_device, make_run
     if device: check_device(device)
     if log:
         from reid_study.training.loggers import check_log

@@ -18,8 +18,8 @@ import pandas as pd
 
 from reid_study.core import InputError, digest, read_json, write_json
 from reid_study.study.config import make_config
+from reid_study.study.record import Run, read_run
 from reid_study.study.results import Results, Tuning, read_results, write_results
-from reid_study.study.run import Run, read_run
 from reid_study.study.tuning import read_tuning
 
 METRICS = {"mAP": .5, "mINP": .2, "cmc": [.5, 1.0], "queries": 4, "dropped": 0, "train_seconds": 6.0, "parameters": 100, "chance": .1,

@@ -23,8 +23,9 @@ from reid_study.data.people import few_people, make_people, read_people
 from reid_study.networks.weights import read_weights
 from reid_study.report.tables import find_runs
 from reid_study.study.config import make_config
+from reid_study.study.record import one_at_a_time, partial_folder, place, read_run, write_table
 from reid_study.study.results import read_results, write_results
-from reid_study.study.run import begin, images_of, make_run, one_at_a_time, partial_folder, place, read_run, write_table
+from reid_study.study.run import begin, images_of, make_run
 from reid_study.study.tuning import tune, tuning_config
 from reid_study.study.worker import gpu, is_done, read_jobs
 from reid_study.training.callbacks import read_checkpoint

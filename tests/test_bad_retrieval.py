@@ -18,8 +18,9 @@ from reid_study.evaluation import coverage, shares, verdicts
 from reid_study.evaluation import geometry as shape
 from reid_study.evaluation import statistics as stat
 from reid_study.evaluation.index import load_index, make_index, streamed
+from reid_study.evaluation.inputs import as_matrix
 from reid_study.evaluation.reranking import Reranked, expand_queries
-from reid_study.evaluation.retrieval import Protocol, as_matrix, chance_mAP, evaluate_retrieval, evaluate_split
+from reid_study.evaluation.retrieval import Protocol, chance_mAP, evaluate_retrieval, evaluate_split
 from reid_study.study.endpoints import epochs_to, validation_curve
 
 X, PIDS, CAMS = torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), [1, 1, 2, 2, 3, 3, 4, 4]*3, [1, 2, 3]*8

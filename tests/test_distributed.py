@@ -8,7 +8,7 @@ import pytest
 
 from reid_study.data.people import few_people
 from reid_study.study.config import make_config
-from reid_study.study.run import read_run
+from reid_study.study.record import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 

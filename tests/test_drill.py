@@ -19,8 +19,8 @@ import pytest
 
 from reid_study.data.people import few_people
 from reid_study.study.config import training_config
+from reid_study.study.record import place as run_place, read_run
 from reid_study.study.results import Results, read_results, write_results
-from reid_study.study.run import place as run_place, read_run
 from reid_study.study.tuning import read_tuning
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}

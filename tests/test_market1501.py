@@ -26,7 +26,8 @@ def test_validation_identities():
 def test_drawn_people_train_and_photographs_are_scored(tmp_path):
     from reid_study.data.people import few_people
     from reid_study.study.config import make_config
-    from reid_study.study.run import make_run, read_run
+    from reid_study.study.record import read_run
+    from reid_study.study.run import make_run
     few_people(tmp_path/"people")
     (tmp_path/MARKET.name).symlink_to(MARKET)
     config = make_config("people", "identity+attributes", score="market1501", epochs=1, steps=2, p=4, k=2, height=32, width=16)

@@ -15,7 +15,8 @@ from reid_study.inference.export import load_embedder, save_embedder
 from reid_study.networks.backbones import BACKBONES, backbone_version, get_backbone
 from reid_study.networks.osnet import WIDTHS, load_torchreid, osnet_features
 from reid_study.study.config import make_config, run_id
-from reid_study.study.run import make_run, read_run
+from reid_study.study.record import read_run
+from reid_study.study.run import make_run
 from reid_study.study.tuning import trial_config
 from reid_study.study.workflow import Workflow, planned, tunings
 

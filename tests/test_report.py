@@ -22,7 +22,8 @@ from reid_study.report.tables import find_runs, results_markdown, results_table
 from reid_study.study import analysis, results
 from reid_study.study.config import make_config
 from reid_study.study.hypotheses import QUESTIONS
-from reid_study.study.run import PROJECT, partial_folder, place, seal
+from reid_study.study.record import partial_folder, place, seal
+from reid_study.study.run import PROJECT
 from reid_study.study.simulated import simulated_study
 from reid_study.study.worker import execute as run_notebook
 from reid_study.study.workflow import pages

@@ -10,8 +10,8 @@ from hypothesis import given, settings, strategies as st
 
 from reid_study.core import InputError
 from reid_study.distances import Cosine, Euclidean
-from reid_study.evaluation.retrieval import (
-    Protocol, _count, _counts_by_row, _counts_together, _levels, _pairs, _tied, evaluate_retrieval)
+from reid_study.evaluation.retrieval import Protocol, _pairs, evaluate_retrieval
+from reid_study.evaluation.ties import _count, _counts_by_row, _counts_together, _levels, _tied
 
 settings.register_profile("here", deadline=None, max_examples=200, derandomize=True)
 settings.load_profile("here")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from reid_study.data.people import few_people
-from reid_study.study.run import read_run
+from reid_study.study.record import read_run
 
 
 def answers(): return shutil.which("sinfo") and not subprocess.run(["sinfo"], capture_output=True, timeout=30).returncode

@@ -20,8 +20,9 @@ from reid_study.data.datasets import read_dataset
 from reid_study.data.people import few_people
 from reid_study.study.config import is_test, make_config
 from reid_study.study.endpoints import failed
+from reid_study.study.record import partial_folder, place, read_run
 from reid_study.study.results import read_results
-from reid_study.study.run import make_run, make_runs, open_data, partial_folder, place, read_run
+from reid_study.study.run import make_run, make_runs, open_data
 from reid_study.study.spec import arm_configs, read_study
 from reid_study.study.tuning import best_settings, read_tuning, tune
 from reid_study.study.worker import PRELOAD

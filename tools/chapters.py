@@ -11,7 +11,7 @@ from nbdev.test import test_nb
 
 # at least 10 seconds each; the others are short enough to come by name
 LONGEST = ("76_study.workflow", "54_training.distributed", "35_losses.many_identities", "75_study.worker", "63c_evaluation.coverage",
-           "75a_study.distributed", "10_data.people", "81b_report.textbook", "64_evaluation.index", "81a_report.study_figures",
+           "75a_study.distributed", "10a_data.people", "81b_report.textbook", "64_evaluation.index", "81a_report.study_figures",
            "91_inference.search", "51_training.learner", "78_study.analysis", "41_losses.triplet", "80a_report.study_tables",
            "79a_study.replication")
 PLACE = {name: place for place, name in enumerate(LONGEST)}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import InputError, check_number, counted, extra
 from ..distances import Euclidean, Labels, as_pids
-from .retrieval import Embeddings, as_matrix
+from .inputs import Embeddings, as_matrix
 
 # %% ../../nbs/62_evaluation.geometry.ipynb #9a60363f
 def _prepared(embeddings, pids=None, camids=None):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core import InputError, atomic, check_number, extra, irregular, lookup, read_json, regular_file, write_json
 from ..distances import Distance, get_distance, pack_bits
-from .retrieval import Embeddings, as_matrix, as_tensor
+from .inputs import Embeddings, as_matrix, as_tensor
 
 # %% ../../nbs/64_evaluation.index.ipynb #1e62b3da
 class Rows:
@@ -57,8 +57,9 @@ class Rows:
 
     def rows(self, which: slice | np.ndarray) -> Tensor:
         "Rows by a slice or an array of indices, copied, as a tensor."
-        x = self._open()[which]
-        x = as_tensor(x if torch.is_tensor(x) else np.array(x), self.name).cpu()
+        parts = [which] if isinstance(which, slice) else np.array_split(which, 1 + len(which)//4096)
+        x = [self._open()[part] for part in parts]      # what a map has read stays in memory until the map goes
+        x = as_tensor(torch.cat(x) if torch.is_tensor(x[0]) else np.concatenate([*map(np.asarray, x)]), self.name).cpu()
         if not x.sum().isfinite() and len(bad := (~x.isfinite().all(1)).nonzero()):
             first = np.arange(len(self))[which][int(bad[0])]
             raise InputError(f"{self.name}: embeddings are NaN or infinite, first in row {first}; look at the network that made them")

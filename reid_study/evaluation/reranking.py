@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core import InputError, check_number
 from ..distances import Distance, Euclidean, get_distance, unit
-from .retrieval import Embeddings, as_embeddings
+from .inputs import Embeddings, as_embeddings
 
 # %% ../../nbs/61_evaluation.reranking.ipynb #77a892d9
 def _squared(distance, x, y):

@@ -20,7 +20,7 @@ from ..report.figures import WIDTH, caption, styled
 from ..report.html import foremost, hidden_people, picture
 from ..report.tables import by_recipe
 from ..study.config import training_config
-from ..study.run import Run, check_sums, place
+from ..study.record import Run, check_sums, place
 
 # %% ../../nbs/91a_inference.activation.ipynb #590635ac
 def weights_folder(run: Run) -> Path | None:

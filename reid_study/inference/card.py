@@ -15,7 +15,7 @@ from ..data.datasets import get_dataset
 from ..data.samplers import BATCHES
 from ..evaluation.scoring import retrieval_words
 from ..study.config import scored_on
-from ..study.run import Run
+from ..study.record import Run
 
 # %% ../../nbs/90d_inference.card.ipynb #e2fb1d7b
 def card_dataset(name: str) -> tuple[str, str, str]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import onnxruntime
     import pandas as pd
     from fastai.learner import Learner
-    from reid_study.study.run import Run
+    from reid_study.study.record import Run
 
 # %% ../../nbs/90_inference.export.ipynb #a5ec485d
 FILTERS = {"bilinear": Image.Resampling.BILINEAR}     # the filter of `read_image`, by its name in embedder.json
@@ -144,7 +144,7 @@ def fill_network(network: _Network, weights: Mapping[str, Tensor], path: str | P
 def exportable_run(folder: str | Path) -> "Run":
     "The `Run` in a folder, its weights checked. `InputError` for a run that is missing or damaged, or has no weights of its own."
     from reid_study.study.config import is_test, run_id, training_config
-    from reid_study.study.run import check_sums, read_run
+    from reid_study.study.record import check_sums, read_run
     if not (Path(folder)/"config.json").is_file():
         raise InputError(f"{folder} is no finished run: it has no config.json; give one, as runs/run/ID or runs/train/ID")
     run = read_run(folder)
@@ -164,7 +164,7 @@ def kept_pairs(of: str, people: int, pairs: "pd.DataFrame") -> dict[str, Any]:
 def pairs_of_run(run: "Run") -> dict[str, Any]:
     "What `kept_pairs` says of a run's validation people or, where it trained on all, of the test people that were scored with it."
     from reid_study.study.config import run_id
-    from reid_study.study.run import read_run
+    from reid_study.study.record import read_run
     if run.config["score"]: return kept_pairs("validation", len(run.identities), run.pairs)
     test = run.folder.parents[1]/"test"/run_id(run.config | {"score": "test"})
     return kept_pairs("test", len((scored := read_run(test)).identities), scored.pairs) if test.is_dir() else {}

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .tables import FEW, by_recipe, first_kept, identity_ap
-from ..study.run import Run
+from ..study.record import Run
 from ..training.recipes import FAMILY_COLOURS, get_recipe
 
 # %% ../../nbs/81_report.figures.ipynb #2d999708

@@ -28,7 +28,7 @@ from ..data.images import open_image
 from .figures import STYLE, caption, recipe_styles
 from .tables import by_recipe, first_kept, score_summary
 from ..study.config import scored_on
-from ..study.run import Run
+from ..study.record import Run
 
 # %% ../../nbs/83_report.html.ipynb #a9671783
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -21,8 +21,8 @@ from ..evaluation.scoring import retrieval_words
 from ..losses.diagnostics import collapse
 from .tables import FEW, by_recipe, identity_ap, score_summary, seeds_of
 from ..study.config import is_test, scored_on
+from ..study.record import Run
 from ..study.results import run_name
-from ..study.run import Run
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/82_report.prose.ipynb #7e51c0d2

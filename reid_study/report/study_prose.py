@@ -301,9 +301,9 @@ def budget_contrasts(results: Results) -> str:
     return markdown_table(["", "contrast", *(f"mAP, {share[arm]:.0%} of the steps" for arm in arms), "seeds"], rows, numbers=range(2, 6))
 
 # %% ../../nbs/82a_report.study_prose.ipynb #227539d4
-TUNING = """{recipes}, {trials} trials each. On the validation identities, the best trial has a mAP {median:.1f} points (median) above
-that of the defaults, at most {most:.1f} ({recipe}); the defaults remain the best for {none}. {lost} diverged. These gains are maxima over
-several draws, so they are too high; the study's own runs have other seeds."""
+TUNING = """{recipes}, {trials} trials of {epochs} each. On the validation identities, the best trial has a mAP {median:.1f} points (median)
+above that of the defaults, at most {most:.1f} ({recipe}); the defaults remain the best for {none}. {lost} diverged. These gains are maxima
+over several draws, so they are too high; the study's own runs have other seeds."""
 
 def tuning_sentence(results: Results) -> str:
     "Markdown: what tuning gained on validation identities."
@@ -313,6 +313,7 @@ def tuning_sentence(results: Results) -> str:
     return filled(
         TUNING, recipes=capital(counted(len(gain), "recipe")),
         trials=listed(sorted({t.config["trials"] for t in results.tuning.values()})),
+        epochs=listed(counted(n, "epoch") for n in sorted({t.config["first"]["epochs"] for t in results.tuning.values()})),
         median=gain.median(), most=gain.max(), recipe=gain.idxmax(), none=(gain == 0).sum(),
         lost=counted(lost, "trial") if lost else "No trial")
 

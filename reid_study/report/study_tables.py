@@ -26,9 +26,10 @@ from ..study.analysis import mean_interval
 from ..study.config import is_test, scored_on
 from ..study.endpoints import COLLAPSED, FAILS, UNITS, amount, geometry_table, identity_matrix, identity_rows, p_words
 from ..study.hypotheses import LEVELS
+from ..study.record import Run
 from ..study.replication import other_terms, replication
 from ..study.results import Results
-from ..study.run import PROJECT, Run
+from ..study.run import PROJECT
 from ..study.workflow import arm_pages
 from ..training.recipes import get_recipe
 

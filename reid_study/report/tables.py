@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError
+from ..study.record import FILES, Run, read_run
 from ..study.results import FREE, Results, check_comparable
-from ..study.run import FILES, Run, read_run
 from ..training.recipes import FAMILY_COLOURS, RECIPES, get_recipe
 
 # %% ../../nbs/80_report.tables.ipynb #d34ec8db

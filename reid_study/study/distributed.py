@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from ..core import end_with
 from .config import make_config
-from .run import begin, finish_run, images_of, one_at_a_time, partial_folder, place, prepare, reused
+from .record import one_at_a_time, partial_folder, place
+from .run import begin, finish_run, images_of, prepare, reused
 from ..training.distributed import over_ranks, rank_and_ranks, sharded_identity
 from ..training.learner import fit
 

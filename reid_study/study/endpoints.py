@@ -22,8 +22,8 @@ from ..core import InputError, check_number, counted, extra, listed
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
 from .config import is_test
 from .hypotheses import RATES, eligible
+from .record import Run
 from .results import Results, cell_name
-from .run import Run
 from ..training.recipes import RECIPES
 
 with extra("study"): from statsmodels.regression.linear_model import OLS

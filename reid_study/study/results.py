@@ -26,8 +26,8 @@ from ..core import InputError, atomic, damage_named, lookup, read_json, regular_
 from ..data.datasets import get_dataset
 from .config import Config, checked_by, identifying, run_id, validated, without_path
 from .hypotheses import LEVELS, QUESTIONS, Hypothesis, hypotheses
-from .run import (ENCODINGS, EXAMPLES, HISTORY, MEANS, Run, RunConfig, RunEnvironment, RunMetrics, check_columns,
-                                  one_at_a_time, possible_epochs, possible_pairs, possible_scores)
+from .record import (ENCODINGS, EXAMPLES, HISTORY, MEANS, Run, RunConfig, RunEnvironment, RunMetrics, check_columns,
+                                     one_at_a_time, possible_epochs, possible_pairs, possible_scores)
 from ..training.recipes import RECIPES
 
 # %% ../../nbs/73_study.results.ipynb #2db478e6

@@ -21,8 +21,9 @@ from ..distances import Euclidean
 from ..evaluation.retrieval import Protocol
 from .config import is_test, recipe_configs
 from .hypotheses import HYPOTHESES, QUESTIONS
+from .record import Run, identity_table
 from .results import Results, Tuning, write_results
-from .run import Run, environment, identity_table
+from .run import environment
 from .tuning import tuning_config
 from ..training.recipes import RECIPES, get_recipe
 

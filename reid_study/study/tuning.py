@@ -22,9 +22,9 @@ from scipy.stats import qmc
 from ..core import InputError, atomic, check_number, damage_named, digest, extra, read_json, regular_file, write_json
 from ..losses.base import LOSSES
 from .config import MOST_TRIALS, make_config, run_id
+from .record import check_sums, one_at_a_time, partial_folder, place, seal
 from .results import Tuning, check_tuning, read_results
-from .run import (begin, check_sums, default_device, disk_full_named, environment, images_of, one_at_a_time,
-                                  partial_folder, place, reused, seal, train)
+from .run import begin, default_device, disk_full_named, environment, images_of, reused, train
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/74_study.tuning.ipynb #ec5dcb3e

@@ -33,9 +33,10 @@ from ..core import (InputError, check_number, counted, digest, end_with_parent, 
 from ..data.datasets import fingerprinted, images_root, is_path
 from .config import run_id, scored_on
 from .pace import StudyBar, Work, effort, left_words, seconds_left
+from .record import Run, check_sums, place, read_run
 from .replication import replication_report
 from .results import Results, cell_name, check_table, read_results, results_place, write_results
-from .run import PROJECT, Run, check_device, check_sums, commit, default_device, place, read_run
+from .run import PROJECT, check_device, commit, default_device
 from .spec import Study, arm_configs, arm_parameters, check_with_data, protocols, read_study
 from .tuning import adopt_tunings, best_settings, read_tuning, tuning_config
 from .worker import MOST, is_done
