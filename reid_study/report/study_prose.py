@@ -247,7 +247,9 @@ identity loss does. From {i.few:,.0f} to {i.many:,.0f} identities the step of id
 
 def step_cost_sentence(rows: Sequence[dict[str, Any]]) -> str:
     "Markdown: whether time and memory of a step of identity loss grow more than twice as much with identities as the triplet's."
-    growth = step_cost_growth(rows)
+    sizes = lambda name: {row["classes"] for row in rows if row["name"] == name}
+    both = sizes("identity") & sizes("triplet, batch-hard")
+    growth = step_cost_growth([row for row in rows if row["classes"] in both])
     triplet, identity = growth.loc["triplet, batch-hard"], growth.loc["identity"]
     clear = (identity[["time", "memory"]] > 2*triplet[["time", "memory"]]).all()
     return filled(STEP_COST, grows="grows" if clear else "does not grow", i=identity, t=triplet)
