@@ -256,6 +256,10 @@ def _outputs(notebook):
     return heading[1] if heading else Path(notebook).stem, re.sub(r'\s+id="cell-id=[^"]*"', "", body)
 
 # %% ../../nbs/83_report.html.ipynb #971f79ae
+def _unbroken(body):
+    "The body of a page, where no line ends between a number and the sign for per cent."
+    return re.sub(r"(?<=\d) %", "\u00a0%", body)
+
 def _scrolling(body):
     "The body of a page, where each table and picture stands in a box of its own, which scrolls and which the keyboard reaches."
     body = re.sub(r'<div class="wide">(<table.*?</table>|<svg.*?</svg>)</div>', r"\1", body, flags=re.DOTALL)
@@ -280,6 +284,6 @@ def to_html(notebook: str | Path, path: str | Path, title: str | None = None) ->
     body = re.sub(r"<h2[^>]*>(.*?)</h2>", anchor, body, flags=re.DOTALL)
     own = re.search(r"<h1[^>]*>(.*?)</h1>", body, flags=re.DOTALL)
     if own: heading, body = html.unescape(re.sub("<[^>]+>", "", own[1])).strip(), body.replace(own[0], "", 1)
-    page = PAGE.format(title=html.escape(title or heading), css=CSS, contents="".join(headings), body=_scrolling(body))
+    page = PAGE.format(title=html.escape(title or heading), css=CSS, contents="".join(headings), body=_scrolling(_unbroken(body)))
     with atomic(path) as t: t.write_text(both_schemes(page), encoding="utf-8")
     return Path(path)
