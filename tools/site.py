@@ -25,6 +25,7 @@ KATEX = "katex@0.16.47"
 SECTIONS = {"0": "Foundations", "1": "Data", "2": "Networks", "3": "Representation losses", "4": "Metric losses", "5": "Training",
             "6": "Evaluation", "7": "The study", "8": "The report", "9": "Inference and extending"}
 RESULTS = "docs/results/README.md"
+LIBRARY = ("docs/library.md", "docs/market1501.md", "docs/walks.md", "docs/chapters.md")      # other pages of docs come last
 settings = configparser.ConfigParser(delimiters=["="])
 settings.read(ROOT/"settings.ini", encoding="utf-8")
 SETTINGS = settings["DEFAULT"]
@@ -160,9 +161,10 @@ def write_sources(folder):
     for place, text in texts.items(): write(folder/place, text.encode())
     shutil.copytree(ROOT/"docs"/"pictures", folder/"docs"/"pictures", dirs_exist_ok=True)
     results = [{"Overview": RESULTS}, *({title(texts[p]): p} for p in sorted(texts) if p.startswith("docs/results/") and p != RESULTS)]
-    more = [{title(texts[place]): place} for place in ("docs/benchmarks.md", "docs/refusals.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-    return [{"Home": "index.md"}, {"Library": [{title(texts[p]): p} for p in ("docs/library.md", "docs/market1501.md")]},
-            {"Book": [{name: part} for name, part in book.items()]}, {"Results": results}, {"Reference": reference_nav}, {"More": more}]
+    docs = [p for p in sorted(texts) if re.fullmatch(r"docs/[^/]+\.md", p) and p not in LIBRARY]
+    library, more = ([{title(texts[p]): p} for p in places] for places in (LIBRARY, [*docs, "CONTRIBUTING.md", "CHANGELOG.md"]))
+    return [{"Home": "index.md"}, {"Library": library}, {"Book": [{name: part} for name, part in book.items()]}, {"Results": results},
+            {"Reference": reference_nav}, {"More": more}]
 
 
 def write(path, content):
