@@ -10,6 +10,8 @@ from pathlib import Path
 
 from fastcore.script import call_parse
 
+from reid_study.core import listed
+
 ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = """from pathlib import Path
 from reid_study.data.market1501 import parse_name
@@ -92,13 +94,18 @@ def walk(home, python):
 
 @call_parse
 def main(python: str = sys.executable,     # The Python interpreter to walk with
+         also: str = "",                   # Others that walk too, with commas between them
          write: bool = False):             # Write docs/walks.md
-    "Walk as four users in a fresh environment without constraints; the first command that fails ends it."
-    with tempfile.TemporaryDirectory() as folder: version, text = walk(Path(folder).resolve(), python)
+    "Walk as four users in fresh environments without constraints; the first command that fails ends it."
+    walked = []
+    for one in (python, *filter(None, also.split(","))):
+        with tempfile.TemporaryDirectory() as folder: walked.append(walk(Path(folder).resolve(), one))
+    (version, text), *others = walked
+    too = f" The walks pass with Python {listed(other for other, _ in others)} too." if others else ""
     head = f"""# Four walks
 
 What four new users type and see: each in an empty folder and a fresh environment with the newest packages that the bounds in settings.ini
 allow, without the pinned versions. `python tools/walks.py --write` made this page, with Python {version} on {os.cpu_count()} cores
-({platform.machine()}, no GPU); the seconds are those of that machine.
+({platform.machine()}, no GPU); take the seconds as an order of magnitude.{too}
 """
     if write: (ROOT/"docs"/"walks.md").write_text(f"{head}\n{text}")
