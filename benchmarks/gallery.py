@@ -66,6 +66,11 @@ def indexed(folder, threads, kind, k, few):
     return dict(build=cost, milliseconds=1000*seconds/len(query), settings=index.settings)
 
 
+def recall(true, found):
+    "The share of the true rows [Q, K] that a query's rows have, averaged over queries."
+    return float(np.mean([np.isin(a, b).mean() for a, b in zip(true, found)]))
+
+
 @call_parse
 def main(
     out: str = None,         # write the tables here as JSON
@@ -99,7 +104,7 @@ def main(
             line += f", {r['milliseconds']:.2f} ms a query"
             if (true := Path(place)/"rows flat.npy").exists():
                 own = np.load(Path(place)/f"rows {kind}.npy")
-                r["recall@10"] = float(np.mean([np.isin(a, b).mean() for a, b in zip(np.load(true), own)]))
+                r["recall@10"] = recall(np.load(true), own)
                 line += f", recall@10 {r['recall@10']:.1%}"
             print(line)
     if out: Path(out).write_text(json.dumps(dict(setting=setting, large=found), indent=1) + "\n")
