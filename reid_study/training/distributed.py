@@ -161,7 +161,7 @@ class ParallelIdentityLoss(nn.Module):
         check_number("label_smoothing", label_smoothing, least=0, below=1)
         classes, ranks = len(classifier.weight), mesh.size()
         if -(-classes//ranks)*(ranks - 1) >= classes:
-            raise InputError(f"{counted(classes, 'identity', 'identities')} leave one of {ranks} ranks without any; use fewer ranks")
+            raise InputError(f"one of {ranks} ranks would have none of {counted(classes, 'identity', 'identities')}; use fewer ranks")
         self.label_smoothing = label_smoothing
         self.classifier = parallelize_module(classifier, mesh, ColwiseParallel(output_layouts=Shard(-1), use_local_output=False))
 
