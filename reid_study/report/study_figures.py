@@ -47,7 +47,9 @@ def _forest_panel(ax, rows, endpoint):
         ax.text(1.08, y, amount(a.sign*a.estimate, endpoint, "+"), ha="right", **words)
         ax.text(1.095, y, f"{MARKS[a.verdict]} {a.verdict}", color=whole, **words)
         if y and a.question != rows.question.iloc[y - 1]: ax.axhline(y - 0.5, color="#dcdce0", lw=0.7)
-    names = [textwrap.fill(f"{a.name}  {a.text}", 58) for a in rows.itertuples()]
+    twice = rows.duplicated("name", keep=False)
+    apart = [f": {words.partition(' (')[0]}" if more else "" for words, more in zip(rows.contrast, twice)]
+    names = [textwrap.fill(f"{a.name}  {a.text}{words}", 58) for a, words in zip(rows.itertuples(), apart)]
     name_rows(ax, names, xlabel=f"{unit}, in the predicted direction")
     ax.set_ylim(len(rows) - 0.5, -0.5)
     for label in ax.get_yticklabels(): label.set(fontsize=7.5, linespacing=0.95)

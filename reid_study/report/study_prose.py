@@ -13,6 +13,7 @@ __all__ = ['POWER', 'RULE', 'FOREST', 'STEP_COST', 'BUDGETS', 'TUNING', 'OWN_BAT
 # %% ../../nbs/82a_report.study_prose.ipynb #4c92672b
 import math
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -58,20 +59,26 @@ def _beyond(part):
 
 def _within(part): return part["kind"] != "no worse" and -part["margin"] < part["low"] and part["high"] < part["margin"]
 
+def _for(answer, part):
+    "The contrast of a part, in front of what follows from it, where the parts have different ones."
+    return "" if len({each["contrast"] for each in answer.parts}) == 1 else f"for {part['contrast']} "
+
 def consequence(answer: Any) -> str:
     "What follows from the intervals of a row of `answers`, and what does not."
     a, parts = answer, answer.parts
     if not a.testable: return f"{capital(a.reason)}."
     if a.verdict == "undecided": return _undecided(a)
     if a.verdict == "supported":
-        said = [f"a loss of {_margin(p)} or more is excluded" for p in parts if p["kind"] == "no worse"]
-        said += [f"it is there, and smaller than the margin of {_margin(p)}" for p in parts if _within(p)]
+        said = [f"{_for(a, p)}a loss of {_margin(p)} or more is excluded" for p in parts if p["kind"] == "no worse"]
+        said += [f"{_for(a, p)}it is there, and smaller than the margin of {_margin(p)}" for p in parts if _within(p)]
     elif a.verdict == "reversed":
-        said = ["the complete interval lies beyond a loss of " + _margin(p) if p["kind"] == "no worse" else
-                f"the difference in {UNITS[p['endpoint']][2].removeprefix('points of ').removeprefix('of ')} has the opposite sign"
+        unit = lambda p: UNITS[p["endpoint"]][2].removeprefix("points of ").removeprefix("of ")
+        lost = lambda p: f"the complete interval lies beyond a loss of {_margin(p)}"
+        said = [_for(a, p) + (lost(p) if p["kind"] == "no worse" else f"the difference in {unit(p)} has the opposite sign")
                 for p in parts if _beyond(p)]
     else:
-        said = [f"less than {_margin(p)} either way ({p_words(a.p_equivalent)}, equivalence test after Holm)" for p in parts if _within(p)]
+        said = [f"{_for(a, p)}less than {_margin(p)} either way ({p_words(a.p_equivalent)}, equivalence test after Holm)"
+                for p in parts if _within(p)]
     return f"{capital(listed(said))}." if said else ""
 
 # %% ../../nbs/82a_report.study_prose.ipynb #ebef0ad6
@@ -81,12 +88,16 @@ def _estimate(part):
     bounds = "" if math.isnan(part["low"]) else f"95 % interval {amount(part['low'], endpoint)} to {amount(part['high'], endpoint)}; "
     return f"**{amount(part['estimate'], endpoint, '+')}** {UNITS[endpoint][2]} ({bounds}{counted(part['seeds'], 'seed')}{identities})"
 
+def _found(parts):
+    "The contrast of parts that share it, with their estimates, Markdown."
+    words = parts[0]["contrast"]
+    return f"{capital(words) if ' of ' in words else words}: {' and '.join(map(_estimate, parts))}"
+
 def sentence(answer: Any) -> str:
     "Markdown: what was found for one hypothesis, a row of `answers`."
-    a = answer
+    a, contrasts = answer, groupby(answer.parts, lambda part: part["contrast"])
     p = "" if math.isnan(a.p_holm) else f"; {p_words(a.p_holm)} after Holm; by sign flips of the seeds alone {p_words(a.p_flip)}"
-    contrast = capital(a.contrast) if " of " in a.contrast else a.contrast
-    found = f"{contrast}: {' and '.join(map(_estimate, a.parts))}{p}."
+    found = f"{'; '.join(_found([*parts]) for _, parts in contrasts)}{p}."
     parts = f"**{a.name}, {a.verdict}:** *{a.text}.*", found, consequence(a), a.note and f"{capital(a.note)}."
     return " ".join(filter(None, parts))
 
@@ -290,8 +301,8 @@ def budget_contrasts(results: Results) -> str:
     arms, rows = [arm for arm in BUDGETS if arm in results.arms], []
     if len(arms) < 2: return ""
     share = {arm: budget_share(results, arm) for arm in arms}
-    for h in results.hypotheses:
-        if h.arm != "main" or not h.terms or "AP" not in [part.endpoint for part in h.parts]: continue
+    for h in (part for whole in results.hypotheses for part in whole.parts):
+        if h.arm != "main" or not h.terms or h.endpoint != "AP": continue
         runs = {arm: [results.runs(arm, recipe) for recipe in h.recipes] for arm in arms if {*h.recipes} <= {*results.recipes(arm)}}
         if len(runs) < 2: continue
         seeds = set.intersection(*({*of} for arm in runs.values() for of in arm))

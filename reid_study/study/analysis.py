@@ -285,8 +285,9 @@ def _answers(results):
 
 # %% ../../nbs/78_study.analysis.ipynb #6ea4fa60
 def each_part(found: pd.DataFrame) -> pd.DataFrame:
-    "`answers` with a row a part, in the same order, and the verdict of its claim."
-    return pd.DataFrame([row | part for row in found.to_dict("records") for part in row["parts"]], columns=found.columns)
+    "`answers` with a row a part, in the same order, the verdict of its claim, and `part`: which of the claim's parts it is, from 0."
+    rows = [row | part | {"part": i} for row in found.to_dict("records") for i, part in enumerate(row["parts"])]
+    return pd.DataFrame(rows, columns=[*found.columns, "part"])
 
 # %% ../../nbs/78_study.analysis.ipynb #9b4e60fd
 def about(found: pd.DataFrame, question: str) -> pd.DataFrame:

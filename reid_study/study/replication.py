@@ -41,7 +41,7 @@ def replication(published: Results, replicate: Results) -> pd.DataFrame:
     `verdict_now`, and whether these `agree` (NaN unless both studies could test the claim).
     """
     first, second = (each_part(answers(results)) for results in (published, replicate))
-    both = first.merge(second, on=["name", "endpoint"], suffixes=("_was", "_now"), validate="one_to_one")
+    both = first.merge(second, on=["name", "part", "endpoint"], suffixes=("_was", "_now"), validate="one_to_one")
     low, high = prediction_interval(both.seed_mean_was, both.seed_sd_was, both.seeds_was, both.seeds_now)
     was, now = both.seed_mean_was, both.seed_mean_now
     near = 1e-9 + 1e-9*was.abs()

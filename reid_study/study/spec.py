@@ -222,7 +222,7 @@ def _check_questions(study):
                          "fixed; leave the question out")
     for h in found:
         lookup(h.arm, study.arms, f"arm, which question {h.question} needs:")
-        if lacking := _lacking(study, h):
+        if lacking := next(filter(None, (_lacking(study, part) for part in h.parts)), None):
             raise InputError(f"question {h.question} ({h.name}) needs {lacking} in the arm {h.arm}; add it, or leave the question out")
 
 def _lacking(study, hypothesis):
