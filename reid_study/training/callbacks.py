@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOT_FINITE', 'STATE', 'LossLog', 'check_validation', 'RetrievalMetrics', 'History', 'EpochTable', 'check_tracker',
-           'read_checkpoint', 'plain_values', 'training_state', 'restore_weights', 'restore_training', 'Checkpoint']
+           'read_checkpoint', 'plain_values', 'training_state', 'restore_weights', 'restore_training', 'Fits',
+           'Checkpoint']
 
 # %% ../../nbs/52_training.callbacks.ipynb #5b4aab17
 import time
@@ -248,6 +249,51 @@ def restore_training(learn: Learner, state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"]: torch.cuda.set_rng_state_all(state["cuda_rng"])
 
+# %% ../../nbs/52_training.callbacks.ipynb #e284c737
+class Fits:
+    """The fits of a training that `fit` is called for several times: those that are `known`, how many are `done`, and the `current` one.
+
+    Each is a dictionary: its schedule, how many epochs there were before it, how many of its own are done, whether it was stopped early.
+    """
+    def __init__(self) -> None:
+        self.known: list[dict[str, Any]] = []
+        self.current: dict[str, Any] | None = None
+        self.done = 0
+
+    @property
+    def is_last(self) -> bool: return self.done >= len(self.known) - 1
+
+    @property
+    def stored(self) -> list[dict[str, Any] | None]:
+        "What a file keeps: the fits up to the current one."
+        return [*self.known[:self.done], self.current]
+
+    def begin(self, schedule: Mapping[str, Any], path: Path) -> int:
+        """Make the next fit the current one, and return how many of its epochs are done. `schedule`: JSON values with "epochs".
+
+        Raises `InputError`, which names the file `path`, where the fit is known with another schedule.
+        """
+        new: dict[str, Any] = {"schedule": schedule, "before": None, "done": 0, "stopped": False}
+        fit = dict(self.known[self.done]) if self.done < len(self.known) else new
+        for name in sorted(fit["schedule"].keys() | schedule.keys()):
+            was, wanted = fit["schedule"].get(name), schedule.get(name)
+            if was != wanted:
+                raise InputError(f"{path} holds fit number {self.done + 1} with other {name}: {was!r}, not {wanted!r}; "
+                                 "call it as before, or remove the file to start afresh")
+        self.current = fit
+        return schedule["epochs"] if fit["stopped"] or not self.is_last else fit["done"]
+
+    def advance(self, epochs: int) -> bool:
+        "Record how many epochs there are in all; whether these are more of the current fit than before."
+        if self.current is None: return False
+        before, self.current["done"] = self.current["done"], epochs - self.current["before"]
+        return self.current["done"] > before
+
+    def end(self) -> None:
+        if self.current is None: return
+        self.known[self.done:self.done + 1] = [self.current]
+        self.done, self.current = self.done + 1, None
+
 # %% ../../nbs/52_training.callbacks.ipynb #49ead9e7
 class Checkpoint(Callback):
     """Saves the training state to `path` after epochs, restores the weights when the learner is made, and the rest when it is fitted.
@@ -262,13 +308,12 @@ class Checkpoint(Callback):
     def __init__(self, path: str | Path, stamp: Mapping[str, Any], every: float = 0.0) -> None:
         self.path, self.stamp, self.every, self.saved = Path(path), plain_values(stamp), every, float("-inf")
         self.state: dict[str, Any] | None = None
-        self.current: dict[str, Any] | None = None
-        self.fits, self.done, self.running = [], 0, False
+        self.fits, self.running = Fits(), False
         if self.path.exists(): self._read()
 
     def _read(self):
         self.state = read_checkpoint(self.path, self.stamp)
-        self.fits = self.state["fits"]
+        self.fits.known = self.state["fits"]
 
     @property
     def epochs(self) -> int: return len(self.state["history"]) if self.state else 0
@@ -284,42 +329,32 @@ class Checkpoint(Callback):
         if self.running:      # the fit before this call was interrupted, and this call resumes it
             if not self.path.exists(): raise InputError(f"training was interrupted before {self.path} held an epoch; make the learner anew")
             self._read()
-        new: dict[str, Any] = {"schedule": schedule, "before": None, "done": 0, "stopped": False}
-        fit = dict(self.fits[self.done]) if self.done < len(self.fits) else new
-        for name in sorted(fit["schedule"].keys() | schedule.keys()):
-            was, wanted = fit["schedule"].get(name), schedule.get(name)
-            if was != wanted:
-                raise InputError(f"{self.path} holds fit number {self.done + 1} with other {name}: {was!r}, not {wanted!r}; "
-                                 "call it as before, or remove the file to start afresh")
-        self.current = fit
-        return schedule["epochs"] if fit["stopped"] or self.done < len(self.fits) - 1 else fit["done"]
+        return self.fits.begin(schedule, self.path)
 
     def before_fit(self) -> None:
-        if self.current is None: return
+        if self.fits.current is None: return
         if self.state: self._restore(restore_training)
-        if self.done >= len(self.fits) - 1: self.state = None
-        if self.current["before"] is None: self.current["before"] = self.history.number - 1
+        if self.fits.is_last: self.state = None
+        if self.fits.current["before"] is None: self.fits.current["before"] = self.history.number - 1
 
-    def before_train(self) -> None: self.running = self.current is not None
+    def before_train(self) -> None: self.running = self.fits.current is not None
 
     def after_epoch(self) -> None:
         if self._advance() and (self.epoch + 1 == self.n_epoch or time.monotonic() - self.saved >= self.every): self.write()
 
     def after_cancel_fit(self) -> None:
-        if self.current is None: return
-        self.current["stopped"] = True
+        if self.fits.current is None: return
+        self.fits.current["stopped"] = True
         if self._advance(): self.write()
 
     def after_fit(self) -> None:
-        if self.current is None: return
-        self.fits = [*self.fits[:self.done], self.current, *self.fits[self.done + 1:]]
-        self.done, self.current, self.running = self.done + 1, None, False
+        if self.fits.current is None: return
+        self.fits.end()
+        self.running = False
 
     def _advance(self):
         "Whether an epoch has been recorded since this was called last."
-        if self.current is None: return False
-        before, self.current["done"] = self.current["done"], self.history.number - 1 - self.current["before"]
-        return self.current["done"] > before
+        return self.fits.advance(self.history.number - 1)
 
     def _restore(self, restore):
         try: restore(self.learn, self.state)
@@ -328,5 +363,5 @@ class Checkpoint(Callback):
 
     def write(self) -> None:
         "Save the training state."
-        self.saved, fits = time.monotonic(), [*self.fits[:self.done], self.current]
-        with atomic(self.path) as temporary: torch.save({"stamp": self.stamp, "fits": fits} | training_state(self.learn), temporary)
+        self.saved, held = time.monotonic(), {"stamp": self.stamp, "fits": self.fits.stored}
+        with atomic(self.path) as temporary: torch.save(held | training_state(self.learn), temporary)
