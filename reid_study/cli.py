@@ -361,7 +361,7 @@ def _is_own(error):
 
 # %% ../nbs/95_cli.ipynb #dcf5cef1
 def _open_streams():
-    "Open what was closed of the standard streams, as by `>&-`, to the null device, before another file gets its number."
+    "Open standard streams that were closed, as by `>&-`, to the null device, before another file gets their numbers."
     while (number := os.open(os.devnull, os.O_RDWR)) < 3: os.set_inheritable(number, True)
     os.close(number)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -380,7 +380,7 @@ def _drop_output(): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno(
 # %% ../nbs/95_cli.ipynb #4ddf456c
 @contextlib.contextmanager
 def _own_words():
-    "A context without warnings but of what is left out, unless others were asked for, and where stderr is no terminal without tqdm's bars."
+    "Hide warnings, except of what is left out and unless Python is asked for them; hide tqdm's bars where stderr is no terminal."
     if not sys.stderr.isatty(): os.environ.setdefault("TQDM_DISABLE", "1")
     with warnings.catch_warnings():
         if not sys.warnoptions:

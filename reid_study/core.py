@@ -144,7 +144,7 @@ def _shown(path):
 # %% ../nbs/00_core.ipynb #bf7fa237
 @contextlib.contextmanager
 def damage_named(where: str | Path, remedy: str = "make the study again") -> Iterator[None]:
-    "Make one `InputError`, on one line, of whatever goes wrong with what is read: it says where, what, and the remedy."
+    "Turn any error raised while reading into one `InputError`, on one line, that says where, what, and the remedy."
     try: yield
     except InputError as e: raise InputError(f"{where}: {e}; {remedy}") from None
     except Exception as e: raise InputError(f"{where} is damaged ({type(e).__name__}: {_brief(e)}); {remedy}") from e
@@ -336,7 +336,7 @@ class MissingExtra(ImportError, InputError):
 @contextlib.contextmanager
 def extra(name: str, *packages: str) -> Iterator[None]:
     """Within it, an import of a package that is not installed is a `MissingExtra`, which names the extra that has the package.
-    `packages`: are imported first, for what needs them without a name of theirs."""
+    `packages`: imported first, for code that needs but does not import them."""
     try:
         for package in packages: importlib.import_module(package)
         yield

@@ -186,9 +186,9 @@ class Distance(nn.Module):
         raise NotImplementedError
 
     def order(self, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
-        """What ranks as distances do, and costs less: numbers [M, N], and the function that makes distances of them.
+        """Numbers [M, N] that rank as the distances do, and cost less, and the function that turns them into distances.
 
-        That is a root here or, where the numbers are distances, None. Prepared embeddings, as `compare` takes them.
+        The function is a root or, where the numbers are distances, None. x, y: prepared, as for `compare`.
         """
         return self.compare(x, y), None
 

@@ -274,7 +274,7 @@ FITS = [
     Case("an interrupted fit that is called with another rate", lambda f: interrupted(f, 1, 2) and again(f, 2, lr=1e-2),
          refused=("checkpoint.pt", "remove the file")),
     Case("a fit that is complete in its folder", said, gives=lambda lines: len(lines) == 1 and "2 of 2 epochs" in lines[0],
-         means="is said and not trained again"),
+         means="is reported and not trained again"),
     Case("a complete fit that is followed by another", lambda f: again(f, 2) and numbers(again(f, 2, 1)), gives=lambda n: n == [1, 2, 3],
          means="trains further"),
     Case("a folder with a trained checkpoint, before any fit", lambda f: again(f, 2).validate() == learner(folder=f).validate(), gives=bool,

@@ -49,7 +49,7 @@ class Augment:
     cropping; if shift·H is a whole number, the largest shift is half as likely as the others). `erase`: probability of erasing a
     rectangle of 2 to 33% of the area, with an aspect ratio of 0.3 to 3.3. Pixels outside or erased get the mean colour, zero.
     All draws come from `generator`, which lives on `device`: its state is all that a resumed run needs.
-    Maps of a [frozen stem](23a_networks.frozen.ipynb), float32 [B, 2, h, w, C], are flipped alone; `InputError` for another change.
+    Maps of a [frozen stem](23a_networks.frozen.ipynb), float32 [B, 2, h, w, C], can only be flipped; else `InputError`.
     """
     def __init__(self, flip: float = 0.5, shift: float = 1/16, erase: float = 0.5, seed: int = 0,
                  device: str | torch.device = "cpu") -> None:

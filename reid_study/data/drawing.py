@@ -96,7 +96,7 @@ class Person:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, difficulty: float | str = .5) -> Self:
-        "Draw a person; `rng` gives the same amount of chance at every difficulty."
+        "Draw a person; `rng` draws equally many numbers at every difficulty."
         return cls(**_sample_person(rng.random(72), difficulty_level(difficulty)))
 
 # %% ../../nbs/10_data.drawing.ipynb #90caf173

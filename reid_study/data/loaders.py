@@ -105,7 +105,7 @@ def make_loaders(table: pd.DataFrame, images: np.ndarray | Tensor, sampler: Batc
     `table` has the splits train, query and gallery. `images`: uint8 [M, H, W, 3], its store of decoded images; the column `image`
     gives the index of a row's image, and without that column the rows are in the same order. `sampler` indexes the training rows.
     `dls.c` is the number of training identities. Raises `InputError` for images that `check_store` refuses, a store of another length
-    and no column `image`, and for labels or indices of images that are no whole numbers, or are out of range.
+    but no column `image`, and for labels or indices of images that are no whole numbers, or are out of range.
     """
     if "split" not in table: raise InputError("the table has no column split; give one, of train, query and gallery")
     images, table = check_store(images), table.assign(**{name: whole_column(table, name) for name in ("pid", "camid")})

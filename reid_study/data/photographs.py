@@ -154,7 +154,7 @@ def _check_split(root, table):
 
 # %% ../../nbs/19_data.photographs.ipynb #c792b639
 def _check_people(root, table):
-    "Say what is special about people and cameras, of whom there are two at least."
+    "Warn of special cases among people and cameras; raise if there is one person."
     people, found = table.person.nunique(), searchable(table)
     if people < 2: raise InputError(f"{root} shows one person, {shown(table.person[0])}; give two at least")
     if n := int(((table.camera == "") & (table.camera != "").any()).sum()):
@@ -213,7 +213,7 @@ def photographs_fingerprint(root: str | Path, table: pd.DataFrame) -> str:
 
 # %% ../../nbs/19_data.photographs.ipynb #fae30f0b
 def suited_protocol(table: pd.DataFrame) -> dict[str, int]:
-    """What training on a table's people needs to differ from the protocol of large datasets, field -> value.
+    """The fields in which a small table's protocol differs from that of large datasets, field -> value.
 
     A fifth of the training people, 150 at most, are held out for validation; a batch has 16 people or all; an epoch has 20 batches
     where the images fill fewer, and there are 12 epochs."""

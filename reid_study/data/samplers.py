@@ -152,7 +152,7 @@ def make_sampler(name: str, pids: ArrayLike, p: int = 16, k: int = 4, steps: int
     """The sampler of a name in `SAMPLERS`, with p·k images per batch in every case.
 
     `steps`: batches per iteration; None: the number of full batches in the data, so that training takes equally long with every sampler.
-    Raises `InputError` for an unknown name, for numbers that are none, and for data that cannot fill a batch.
+    Raises `InputError` for an unknown name, for bad numbers, and for data that cannot fill a batch.
     """
     pids = check_pids(pids)
     for number, value in (("p", p), ("k", k)): check_number(number, value, least=1, whole=True)

@@ -35,7 +35,7 @@ def check_disjoint(root: str | Path, table: pd.DataFrame) -> None:
 
 # %% ../../nbs/12_data.splits.ipynb #33fc24ff
 def searchable(table: pd.DataFrame, twice: bool = False) -> pd.Index:
-    """The people of a table for whom the others can be searched, pids in their order: two cameras saw them or, where all images are of
+    """The people of a table who can be searched for, as pids in order: two cameras saw them or, where all images are of
     one camera, they have two images. `twice`: one camera took two images of them, so that a query leaves another to its camera."""
     images = table.groupby(["pid", "camid"]).path.size().unstack(fill_value=0)
     enough = ((images > 0).sum(axis=1) > 1) | (images.shape[1] == 1) & (images.sum(axis=1) > 1)

@@ -138,8 +138,8 @@ def simulate_families(hypotheses: int = 30, real: int = 0, seeds: int = 10, iden
     coverage, tail_coverage: of the 95 % interval, and of that at the level 1 − 0.05/hypotheses. sign: families with a sign where there
     is no difference (`cautious_p`, Holm at 5 %, and the veto of `flips_allow`); without_flips: without the veto; satterthwaite: with
     `p_value` in place of `cautious_p`, and no veto; negligible: families where a real difference is called negligible, with its own
-    size for a margin. found: real differences that have a sign. tested: hypotheses without a failed run, of which alone all of these
-    are; mixed: families with a wrong sign, had all been tested.
+    size for a margin. found: real differences that have a sign. tested: hypotheses without a failed run, the only ones that
+    count above; mixed: families with a wrong sign, had all been tested.
     """
     check_number("seeds", seeds, least=2, most=12, whole=True)
     check_number("fails", fails, least=0, most=1)

@@ -220,7 +220,7 @@ def load_index(path: str | Path, on_disk: bool = False) -> Index:
     except InputError as e: raise InputError(f"{path}/index.json does not describe an index ({e}); {_MADE_AGAIN}") from None
     if _hash(regular_file(path/"index.faiss", _MADE_AGAIN)) != about.pop("sha256"):
         raise InputError(f"{path}/index.faiss is damaged: it is not what was written; {_MADE_AGAIN}")
-    if on_disk and about["kind"] != "ivf": raise InputError(f"{path}: of an index {about['kind']} nothing stays on disk; choose ivf")
+    if on_disk and about["kind"] != "ivf": raise InputError(f"{path}: an index {about['kind']} cannot stay on disk; choose ivf")
     faiss = _faiss()
     read = faiss.read_index_binary if about["kind"] == "binary" else faiss.read_index
     try: index = read(str(path/"index.faiss"), faiss.IO_FLAG_MMAP*on_disk)

@@ -80,7 +80,7 @@ def retrieval_words(metrics: Mapping[str, Any]) -> str:
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #d87aa546
 def _gradient_share(learn, objective):
-    "Each term's share of the gradient at the feature before the neck, on the next training batch, which stays to be drawn."
+    "Each term's share of the gradient at the feature before the neck, on the next training batch, which is then put back."
     images, targets = learn.dls.train.one_batch()
     training = learn.model.training
     outputs = learn.model.eval()(images)

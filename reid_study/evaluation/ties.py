@@ -26,9 +26,9 @@ def _levels(rows, matches):
 
 # %% ../../nbs/60b_evaluation.ties.ipynb #28807658
 def _tied(levels, root):
-    """The least and the greatest numbers of which `root` makes what it makes of each level; a square root, with zero for what is below.
+    """The least and the greatest numbers that have the same `root` as each level; a square root, which is zero for negative numbers.
 
-    There are up to three, since roots of floats are half as many as floats: two steps from any of them reach the end.
+    At most three have it, since floats have half as many roots as there are floats: two steps reach the end.
     """
     if root is None: return levels, levels
     distance, ends = root(levels), []

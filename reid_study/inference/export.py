@@ -182,7 +182,7 @@ def _of_learner(learn):
     "(weights, what embedder.json says, words for where the weights are, no run) of a trained learner of `make_learner`."
     stamp = getattr(learn, "stamp", None)
     if stamp is None:
-        raise InputError(f"an embedder is saved of a run's folder or a Learner of make_learner, not of {type(learn).__name__!r}")
+        raise InputError(f"an embedder is saved from a run's folder or make_learner's Learner, not from {type(learn).__name__!r}")
     if learn.dls.train.images.ndim != 4: raise InputError("the learner saw maps of a frozen stem, not images; save its run's folder")
     height, width = stamp["data"][2:]
     weights = {name: value.detach().cpu().contiguous() for name, value in learn.model.state_dict().items()}

@@ -87,7 +87,7 @@ def check_embedded(table: pd.DataFrame, embeddings: np.ndarray, what: str | Path
 
 # %% ../../nbs/90a_inference.folders.ipynb #2c1a3d4e
 def _check_unpacked(path, size):
-    "Raise `ValueError` where a file of embeddings says that it unpacks to `size` bytes, and none of its length does."
+    "Raise `ValueError` for a file of embeddings that claims to unpack to `size` bytes, too many for its length."
     if size > max(2**30, 20*os.path.getsize(path)): raise ValueError(f"it unpacks to {size//2**20:,} MB, which no file of its size does")
 
 def _to_parquet(table, embeddings, path):

@@ -112,7 +112,7 @@ class AttributeLoss(nn.Module):
 
         A task is averaged over the images where it is known, then over the tasks known in the batch; zero with a graph where
         nothing is known. `accuracy`: averaged in the same way. Raises `InputError` for shapes that do not fit, and for a class that a
-        task does not have (on a CPU; elsewhere asking would wait, and the loss is infinite, or the device's own error is raised).
+        task does not have (on a CPU; a GPU would have to wait, so there the loss is infinite, or the device raises an error).
         """
         targets = _targets_of(logits, attributes)
         if targets.device.type == "cpu": _check_targets(targets)

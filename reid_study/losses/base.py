@@ -74,7 +74,7 @@ class MetricLoss(nn.Module):
 
 # %% ../../nbs/39_losses.base.ipynb #aed8d7f2
 def zero_or_nan(x: Tensor) -> Tensor:
-    """0, or NaN where x holds NaN or infinity: what a loss adds that reads only part of x.
+    """0, or NaN where x holds NaN or infinity: a loss that reads only part of x adds it.
 
     A comparison with NaN is false, so a mask hides it: the anchor counts as one without pairs, and the loss as zero.
     """

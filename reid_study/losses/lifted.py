@@ -25,7 +25,7 @@ class LiftedStructureLoss(MetricLoss):
 
     `margin`: in units of the scaled distance, at least 0. `scale`: above 0; else `InputError`. With references, j and k are
     references and l are images of the batch. Positive pairs without any negative are dropped. `miner`: None takes
-        all pairs; tuples of indices choose pairs.
+    all pairs; tuples of indices choose pairs.
     Statistics: `active` (share of positive pairs whose hinge is open), `d_ap`, `d_an` (mean distances of the pairs).
     """
     def __init__(self, margin: float = 1.0, distance: str | Distance = "euclidean", miner: str | Callable | None = None,

@@ -111,7 +111,7 @@ class ShardedIdentityLoss(nn.Module):
 def draw_others(own: Tensor, classes: int, sample: int) -> tuple[Tensor, float]:
     """Draw `sample` of the classes 0 ... classes - 1 that are not in `own` (sorted, distinct): (classes drawn [m], expected count of each).
 
-    One of each of m equal strata: time and memory of m, not of the classes. All others, once each, where `sample` reaches them.
+    One from each of m equal strata, with time and memory of order m. All others, once each, where `sample` reaches them.
     """
     n = classes - len(own)
     m = min(sample, n)
@@ -174,8 +174,8 @@ def step_cost(make: Callable, classes: int, images: int = 64, dim: int = 256, k:
     `make`: function (classes, dim) -> (loss of embeddings and pids, optimiser of its weights or None). Each step has new
     embeddings [images, dim] and images/k random identities. Two steps to warm up, then for `seconds` of CPU time, two at least.
     Returns `cpu` and `seconds` of the fastest step, `steps`, and `megabytes`: the peak of resident memory during the steps
-    beyond what the process had before the loss was made. For memory use a fresh process that has run something like it
-    once (imports). Linux only, `InputError` elsewhere.
+    beyond what the process had before the loss was made. To measure memory, take a fresh process and run a small
+    step first (imports). Linux only, `InputError` elsewhere.
     """
     for name, value in (("classes", classes), ("images", images), ("k", k)): check_number(name, value, least=1, whole=True)
     forget = Path("/proc/self/clear_refs")

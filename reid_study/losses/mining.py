@@ -85,7 +85,7 @@ class DistanceWeighted:
     """One allowed column of each row, drawn with weight min(λ, 1/q(d)), for Euclidean distances on the unit sphere.
 
     Sampling Matters, eqs. 4 and 5. q(d) ∝ d^(D-2) (1 - d²/4)^((D-3)/2) is the density of distances between uniform points.
-    `dim`: D, the width of the embeddings (256 in this study; a miner sees only distances, so it must be told).
+    `dim`: D, the width of the embeddings (a miner sees only distances, so it must be told).
     `cutoff`: λ = 1/q(cutoff). `farthest`: columns from here on are drawn only where a row has no nearer one, as in the authors' code: they
     satisfy any usual margin and teach nothing, though towards 2 the weight 1/q rises again.
     """

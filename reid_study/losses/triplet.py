@@ -61,7 +61,7 @@ class TripletLoss(MetricLoss):
     `miner`: a name from `MINERS` or a function (distances, pids, ref_pids) -> (a, p, n) or (a1, p, a2, n); None or
     "batch_all": the exact sum over all triplets. `reduction`: "mean" over all tuples, or "active" over those with an open hinge.
     Statistics: `active` (share of tuples whose hinge is open; for "soft", d_ap >= d_an); `d_ap`, `d_an`: mean distances over the tuples,
-    or over the pairs of all triplets where there is no miner, so they say nothing across miners. Raises `InputError` for unknown
+    or over the pairs of all triplets where there is no miner, so do not compare them across miners. Raises `InputError` for unknown
     settings, and for a soft margin where all triplets are summed or only open hinges count.
     """
     def __init__(self, margin: float | str = 0.3, distance: str | Distance = "euclidean", miner: str | Callable | None = "batch_hard",

@@ -70,7 +70,7 @@ def make_embedder(backbone: str = "small", dim: int = 256, heads: Mapping[str, C
 
 # %% ../../nbs/22_networks.embedder.ipynb #c0561e7e
 class NotFinite(InputError, FloatingPointError):
-    "A training or a network has come to NaN or infinity; the message names what, and what to do."
+    "Training or a network has produced NaN or infinity; the message says what, and what to do."
 
 # %% ../../nbs/22_networks.embedder.ipynb #008105b5
 @torch.no_grad()

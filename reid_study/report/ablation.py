@@ -25,7 +25,7 @@ from ..training.recipes import get_recipe
 # %% ../../nbs/84a_report.ablation.ipynb #77684324
 def ablation_scores(results: Results, arm: str) -> pd.DataFrame:
     """A table, a row a recipe and change of an arm: recipe, family, change, condition (in words), seeds, mAP with its 95 % interval
-    (low, high), and the difference of mAP to the arm's first change with its own (difference, from, to); in per cent.
+    (low, high), and the mAP difference from the arm's first change with its own (difference, from, to); in per cent.
 
     Bounds are NaN for one seed, and the difference is NaN for the first change itself.
     """

@@ -257,7 +257,7 @@ def _outputs(notebook):
 
 # %% ../../nbs/83_report.html.ipynb #971f79ae
 def _unbroken(body):
-    "The body of a page, where no line ends between a number and the sign for per cent."
+    "The body of a page, where no line breaks between a number and its per cent sign."
     return re.sub(r"(?<=\d) %", "\u00a0%", body)
 
 def _scrolling(body):

@@ -142,7 +142,7 @@ def _check_versions(config, now):
                              "leave it out for a new run, or use the version of the library that made the old one")
 
 def _check_choices(config, recipe):
-    "Check what the fields cannot each for itself: contradictions, and batches that the recipe cannot learn from."
+    "Check what no field can check by itself: contradictions, and batches that the recipe cannot learn from."
     if config.get("shard") and "ranks" not in config: raise InputError("shard=True needs several ranks: start the run with torchrun")
     if config["pretrained"] and config["weights"]: raise InputError("pretrained and weights exclude each other; give one of them")
     if config["sampler"] != "pk" or not any(issubclass(LOSSES[t].make, (MetricLoss, VerificationLoss)) for t in recipe.terms): return
@@ -175,8 +175,8 @@ def absolute(changes: dict[str, Any]) -> dict[str, Any]:
     return changes | {"weights": os.path.abspath(os.path.expanduser(weights))}
 
 def _identified(path, given):
-    """The field `weights_sum` of a configuration that starts from the weights at `path`; `given`: the one that they must have, if any,
-    and have if they are not here: they are needed to train, and not to name the run."""
+    """The field `weights_sum` of a configuration that starts from the weights at `path`; `given`: the one that they must have, if any;
+    it is trusted where the file is missing, which naming a run does not need."""
     if not path and not given: return {}
     if given and path and not os.path.lexists(path): return {"weights_sum": given}
     if given not in ("", now := _checksum(path)):

@@ -127,7 +127,7 @@ RATES = (0.1, 1, 10)     # times the learning rate; a study may have more
 LEVELS = {"photographs": 0.30, "drawn": 0.20}     # kind of dataset -> the validation mAP that steps are counted to
 
 def rate_loss(recipe: str, sign: int = 1, best: float = 1, rates: Sequence[float] = RATES) -> Terms:
-    "The terms of what a recipe loses at the other learning `rates`, on average over them, to the `best` one."
+    "The terms of what a recipe loses on average at the other learning `rates`, against the `best` one."
     return tuple((sign*(1.0 if rate == best else -1/(len(rates) - 1)), recipe, {"lr_times": rate}) for rate in rates)
 
 # %% ../../nbs/77_study.hypotheses.ipynb #7be2f905

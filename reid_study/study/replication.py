@@ -24,7 +24,7 @@ def prediction_interval(mean: _Numbers, sd: _Numbers, seeds: _Numbers, new_seeds
                         level: float = 0.95) -> tuple[_Numbers, _Numbers]:
     """(low, high) in which the mean over `new_seeds` lies with this probability, from the mean and the standard deviation of `seeds`.
 
-    For normal values, and exact then (Student's t with seeds − 1 degrees of freedom). NaN for a single seed; arrays are taken alike.
+    Exact for normal values (Student's t with seeds − 1 degrees of freedom). NaN for a single seed; arrays are accepted too.
     """
     check_number("level", level, above=0, below=1, note=", such as 0.95")
     seeds, new_seeds = (np.asarray(n, float) for n in (seeds, new_seeds))

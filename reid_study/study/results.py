@@ -304,7 +304,7 @@ def _demand(good, runs, words):
 
 # %% ../../nbs/73_study.results.ipynb #e1a4acad
 def _check_identities(table, scores):
-    "Has each run its identities, once each, with possible values whose mean is the run's mAP? `scores`: see `_scores`."
+    "Check that each run has its identities once, with possible values that give its mAP. `scores`: see `_scores`."
     values = table[IDENTITIES]
     possible = possible_scores(values) & (values.queries > 0)
     _demand(~table.duplicated(["run", "pid"]), table.run, "an identity stands twice")
@@ -315,7 +315,7 @@ def _check_identities(table, scores):
             "identities.parquet does not agree with its queries and its mAP in runs.parquet")
 
 def _check_history(table, scores):
-    "Has each run all of its epochs, with numbers where they must be, and possible scores?"
+    "Check that each run has all of its epochs, all required numbers and possible scores."
     epochs = table.groupby("run").size().reindex(scores.index, fill_value=0)
     _demand((epochs == scores.epochs) | scores.diverged & (epochs < scores.epochs), scores.index, "it does not have all of its epochs")
     _demand(table.epoch == table.groupby("run").cumcount() + 1, table.run, "its epochs are not 1, 2, 3, …")
@@ -358,7 +358,7 @@ def _examples(table, kind):
 PLACE = ["arm", "recipe", "seed", "change"]
 
 def _check_places(table, dataset):
-    "Is each place of the study there once, and is its run what the place says?"
+    "Check that no place of the study appears twice and each has a fitting run."
     for row in table.itertuples():
         place, config = cell_name(row.arm, row.recipe, row.seed, row.change), row.run.config
         wanted = {"dataset": dataset, "recipe": row.recipe, "seed": row.seed} | row.change
@@ -373,7 +373,7 @@ def _check_places(table, dataset):
     _check_rates(table[~table.change.map(lambda change: "lr" in change)])
 
 def _check_rates(table):
-    "Are the learning rates of a recipe in an arm multiples of one, as lr_times says?"
+    "Check that a recipe's learning rates in an arm differ by lr_times alone."
     usual = [row.run.config["lr"]/row.change.get("lr_times", 1) for row in table.itertuples()]
     for (arm, recipe), rates in pd.Series(usual, table.index, float).groupby([table.arm, table.recipe]):
         if not rates.max() <= 1.01*rates.min():      # they were rounded

@@ -118,7 +118,7 @@ def arm_parameters(study: Study, arm: str, recipe: str, seeds: int | None = None
 
 # %% ../../nbs/70_study.spec.ipynb #9b160e7d
 def with_best(parameters: dict[str, Any], best: tuple[dict[str, Any], dict[str, Any]] | None) -> dict[str, Any]:
-    "The arguments of `recipe_configs` with what a tuning found: settings, learning rate and sampler, which those of its own override."
+    "The arguments of `recipe_configs` with what a tuning found: settings, learning rate and sampler, which its own changes override."
     if best is None: return parameters
     settings, found = best
     others = {name: value for name, value in found.items() if name != "lr"}
@@ -145,13 +145,13 @@ Changes = create_model("Changes", __config__=Config.model_config, lr_times=(Anno
                           for name, f in Config.model_fields.items() if name not in OWN})
 
 def _check_changes(where, changes):
-    "Are these fields of the protocol, or lr_times, with possible values? Settings, which have a dot, depend on the recipe."
+    "Check fields of the protocol and lr_times, and their values. Settings, which have a dot, depend on the recipe."
     if "sampler" in changes: raise InputError(f"{where}: sampler is a key of an arm, not a change")
     validated(Changes, {name: value for name, value in changes.items() if "." not in name}, where)
 
 # %% ../../nbs/70_study.spec.ipynb #36c4beaa
 def _check_arm(study, name):
-    "Is an arm consistent, and can the configuration of each of its runs be made?"
+    "Check that an arm is consistent and its runs' configurations can be made."
     arm, where = study.arms[name], f"arm {name}"
     if arm.settings == "tuned" and "lr" in arm.changes:
         raise InputError(f"{where}: changes: lr and settings: tuned contradict each other; use lr_times, or leave one of them out")
@@ -191,14 +191,14 @@ def _placed(places, where):
 
 # %% ../../nbs/70_study.spec.ipynb #903f0299
 def _check_tuning(study):
-    "Is there a tuning where an arm needs one and only there, and can its trials be made?"
+    "Check that there is a tuning exactly if an arm needs one, with possible trials."
     tuned = [name for name, arm in study.arms.items() if arm.settings == "tuned"]
     if tuned and not study.tuning: raise InputError(f"the arm {tuned[0]} has settings: tuned, but there is no key tuning")
     if study.tuning and not tuned: raise InputError("there is a key tuning, but no arm has settings: tuned")
     if study.tuning: _check_trials(study, dict.fromkeys(recipe for name in tuned for recipe in study.arms[name].names))
 
 def _check_trials(study, recipes):
-    "Do the trials of these recipes have seeds and validation identities of their own, and do they leave the settings free?"
+    "Check that the trials have seeds and validation identities of their own, and leave the recipes' settings free."
     budget, most = study.tuning, max(max(arm.seeds, arm.seeds_contrasted) for arm in study.arms.values())
     if study.first_seed <= budget.seed + bool(budget.finalists) and budget.seed < study.first_seed + most:
         raise InputError(f"tuning: seed {budget.seed}, or the next one of its finalists, is also a seed of an arm, which are "
@@ -215,7 +215,7 @@ def _check_trials(study, recipes):
 
 # %% ../../nbs/70_study.spec.ipynb #40945af9
 def _check_questions(study):
-    "Does the dataset have hypotheses for the study's questions, and does the study have the runs that their contrasts read?"
+    "Check that the dataset has hypotheses for the study's questions, and the study the runs that they need."
     found = study.hypotheses
     if missing := [q for q in study.questions if q not in {h.question for h in found}]:
         raise InputError(f"question {missing[0]} has no hypotheses on {study.dataset}, for which few and many identities are not "

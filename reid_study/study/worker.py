@@ -146,7 +146,7 @@ def _open_lock(path):
     except OSError as e: raise InputError(f"{path} cannot be used as a lock ({e.strerror}); remove it") from None
 
 def _share(file):
-    "How many jobs the one that has this lock lets have its GPU."
+    "How many jobs the holder of this lock lets share its GPU."
     file.seek(0)
     return int(file.read() or MOST)
 

@@ -284,7 +284,7 @@ class Fits:
         return schedule["epochs"] if fit["stopped"] or not self.is_last else fit["done"]
 
     def advance(self, epochs: int) -> bool:
-        "Record how many epochs there are in all; whether these are more of the current fit than before."
+        "Record how many epochs there are in all; return whether the current fit has gained any."
         if self.current is None: return False
         before, self.current["done"] = self.current["done"], epochs - self.current["before"]
         return self.current["done"] > before
@@ -322,7 +322,7 @@ class Checkpoint(Callback):
         if self.state: self._restore(restore_weights)
 
     def begin(self, schedule: Mapping[str, Any]) -> int:
-        """The number of epochs that are done of the fit that comes next. `schedule`: what it does, as JSON values with "epochs".
+        """The number of finished epochs of the next fit. `schedule`: what it does, as JSON values with "epochs".
 
         Raises `InputError` where the fit in the file has another schedule.
         """

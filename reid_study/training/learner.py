@@ -37,7 +37,7 @@ from .quick import QuickLearner, QuickOptimizer
 
 # %% ../../nbs/51_training.learner.ipynb #446ecb22
 class Clip(GradientClip):
-    "Bounds the norm of the complete gradient: the network's, and that of what the losses own."
+    "Clips the norm of the complete gradient: the network's and that of the losses' weights."
     def before_step(self) -> None: torch.nn.utils.clip_grad_norm_([p for group in self.opt.param_lists for p in group], self.max_norm)
 
 # %% ../../nbs/51_training.learner.ipynb #51709543
@@ -147,11 +147,11 @@ def _parameters(network, objective): return L(L(parameters) for parameters, _ in
 def fit(learn: QuickLearner, epochs: int, lr: float, schedule: Literal["one_cycle", "constant"] = "one_cycle") -> pd.DataFrame:
     """Train with a schedule of `SCHEDULES`, resuming from the learner's checkpoint if it has one.
 
-    "one_cycle" climbs to learning rate `lr` and descends (Smith, *Super-Convergence*, 2018); "constant" stays at it, as curves that
-    are compared step by step want it. What a term owns trains at `lr` times its `lr_factor`. Returns the history, a pandas
-    table with a row an epoch. A second call trains `epochs` more. In a folder with a checkpoint the first call continues the first
-    fit of that training, the second its second; what is done is said and not trained again.
-    Raises `InputError` for epochs or a rate that are none, and where the checkpoint's fit has other epochs or another rate.
+    "one_cycle" climbs to learning rate `lr` and descends (Smith, *Super-Convergence*, 2018); "constant" stays at it, as curves
+    that are compared step by step require. What a term owns trains at `lr` times its `lr_factor`. Returns the history, a pandas
+    table with a row an epoch. A second call trains `epochs` more. In a folder with a checkpoint the first call resumes the
+    checkpoint's first fit, the second its second; finished epochs are reported and not trained again.
+    Raises `InputError` for invalid epochs or an invalid rate, and where the checkpoint's fit has different ones.
     """
     train = getattr(learn, lookup(schedule, SCHEDULES, "schedule"))
     train(check_number("epochs", epochs, least=1, whole=True), float(check_number("lr", lr, above=0)))

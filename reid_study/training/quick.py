@@ -52,7 +52,7 @@ class Hypers(dict):
 class QuickOptimizer(OptimWrapper):
     """fastai's wrapper of an AdamW, with its hyper-parameters by name.
 
-    `factors`: for each group of parameters, what a learning rate is multiplied with that is given as one number.
+    `factors`: for each group of parameters, the factor that multiplies a learning rate given as one number.
     Raises `InputError` for a learning rate, momentum or weight decay that is out of range.
     """
     limits: dict[str, dict[str, Any]] = {"lr": {"least": 0}, "wd": {"least": 0}, "mom": {"least": 0, "below": 1},
@@ -287,7 +287,7 @@ def load(self:QuickLearner, file: str | Path, with_opt: bool = True, **ignored: 
 # %% ../../nbs/52a_training.quick.ipynb #9d94a00d
 @patch
 def summary(self:QuickLearner) -> str:
-    "fastai's table of the layers, with what they make of a training batch, which stays to be drawn."
+    "fastai's table of the layers and their outputs for a training batch, which is then put back."
     from fastai.callback.hook import module_summary
     with untouched(self):
         self.recorder.run = False       # it keeps the losses of the training
