@@ -1,9 +1,8 @@
 """A study's pages in Chromium, wide and on a phone, in the light and in the dark: nothing overflows, and all text is legible.
 
 Left out without Chromium, or without the packages that drive it (`pip install playwright axe-playwright-python`)."""
-import shutil
-
 import pytest
+from chromium import CHROMIUM, FLAGS, needs_chromium
 
 from reid_study.report.pages import write_page
 from reid_study.report.synthesis import ranked
@@ -13,10 +12,7 @@ from reid_study.study.workflow import pages
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+pytestmark = needs_chromium
 PAGES = "index", "q4", "q9"
 
 # What is wrong with a page, a list of texts: its width, text under 9 pixels, and text in pictures whose contrast is under 4.5.

@@ -8,18 +8,12 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from chromium import CHROMIUM, FLAGS, needs_chromium
 
-from reid_study.data.people import few_people
-from reid_study.inference.export import load_embedder, save_embedder
 from reid_study.inference.folders import embed_folder
 from reid_study.inference.search import search_page
-from reid_study.study.config import make_config
-from reid_study.study.run import make_run
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-           "--disable-sync --virtual-time-budget=20000 --window-size=1200,900 --dump-dom").split()
-browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+DUMP = "--headless --virtual-time-budget=20000 --window-size=1200,900 --dump-dom".split()
 NAME = """<b>&"'.jpg"""
 
 HELPERS = """
@@ -45,7 +39,7 @@ def drive(page, fragment="", script="return see()"):
     driver = f"<pre id='log' hidden></pre><script>{HELPERS} (async () => {{ await wait(); {script} }})().then({log})</script></body>"
     driven = page.with_name("driven.html")
     driven.write_text(page.read_text().replace("</body>", driver))
-    command = [CHROMIUM, *OPTIONS, f"--user-data-dir={page.parent/'browser'}", driven.as_uri() + fragment]
+    command = [CHROMIUM, *FLAGS, *DUMP, f"--user-data-dir={page.parent/'browser'}", driven.as_uri() + fragment]
     out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=120).stdout
     found = re.search(r'<pre id="log"[^>]*>(.*?)</pre>', out, re.S)
     assert found, out[-500:]
@@ -53,14 +47,11 @@ def drive(page, fragment="", script="return see()"):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(embedder, tmp_path_factory):
     "A page of a few drawn people, by a network that trained for a moment, and what the page was made of."
-    tmp = tmp_path_factory.mktemp("search")
-    people = few_people(tmp/"data"/"people", n_train=8, n_test=5, n_distractors=4)
-    config = make_config("people", "identity", validation=0, epochs=1, steps=4, p=4, k=2, height=32, width=16)
-    embedder = load_embedder(save_embedder(make_run(config, tmp/"data", tmp/"runs", "cpu"), tmp/"embedder"))
-    queries, gallery = (embed_folder(embedder, people/part) for part in ("query", "bounding_box_test"))
-    return tmp, embedder, queries, gallery, search_page(queries, gallery, tmp/"page.html", embedder, top=12)
+    tmp, (root, network) = tmp_path_factory.mktemp("search"), embedder
+    queries, gallery = (embed_folder(network, root/"data"/"people"/part) for part in ("query", "bounding_box_test"))
+    return tmp, network, queries, gallery, search_page(queries, gallery, tmp/"page.html", network, top=12)
 
 
 def ranked(place, x, without=None):
@@ -74,7 +65,7 @@ def ranked(place, x, without=None):
 def pid(name): return int(name.split("_")[0])
 
 
-@browser
+@needs_chromium
 def test_the_page_shows_the_query_of_its_address(place):
     _, _, (table, x), (gallery, _), page = place
     seen = drive(page, "#q=3")
@@ -93,13 +84,13 @@ def test_the_page_shows_the_query_of_its_address(place):
     assert str(everybody) in seen["summary"] and str(found) in seen["summary"]
 
 
-@browser
+@needs_chromium
 @pytest.mark.parametrize("fragment", ["", "#q=99999", "#g=-1", "#q=1e1", "#<b>"])
 def test_an_address_that_means_nothing_shows_the_first_query(place, fragment):
     assert drive(place[-1], fragment)["name"] == place[2][0].path[0]
 
 
-@browser
+@needs_chromium
 def test_a_click_on_an_answer_asks_for_it_and_back_returns(place):
     _, _, (table, x), (gallery, g), page = place
     first, second, third, back, start = drive(page, "#q=2", """
@@ -117,7 +108,7 @@ def test_a_click_on_an_answer_asks_for_it_and_back_returns(place):
     assert second["focus"] == "name", "the keyboard's focus moves to the new image"
 
 
-@browser
+@needs_chromium
 def test_keys(place):
     names = place[2][0].path.tolist()
     seen = drive(place[-1], "#q=0", """
@@ -139,7 +130,7 @@ def test_keys(place):
     assert seen[11][1] == "filter" and seen[12][0] == "#q=3" and len(names) > 3, "keys belong to the field while one types"
 
 
-@browser
+@needs_chromium
 def test_the_filter(place):
     _, _, (table, x), _, page = place
     one, person, both, none, wrong, everything = drive(page, "", """
@@ -165,7 +156,7 @@ def odd(place):
     if not folder.exists():
         folder.mkdir()
         for i, name in enumerate((NAME, "<!--<script>.png", "größe.jpg")):
-            shutil.copy(tmp/"data"/"people"/"query"/table.path[i], folder/name)
+            shutil.copy(f"{table.attrs['folder']}/{table.path[i]}", folder/name)
     both = embed_folder(embedder, folder)
     return search_page(both, both, tmp/"odd.html", embedder, title="</title><i>&")
 
@@ -177,7 +168,7 @@ def test_names_cannot_end_what_holds_them(odd):
     assert "default-src 'none'" in text and not re.search(r"https?:|(src|href)=", text)
 
 
-@browser
+@needs_chromium
 def test_names_are_text(odd):
     seen = drive(odd, "#q=1", "return [document.title, see(), $$('#ranks i, #queries b, h2 *, i').length, $('h1').textContent]")
     title, page, elements, heading = seen

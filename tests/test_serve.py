@@ -1,24 +1,15 @@
 "The page that takes a dropped picture, in a browser, where Chromium and Playwright are installed; and what it keeps."
-import shutil
 import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
-from PIL import Image
+from chromium import CHROMIUM, FLAGS, needs_chromium
 
-from reid_study.data.people import make_people
-from reid_study.inference.export import load_embedder, save_embedder
 from reid_study.inference.folders import embed_folder
 from reid_study.inference.serve import Gallery, listen, make_app
-from reid_study.study.config import make_config
-from reid_study.study.run import make_run
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-             "--disable-sync").split()
 DROP = """async ([url, name]) => {
     const transfer = new DataTransfer();
     transfer.items.add(new File([await (await fetch(url)).blob()], name));
@@ -30,21 +21,11 @@ DROP = """async ([url, name]) => {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    "A folder with an embedder of a moment's training, and a gallery of a few drawn people."
-    tmp = tmp_path_factory.mktemp("serve")
-    people = make_people(tmp/"data"/"people", n_train=8, n_test=6, n_distractors=4, n_junk=2, progress=False)
-    config = make_config("people", "identity", validation=0, epochs=1, steps=4, p=4, k=2, height=32, width=16)
-    embedder = load_embedder(save_embedder(make_run(config, tmp/"data", tmp/"runs", "cpu"), tmp/"embedder"))
-    return tmp, embedder, people
-
-
-@pytest.fixture(scope="module")
-def address(place):
+def address(embedder):
     pytest.importorskip("starlette")
-    _, embedder, people = place
+    root, network = embedder
     found, ready = [], threading.Event()
-    app = make_app(embedder, Gallery(*embed_folder(embedder, people/"bounding_box_test")), top=8)
+    app = make_app(network, Gallery(*embed_folder(network, root/"data"/"people"/"bounding_box_test")), top=8)
     threading.Thread(target=listen, args=(app, 0, lambda url: (found.append(url), ready.set())), daemon=True).start()
     assert ready.wait(30)
     return found[0]
@@ -53,21 +34,20 @@ def address(place):
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None: pytest.skip("Chromium is not installed")
     with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
 
 
+@needs_chromium
 @pytest.mark.parametrize("width", (1280, 390))
-def test_a_picture_is_chosen_and_dropped(place, address, browser, width):
-    tmp, _, people = place
+def test_a_picture_is_chosen_and_dropped(embedder, address, browser, tmp_path, width):
     page, wrong = browser.new_page(viewport={"width": width, "height": 900}), []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" and "400" not in message.text else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(address)
-    query = sorted((people/"query").iterdir())[0]
+    query = sorted((embedder[0]/"data"/"people"/"query").iterdir())[0]
     page.set_input_files("#file", query)
     page.wait_for_selector("#answer li")
     assert page.locator("#answer li").count() == 8 and "Searched" in page.inner_text("#status")
@@ -75,8 +55,8 @@ def test_a_picture_is_chosen_and_dropped(place, address, browser, width):
     assert page.evaluate("[...document.querySelectorAll('li img, #shown')].every(i => i.naturalWidth)")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
-    (tmp/"page.jpg").write_text("<html>")
-    page.set_input_files("#file", tmp/"page.jpg")
+    (tmp_path/"page.jpg").write_text("<html>")
+    page.set_input_files("#file", tmp_path/"page.jpg")
     page.wait_for_selector("#status.error")
     assert "no readable image" in page.inner_text("#status") and page.locator("#answer li").count() == 0
 
@@ -87,24 +67,24 @@ def test_a_picture_is_chosen_and_dropped(place, address, browser, width):
     page.close()
 
 
-def test_a_picture_that_is_too_large_is_not_sent(place, address, browser):
-    tmp, *_ = place
+@needs_chromium
+def test_a_picture_that_is_too_large_is_not_sent(address, browser, tmp_path):
     page, sent = browser.new_page(), []
     page.on("request", lambda request: sent.append(request.url))
     page.goto(address)
-    with open(tmp/"large.png", "wb") as file: file.truncate(20_000_001)
-    page.set_input_files("#file", tmp/"large.png")
+    with open(tmp_path/"large.png", "wb") as file: file.truncate(20_000_001)
+    page.set_input_files("#file", tmp_path/"large.png")
     page.wait_for_selector("#status.error")
     assert "too large" in page.inner_text("#status") and not any("match" in url for url in sent)
     page.close()
 
 
-def test_the_command_listens_on_this_machine_alone_and_ends_when_it_is_told(place):
+def test_the_command_listens_on_this_machine_alone_and_ends_when_it_is_told(embedder):
     pytest.importorskip("starlette")
-    tmp, _, people = place
-    command = [sys.executable, "-m", "reid_study.cli", "serve", tmp/"embedder", people/"bounding_box_test"]
+    root, _ = embedder
+    command = [sys.executable, "-m", "reid_study.cli", "serve", root/"embedder", root/"data"/"people"/"bounding_box_test"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, "--port", "0", "--device", "cpu"], cwd=tmp, **pipes) as process:
+    with subprocess.Popen([*command, "--port", "0", "--device", "cpu"], cwd=root, **pipes) as process:
         line = process.stdout.readline()
         port = int(line.split("127.0.0.1:")[1].split()[0])
         socket.create_connection(("127.0.0.1", port), timeout=10).close()

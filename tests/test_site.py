@@ -13,11 +13,9 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+from chromium import CHROMIUM, FLAGS, needs_chromium
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-             "--disable-sync").split()
 pytestmark = pytest.mark.skipif(not (find_spec("material") and find_spec("mkdocstrings") and shutil.which("npm")),
                                 reason="the packages of the site are not installed: make site")
 
@@ -71,15 +69,15 @@ def test_each_chapter_is_there_and_can_be_opened_in_colab(site):
         assert "%pip" not in path.read_text(encoding="utf-8")
 
 
+@needs_chromium
 @pytest.mark.parametrize("width,scheme", [(1280, "light"), (390, "dark")])
 def test_a_browser_shows_it(site, width, scheme):
     playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None: pytest.skip("Chromium is not installed")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
     handler.log_message = lambda *_: None
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, playwright.sync_playwright() as p:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page, wrong = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: wrong.append(request.url) if not re.match(r"data:|http://127\.0\.0\.1", request.url) else None)

@@ -4,23 +4,25 @@
     python tools/screens.py reports/embedded/index.html
 
 Chromium must be installed."""
-import shutil
+import sys
 from pathlib import Path
 
 from fastcore.script import call_parse
 from playwright.sync_api import sync_playwright
 
-PICTURES = Path(__file__).resolve().parents[1]/"docs"/"pictures"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT/"tests"))
+from chromium import CHROMIUM, FLAGS
+
+PICTURES = ROOT/"docs"/"pictures"
 WINDOWS = {"desk": (1280, 900), "phone": (390, 844)}
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
 
 
 @call_parse
 def main(page: str):     # HTML file
     "Write screen-WINDOW-SCHEME.png for each window and scheme."
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for name, (width, height) in WINDOWS.items():
             for scheme in ("light", "dark"):
                 window = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
