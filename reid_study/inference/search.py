@@ -29,7 +29,7 @@ from ..data.images import open_image
 from ..data.market1501 import parse_name
 from ..distances import Distance, Labels, check_embeddings, get_distance
 from ..evaluation.reranking import Reranked
-from .folders import Embedded
+from .folders import Embedded, check_embedded_table, printable_name
 
 if TYPE_CHECKING:
     from reid_study.inference.export import ImageEmbedder
@@ -129,24 +129,20 @@ MOST_IMAGES = 10_000     # images on a page
 
 def check_page(queries: Embedded, gallery: Embedded) -> None:
     "Raise `InputError` for (table, embeddings) pairs that cannot be shown on a page."
-    for name, (table, x) in (("queries", queries), ("gallery", gallery)):
-        if not len(table): raise InputError(f"there are no {name}; give images")
-        if "folder" not in table.attrs:
-            raise InputError(f"the table of the {name} does not say where its images are; set table.attrs['folder']")
     images, half = len(queries[0]) + len(gallery[0]), MOST_IMAGES//2
     if images > MOST_IMAGES:
         raise InputError(f"{images} images are more than a page can hold ({MOST_IMAGES}); "
                          f"search in fewer, as (table[:{half}], embeddings[:{half}])")
     for name, (table, x) in (("queries", queries), ("gallery", gallery)):
-        if len(table) != len(x): raise InputError(f"{name}: {len(table)} rows of the table and {len(x)} embeddings; cut both to one length")
+        if not len(table): raise InputError(f"there are no {name}; give images")
+        check_embedded_table(name, table, x)
 
 # %% ../../nbs/91_inference.search.ipynb #ac7e2f80
 def page_items(table: pd.DataFrame, thumbs: Sequence[int], rows: np.ndarray, distances: np.ndarray) -> list[dict[str, Any]]:
     "For each row of a table its name, identity, thumbnail, and nearest gallery rows with their distances, a list of dictionaries."
-    names = [str(path).encode("utf-8", "backslashreplace").decode() for path in table.path]
-    return [{"name": name, "pid": pid, "cam": cam, "thumb": thumb, "near": near[near >= 0].tolist(),
+    return [{"name": printable_name(path), "pid": pid, "cam": cam, "thumb": thumb, "near": near[near >= 0].tolist(),
              "d": [round(float(v), 4) for v in d[near >= 0]]}
-            for name, pid, cam, thumb, near, d in zip(names, *identities(table), thumbs, rows, distances)]
+            for path, pid, cam, thumb, near, d in zip(table.path, *identities(table), thumbs, rows, distances)]
 
 # %% ../../nbs/91_inference.search.ipynb #4dcbf175
 def page_data(queries: Embedded, gallery: Embedded, embedder: "ImageEmbedder | None" = None, top: int = 20, megabytes: float = 4,
