@@ -25,6 +25,7 @@ from .html import picture
 from .study_figures import colour_of, name_points, ranking_picture
 from .study_prose import failure_counts, sampler_sentence, step_cost_sentence
 from .study_tables import VERDICTS, geometry_markdown, mAP_points, step_cost_table, step_costs
+from .tables import attribute_means, retrievals
 from .textbook import textbook_picture
 from ..study.endpoints import geometry_table, identity_matrix
 from ..study.hypotheses import FEW_MANY
@@ -93,9 +94,7 @@ def attribute_picture(results: Results) -> Figure:
     attribute is predicted correctly; the bar is the accuracy of always predicting the commonest class. The attribute losses give rare
     classes more weight, which costs accuracy where one class is common: a share below the bar need not mean that nothing was learned."""
     without, with_them = (100*identity_matrix(results, "main", r)[0].mean() for r in ("identity", "identity+attributes"))
-    runs = results.runs("main", "identity+attributes").values()
-    each = pd.concat([pd.DataFrame(run.metrics["attributes"]).T[["accuracy", "majority"]].astype(float) for run in runs])
-    tasks = 100*each.groupby(level=0, sort=False).mean()
+    tasks = attribute_means(results.runs("main", "identity+attributes").values())
     tasks = tasks.loc[(tasks.accuracy - tasks.majority).sort_values().index]
     figure = Figure((WIDTH, max(3.9, 1.2 + .22*len(tasks))), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -303,14 +302,13 @@ question_figure("q8", section="What could be wrong")(sampler_sentence)
 # %% ../../nbs/84_report.questions.ipynb #9d24b22a
 RETRIEVED = {     # retrieval -> label
     "euclidean": "Euclidean\n= cosine", "manhattan": "Manhattan", "hamming": "Hamming", "whitening": "Mahalanobis:\nwhitening",
-    "kissme": "Mahalanobis:\nKISSME", "learned by triplet": "Mahalanobis:\nlearned"}
+    "kissme": "Mahalanobis:\nKISSME", "learned with the loss": "Mahalanobis:\nlearned"}
 
 def distance_scores(results: Results, arm: str = "main") -> pd.DataFrame:
     "mAP in per cent, mean over seeds: a row a training distance of the triplet loss (a recipe), a column a retrieval distance."
     others = [r for r in results.recipes(arm) if r.startswith("triplet_")]
     names = ["triplet", *(r for r in others if get_recipe(r).settings().get("triplet.distance") not in (None, "euclidean"))]
-    each = lambda run: {name: 100*found["mAP"] for name, found in run.metrics["retrievals"].items()}
-    table = pd.DataFrame({r: pd.DataFrame([each(run) for run in results.runs(arm, r).values()]).mean() for r in names}).T
+    table = retrievals(run for r in names for run in results.runs(arm, r).values())
     return table[[c for c in RETRIEVED if c in table]]
 
 # %% ../../nbs/84_report.questions.ipynb #711ae33b

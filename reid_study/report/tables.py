@@ -6,8 +6,8 @@
 __all__ = ['FEW', 'SCORES', 'RETRIEVALS_CAPTION', 'ATTRIBUTES_CAPTION', 'SHARES_CAPTION', 'COSTS', 'by_recipe', 'seeds_of',
            'comparable', 'compared_runs', 'find_runs', 'first_kept', 'html_table', 'markdown_table', 'named', 'scores',
            'score_summary', 'number', 'results_table', 'results_markdown', 'identity_ap', 'retrievals',
-           'retrieval_markdown', 'retrieval_grid', 'attribute_table', 'terms_table', 'run_cost_table',
-           'environment_notes', 'run_provenance']
+           'retrieval_markdown', 'retrieval_grid', 'attribute_means', 'attribute_table', 'terms_table',
+           'run_cost_table', 'environment_notes', 'run_provenance']
 
 # %% ../../nbs/80_report.tables.ipynb #9dd59a18
 import html
@@ -199,6 +199,13 @@ def retrieval_grid(runs: Iterable[Run]) -> str:
     body = html_table(["recipe", *table.columns], rows, numbers=range(1, 1 + table.shape[1]))
     return _section("Retrieval distances", RETRIEVALS_CAPTION, body)
 
+# %% ../../nbs/80_report.tables.ipynb #4ccac3ad
+def attribute_means(runs: Iterable[Run]) -> pd.DataFrame:
+    """A table, a row an attribute: "accuracy" and "balanced" accuracy, and the "majority" of the commonest class, in per cent, means over
+    runs of a recipe that predicts attributes."""
+    each = [pd.DataFrame(run.metrics["attributes"]).T[["accuracy", "balanced", "majority"]].astype(float) for run in runs]
+    return 100*pd.concat(each).groupby(level=0, sort=False).mean()
+
 # %% ../../nbs/80_report.tables.ipynb #3f2027a1
 ATTRIBUTES_CAPTION = """Per cent of the images of unseen people whose attribute is predicted correctly. Balanced accuracy is the mean over
 the attribute's classes; the last column is the accuracy of always predicting the commonest class."""
@@ -208,8 +215,7 @@ def attribute_table(runs: Iterable[Run]) -> str:
     parts = []
     for recipe, group in by_recipe(runs).items():
         if "attributes" not in group[0].metrics: continue
-        tables = [pd.DataFrame(run.metrics["attributes"]).T[["accuracy", "balanced", "majority"]].astype(float) for run in group]
-        table = 100*pd.concat(tables).groupby(level=0, sort=False).mean()
+        table = attribute_means(group)
         rows = [[html.escape(task), *(f"{v:.1f}" for v in row)] for task, row in zip(table.index, table.to_numpy())]
         rows.append(["<b>mean</b>", *(f"<b>{v:.1f}</b>" for v in table.mean())])
         header = ["attribute", "accuracy", "balanced accuracy", "commonest class"]
