@@ -13,7 +13,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from ..core import InputError
-from ..evaluation.activation import activation_maps
+from ..evaluation.activation import NoMap, activation_maps
 from .export import ImageEmbedder, describe_embedder, embedding_weights, fill_network, parse_weights
 from ..networks.embedder import make_embedder
 from ..report.figures import WIDTH, caption, styled
@@ -68,7 +68,5 @@ def activations(runs: list[Run], data: str | Path | None = None, show_people: bo
     if not runs or data is None or hidden_people(runs, data, show_people): return HTML("")
     best = foremost(runs, most=1, each=1)
     try: figure = activation_picture([found[0] for recipe, found in by_recipe(runs).items() if recipe in best], data)
-    except InputError as e:
-        if "no map" not in str(e): raise
-        return HTML("")
+    except NoMap: return HTML("")
     return picture(figure, caption(activation_picture))

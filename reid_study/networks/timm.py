@@ -47,11 +47,7 @@ def timm_backbone(name: str, pretrained: bool = False) -> FromTimm:
     Raises `InputError` where timm is not installed, for a name that timm does not have (with similar ones that it has), and where
     its weights cannot be had.
     """
-    if name.startswith("vit_") and "_patch16_" in name:
-        try: return vit(name, pretrained)
-        except InputError as e:
-            if "class token" not in str(e): raise
-            return vit(name, pretrained, "map")
+    if name.startswith("vit_") and "_patch16_" in name: return vit(name, pretrained, output=None)
     try: network = timm_network(name, pretrained, global_pool="", dynamic_img_size=True)
     except TypeError: network = timm_network(name, pretrained, global_pool="")
     own = {k: network.pretrained_cfg[k] for k in ("mean", "std")} if pretrained else {}

@@ -63,14 +63,17 @@ SIDE = 16     # pixels of a patch
 class Tokens(FromTimm):
     """A timm vision transformer as a backbone: [B, 3, H, W] -> [B, C, 1, 1], or [B, C, H/16, W/16].
 
-    `output`: "class" for the class token, "map" for the patches. `mean`, `std`: as in `FromTimm`. A network without a class token,
-    such as one that pools, raises `InputError` for "class", and so do images whose sides are not multiples of 16.
+    `output`: "class" for the class token, "map" for the patches, None for the class token where there is one, else the map. `mean`, `std`:
+    as in `FromTimm`. A network without a class token, such as one that pools, raises `InputError` for "class", and so do images whose
+    sides are not multiples of 16.
     """
-    def __init__(self, vit: nn.Module, output: Literal["class", "map"] = "class", mean: Sequence[float] | None = None,
+    def __init__(self, vit: nn.Module, output: Literal["class", "map"] | None = "class", mean: Sequence[float] | None = None,
                  std: Sequence[float] | None = None) -> None:
         super().__init__(mean, std)
+        has_class = getattr(vit, "cls_token", None) is not None
+        if output is None: output = "class" if has_class else "map"
         lookup(output, dict.fromkeys(("class", "map")), "output")
-        if output == "class" and getattr(vit, "cls_token", None) is None:
+        if output == "class" and not has_class:
             raise InputError("this vision transformer has no class token; use output='map'")
         self.vit, self.output, self.width_out = vit, output, vit.embed_dim
 
@@ -101,8 +104,9 @@ def timm_network(name: str, pretrained: bool = False, **options: Any) -> nn.Modu
         raise InputError(f"timm cannot make {name} without its classifier ({str(e).splitlines()[0]}); choose another network") from e
 
 # %% ../../nbs/27_networks.vit.ipynb #c77dc042
-def vit(name: str, pretrained: bool = False, output: Literal["class", "map"] = "class", size: tuple[int, int] = (256, 128)) -> Tokens:
-    """A `Tokens` backbone of a timm vision transformer with patches of 16, such as vit_small_patch16_224.
+def vit(name: str, pretrained: bool = False, output: Literal["class", "map"] | None = "class",
+        size: tuple[int, int] = (256, 128)) -> Tokens:
+    """A `Tokens` backbone of a timm vision transformer with patches of 16, such as vit_small_patch16_224, and its `output`.
 
     Its positions are learnt for images of `size`, (height, width) in pixels. Raises `InputError` as `timm_network` does, for
     another kind of network, and for one whose positions cannot be interpolated.
