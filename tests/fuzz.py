@@ -18,12 +18,13 @@ import pandas as pd
 
 from reid_study.core import InputError, digest, read_json, write_json
 from reid_study.study.config import make_config
-from reid_study.study.record import Run, read_run
+from reid_study.study.record import Run, place, read_run
 from reid_study.study.results import Results, Tuning, read_results, write_results
 from reid_study.study.tuning import read_tuning
 
 METRICS = {"mAP": .5, "mINP": .2, "cmc": [.5, 1.0], "queries": 4, "dropped": 0, "train_seconds": 6.0, "parameters": 100, "chance": .1,
            "retrievals": {"euclidean": {"mAP": .5}}, "attributes": {"up": {"accuracy": .5}}}
+ENV = {"data": "0"*12, "side_by_side": 1}
 TABLES = {
     "history": pd.DataFrame({"epoch": [1, 2], "lr": .001, "loss": [.5, .4], "seconds": 3.0}),
     "per_query": pd.DataFrame({"pid": [7, 7, 9, 9], "valid": True, "AP": np.float32([.4, .4, .6, .6]), "d_ap": np.float32(.5),
@@ -38,16 +39,15 @@ TABLES = {
 
 # ---- sound folders
 
-def make_run_folder(folder):
-    "A finished run under `folder`, which no training made; its folder."
-    config = make_config("people", "identity", epochs=2)
-    (run := Path(folder)/"run"/digest(config)).mkdir(parents=True)
-    for name, value in {"config": config, "metrics": METRICS, "env": {"data": "0"*12, "side_by_side": 1}}.items():
-        write_json(run/f"{name}.json", value)
-    for name, rows in TABLES.items():
+def make_run_folder(root, config=None, metrics=METRICS, tables=TABLES, env=ENV, weights=b""):
+    "The folder, under `root`, of a finished run that no training made. `weights`: the content of its file of weights."
+    config = config or make_config("people", "identity", epochs=2)
+    (run := place(config, root)).mkdir(parents=True)
+    for name, value in {"config": config, "metrics": metrics, "env": env}.items(): write_json(run/f"{name}.json", value)
+    for name, rows in tables.items():
         if name == "history": rows.to_csv(run/"history.csv", index=False)
-        elif name != "identities": rows.to_parquet(run/f"{name}.parquet")
-    (run/"model.safetensors").write_bytes(b"")
+        elif name != "identities": rows.to_parquet(run/f"{name}.parquet", index=False)
+    (run/"model.safetensors").write_bytes(weights)
     return sealed(run)
 
 

@@ -33,9 +33,10 @@ def noise(shape):
     return (i*np.uint64(2654435761) % np.uint64(2**32) >> np.uint64(26)).astype(int)
 
 
-def people():
-    "A table of 12 identities on 3 cameras, of which 8 train, and its images: a colour each, a light for each camera, and noise."
-    rows = [(f"{pid:04}_c{cam}_{i}.jpg", pid, cam) for pid in range(1, 13) for cam in range(1, 4) for i in range(2)]
+def people(each=2):
+    """A table of 12 identities, of which 8 train, with `each` images by each of 3 cameras; and its images: a colour for each identity, a
+    light for each camera, and noise."""
+    rows = [(f"{pid:04}_c{cam}_{i}.jpg", pid, cam) for pid in range(1, 13) for cam in range(1, 4) for i in range(each)]
     table = pd.DataFrame(rows, columns=["path", "pid", "camid"])
     table["split"] = np.where(table.pid <= 8, "train", np.where(~table.duplicated(["pid", "camid"]), "query", "gallery"))
     table = table.assign(**{name: (table.pid + i) % 2 for i, name in enumerate(ATTRIBUTES)})

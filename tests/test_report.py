@@ -8,10 +8,11 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from fuzz import make_run_folder
 from PIL import Image
 from safetensors.torch import save
 
-from reid_study.core import InputError, write_json
+from reid_study.core import InputError
 from reid_study.networks.embedder import make_embedder
 from reid_study.report import figures
 from reid_study.report.figures import overlap
@@ -22,7 +23,6 @@ from reid_study.report.tables import find_runs, results_markdown, results_table
 from reid_study.study import analysis, results
 from reid_study.study.config import make_config
 from reid_study.study.hypotheses import QUESTIONS
-from reid_study.study.record import partial_folder, place, seal
 from reid_study.study.run import PROJECT
 from reid_study.study.simulated import simulated_study
 from reid_study.study.worker import execute as run_notebook
@@ -42,34 +42,27 @@ def fake_run(root, recipe, seed, metrics=None, **changes):
     "The folder of a finished run, under `root`, with plausible artefacts that no training made."
     config = make_config(**dict(dataset="people", recipe=recipe, seed=seed, validation=10, epochs=5) | changes)
     rng = np.random.default_rng([seed, len(recipe)])
-    folder = partial_folder(config, root)
-    folder.mkdir(parents=True)
     protocol = dict(same_camera="junk", junk_pid=-1, distractor_pid=0, ap="rectangle", ties="expected", unmatched="dropped", max_rank=50)
     cmc = np.minimum(1, np.linspace(.5, 1, 50) + .05*rng.random()).tolist()
-    write_json(folder/"config.json", config)
     about = dict(
         mAP=.4 + .2*rng.random(), mINP=.2 + .1*rng.random(), cmc=cmc, queries=40, dropped=0, gallery=90, cameras=True, chance=.05,
         distance="Euclidean(normalize=True)", protocol=protocol, train_seconds=30 + rng.random(), embedding_seconds=.4,
         evaluation_seconds=.1, images_per_second=1500.0, parameters=10**6) | (metrics or {})
-    write_json(folder/"metrics.json", about)
-    machine = dict(python="3.11.7", torch="2.14.1", cpu="Some processor", cores=4, threads=1, device="cpu")
-    write_json(folder/"env.json", machine | {"data": "0"*12})
+    env = dict(python="3.11.7", torch="2.14.1", cpu="Some processor", cores=4, threads=1, device="cpu", data="0"*12)
     epochs, terms = np.arange(1, config["epochs"] + 1), {}
     for term in recipe.split("+"): terms |= {term: 1/epochs, f"{term}.{'accuracy' if term == 'identity' else 'active'}": 1 - .9/epochs}
     history = pd.DataFrame(dict(epoch=epochs, lr=1e-3, loss=2/epochs, **terms, mAP=.5 - .3/epochs, rank1=.5, seconds=6.0))
-    history.to_csv(folder/"history.csv", index=False)
     people, names = np.repeat(np.arange(1, 11), 4), [f"query/{i:04}.jpg" for i in range(8)]
     AP, mAP = rng.random(40), about["mAP"]
     AP = mAP + (AP - AP.mean())*min(mAP, 1 - mAP)
     tables = dict(
+        history=history,
         per_query=pd.DataFrame(dict(query=np.arange(40), pid=people, AP=AP, d_ap=.5, d_an=1.1, valid=True)),
         pairs=pd.DataFrame(dict(distance=np.arange(.0125, 2, .025), positive=rng.integers(0, 9, 80), negative=rng.integers(0, 90, 80))),
         view=pd.DataFrame(dict(x=rng.normal(size=40), y=rng.normal(size=40), pid=people, camid=np.tile([1, 2, 3, 4], 10))),
         ranking=pd.DataFrame([(q, 1, 1, r, f"gallery/{r:04}.jpg", r % 3, 2, r % 3 == 1) for q in names for r in range(1, 11)],
                              columns="query_path query_pid query_camid rank path pid camid match".split()))
-    for name, table in tables.items(): table.to_parquet(folder/f"{name}.parquet", index=False)
-    (folder/"model.safetensors").write_bytes(weights(config["backbone"], config["dim"]))
-    return seal(folder, place(config, root))
+    return make_run_folder(root, config, about, tables, env, weights(config["backbone"], config["dim"]))
 
 
 @pytest.fixture(scope="module")
