@@ -3,6 +3,7 @@ import contextlib
 import io
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -258,6 +259,7 @@ ARGUMENTS = [
          refused=("nothing to score", "gallery")),
 ]
 
+TINY = {"backbone": "tiny", "weights": Path(__file__).parents[1]/"studies"/"weights"/"tiny.safetensors"}
 OWN = {"triplet.distance": Euclidean(normalize=False), "triplet.miner": margin_sample}
 OF_NUMPY = {"p": np.int64(3), "k": np.int32(2), "seed": np.int64(0), "flip": np.float64(.5), "weight_decay": np.float64(.05)}
 FITS = [
@@ -281,6 +283,8 @@ FITS = [
          means="gives the learner its trained weights"),
     Case("a distance and a miner of one's own, interrupted, from its folder",
          lambda f: interrupted(f, 1, 2, settings=OWN) and numbers(again(f, 2, settings=OWN)), gives=lambda n: n == [1, 2], means="resumes"),
+    Case("weights from a `Path`, interrupted, from its folder",
+         lambda f: interrupted(f, 1, 2, **TINY) and numbers(again(f, 2, **TINY)), gives=lambda n: n == [1, 2], means="resumes"),
     Case("another distance of one's own", lambda f: interrupted(f, 1, 2, settings=OWN) and learner(folder=f),
          refused=("settings", "remove it")),
     Case("arguments of NumPy's, from a folder",

@@ -19,7 +19,7 @@ from ..core import InputError, check_number
 from .random_effects import NOISE_SD, NORMAL, draw_ap, query_counts, true_difference
 from .statistics import (
     MIN_SEEDS, ROUNDING, Interval, identity_factors, paired_estimate, paired_means, unpaired_estimate)
-from .verdicts import cautious_tails, holm_rows, least_p
+from .verdicts import cautious_tails, flips_allow, holm_rows
 
 # %% ../../nbs/63c_evaluation.coverage.ipynb #202cb346
 def query_bootstrap(a: pd.DataFrame, b: pd.DataFrame, value: str = "AP", level: float = 0.95) -> Interval:
@@ -158,7 +158,7 @@ def simulate_families(hypotheses: int = 30, real: int = 0, seeds: int = 10, iden
     same = np.where(close < 0, 0, 1) + np.where(close < 0, .5, -.5)*cautious_tails(close, *own)
     kept, mixed = ~lost, holm_rows(p) <= .05
     certain, equal, ready = (holm_rows(np.where(lost, math.nan, them)) <= .05 for them in (p, same, plain))
-    allowed, none = flips <= max(.05, least_p(seeds)*(1 + ROUNDING)), there == 0
+    allowed, none = flips_allow(flips, seeds), there == 0
     some = lambda wrong, among: float((wrong & among).any(1).mean())
     coverage, tail = ((np.abs(mean - there) <= bound)[kept].mean() for bound in half) if kept.any() else (math.nan, math.nan)
     return dict(coverage=float(coverage), tail_coverage=float(tail), sign=some(certain & allowed, none), without_flips=some(certain, none),

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import ImageOps
@@ -25,6 +24,7 @@ from seaborn.external.husl import hex_to_husl, husl_to_hex
 from ..core import InputError, atomic, digest
 from ..data.datasets import get_dataset
 from ..data.images import open_image
+from ..evaluation.inputs import evenly
 from .figures import STYLE, caption, recipe_styles
 from .tables import by_recipe, first_kept, score_summary
 from ..study.config import scored_on
@@ -140,7 +140,7 @@ def ranked_galleries(runs: Sequence[Run], data: str | Path, queries: int | None 
     tables = first_kept([run for run in runs if run.config["recipe"] in best], "ranking")
     chosen = _same_queries(tables)
     queries = queries or max(2, min(6, 24//len(tables)))
-    for query in chosen[np.unique(np.linspace(0, len(chosen) - 1, queries).round().astype(int))]:
+    for query in chosen[evenly(len(chosen), queries)]:
         found = {recipe: table[table.query_path == query].sort_values("rank") for recipe, table in tables.items()}
         rows = [_ranked_row(recipe, part, data, styles[recipe][0]) for recipe, part in found.items()]
         q = next(iter(found.values())).iloc[0]

@@ -24,9 +24,9 @@ from fastai.torch_core import get_model
 from fastprogress.fastprogress import format_time
 from fastcore.foundation import L
 
-from ..core import InputError, atomic, check_number, counted, regular_file
+from ..core import InputError, atomic, check_number, regular_file
 from ..data.loaders import ImageLoader
-from ..evaluation.retrieval import Protocol, evaluate_split
+from ..evaluation.retrieval import Protocol, check_queries, evaluate_split
 from ..networks.embedder import NotFinite, embed_all
 
 if TYPE_CHECKING:
@@ -82,10 +82,7 @@ def check_validation(table: pd.DataFrame, protocol: Protocol = Protocol()) -> No
     if not len(query) and not len(gallery): return
     for part, name, other in ((query, "query", "gallery"), (gallery, "gallery", "query")):
         if not len(part): raise InputError(f"the table has images in the split {other} and none in {name}; add some, or leave both out")
-    for pid, what in ((protocol.junk_pid, "junk"), (protocol.distractor_pid, "distractor")):
-        if pid is not None and (found := int((query.pid == pid).sum())):
-            raise InputError(f"{counted(found, 'query', 'queries')} with pid {pid}, which the protocol keeps for {what} images; leave them "
-                             f"out or, if {pid} is an ordinary identity here, pass protocol=Protocol({what}_pid=None)")
+    check_queries(query.pid, protocol)
     pairs = query[["pid", "camid"]].drop_duplicates().merge(gallery[["pid", "camid"]].drop_duplicates(), on="pid")
     if not ((pairs.camid_x != pairs.camid_y) | (protocol.same_camera == "match")).any():
         raise InputError("no query has a match on another camera in the gallery; check pid and camid, or pass "

@@ -28,10 +28,10 @@ from ..data.market1501 import ATTRIBUTES
 from ..data.samplers import make_sampler
 from ..evaluation.retrieval import Protocol
 from ..losses.attributes import attribute_counts
-from ..networks.embedder import make_embedder
+from ..networks.embedder import check_device, make_embedder
 from .recipes import PRECISIONS, SCHEDULES, Recipe, get_recipe
 from .callbacks import Checkpoint, EpochTable, History, LossLog, RetrievalMetrics, check_validation
-from .gpu import Recorded, check_device
+from .gpu import Recorded
 from .loggers import log_callbacks
 from .quick import QuickLearner, QuickOptimizer
 
@@ -105,7 +105,7 @@ def make_learner(recipe: str | Recipe, table: pd.DataFrame, images: np.ndarray |
     network = make_embedder(backbone, dim, heads, seed, pretrained, weights or None)
     named = {name: getattr(v, "__qualname__", repr(v)) if callable(v) else v for name, v in recipe.settings(settings).items()}
     stamp = {"recipe": recipe.name, "settings": named, "seed": seed, "sampler": sampler, "batch": [p, k],
-             "backbone": backbone, "start": [pretrained, weights], "dim": dim, "precision": precision, "device": device.type,
+             "backbone": backbone, "start": [pretrained, str(weights)], "dim": dim, "precision": precision, "device": device.type,
              "steps": len(batches), "augmentation": [flip, shift, erase], "decay and clip": [weight_decay, clip],
              "data": [len(dls.train.dataset), dls.c, *images.shape[1:3]], "protocol": protocol.as_dict()}
     retrieval = RetrievalMetrics(validate_every, protocol)
