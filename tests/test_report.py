@@ -15,7 +15,7 @@ from reid_study.core import InputError, write_json
 from reid_study.networks.embedder import make_embedder
 from reid_study.report import figures
 from reid_study.report.figures import overlap
-from reid_study.report.html import galleries, hidden_people, shown, to_html
+from reid_study.report.html import captioned, galleries, hidden_people, to_html
 from reid_study.report.pages import write_page
 from reid_study.report.prose import comparison_headline, spread_sentence
 from reid_study.report.tables import find_runs, results_markdown, results_table
@@ -221,7 +221,7 @@ def test_names_are_escaped(tmp_path):
 @pytest.mark.parametrize("draw", [
     "score_spread", "cmc_curves", "distance_histograms", "embedding_views", "training_curves", "validation_curves"])
 def test_pictures_are_the_same_bytes_for_the_same_runs(root, draw):
-    one, two = (shown(getattr(figures, draw), find_runs(root)).data for _ in range(2))
+    one, two = (captioned(getattr(figures, draw), find_runs(root)).data for _ in range(2))
     assert one == two and f'aria-label="{figures.caption(getattr(figures, draw))[:20]}' in one
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FREE', 'JUDGED', 'FLAT', 'LARGEST', 'NAMES', 'IDENTITIES', 'PAIRS', 'COLUMNS', 'PLACE', 'Tuning', 'cell_name',
            'Results', 'check_comparable', 'run_name', 'runs_table', 'examples_table', 'tuning_table', 'lowest_seeds',
-           'results_place', 'write_results', 'check_tuning', 'check_table', 'read_results']
+           'results_place', 'write_results', 'check_tuning', 'check_one_study', 'read_results']
 
 # %% ../../nbs/73_study.results.ipynb #c30d848c
 import hashlib
@@ -414,7 +414,7 @@ def _tuning(table, ids):
     return found
 
 # %% ../../nbs/73_study.results.ipynb #7cc2d2aa
-def check_table(table: pd.DataFrame) -> None:
+def check_one_study(table: pd.DataFrame) -> None:
     "Raise `InputError` for runs that cannot stand in one study: of other images or numerics, or not comparable within an arm."
     first = table.run.iloc[0]
     for run in table.run:
@@ -454,7 +454,7 @@ def _read_results(folder):
     tables = {name: _read(folder, name, study["files"]) for name in names}
     runs = _complete_runs(tables, folder)
     with damage_named(folder/"study.json"): table = _places(study, runs)
-    check_table(table)
+    check_one_study(table)
     with damage_named(folder/"tuning.parquet"): tuning = _tuning(tables["tuning"], study["tuning"]) if study["tuning"] else {}
     return Results({k: v for k, v in study.items() if k not in ("runs", "tuning", "files")}, table, tuning)
 

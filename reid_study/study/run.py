@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Opened', 'PROJECT', 'open_dataset', 'stored_images', 'kept_maps', 'open_data', 'prepare', 'train',
            'versions_of_packages', 'here_or_project', 'commit', 'environment', 'finish_run', 'images_of',
-           'check_images', 'reused', 'begin', 'disk_full_named', 'make_run', 'train_or_diverge', 'trained', 'make_runs']
+           'check_same_images', 'reused', 'begin', 'disk_full_named', 'make_run', 'train_or_diverge', 'trained',
+           'make_runs']
 
 # %% ../../nbs/72_study.run.ipynb #89638126
 import contextlib
@@ -182,7 +183,7 @@ def images_of(config: dict[str, Any], data: str | Path = "data", opened: Opened 
     names = {"data": config["dataset"]} | ({"test_data": scored_on(config)} if scored_on(config) != config["dataset"] else {})
     return {name: open_dataset(dataset, data, opened)[1] for name, dataset in names.items()}
 
-def check_images(folder: str | Path, then: Any, now: dict[str, str], data: str | Path) -> None:
+def check_same_images(folder: str | Path, then: Any, now: dict[str, str], data: str | Path) -> None:
     "Raise `InputError` if what is in `folder` was made from other images, by its fingerprints `then`, than `data` holds `now`."
     if not isinstance(then, dict): raise InputError(f"{folder} does not say what its images were; remove it to make it again")
     for name, value in now.items():
@@ -191,15 +192,15 @@ def check_images(folder: str | Path, then: Any, now: dict[str, str], data: str |
                              "its images, or another folder for runs")
 
 def reused(final: Path, now: dict[str, str], data: str | Path) -> Path:
-    "The folder of a finished run or tuning, `final`. `InputError` if it was made from other images: see `check_images`."
-    check_images(final, read_json(final/"env.json", f"remove {final} to make it again"), now, data)
+    "The folder of a finished run or tuning, `final`. `InputError` if it was made from other images: see `check_same_images`."
+    check_same_images(final, read_json(final/"env.json", f"remove {final} to make it again"), now, data)
     return final
 
 def begin(folder: Path, now: dict[str, str], data: str | Path) -> None:
     "Make the folder of an unfinished run or tuning, which keeps the fingerprints of its images. `InputError` if it has others."
     folder.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(folder/BEGUN): write_json(folder/BEGUN, now)
-    check_images(folder, read_json(folder/BEGUN, f"remove {folder} to begin again"), now, data)
+    check_same_images(folder, read_json(folder/BEGUN, f"remove {folder} to begin again"), now, data)
 
 # %% ../../nbs/72_study.run.ipynb #207ed465
 @contextlib.contextmanager

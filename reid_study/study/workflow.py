@@ -36,7 +36,7 @@ from .config import run_id, scored_on
 from .pace import StudyBar, Work, effort, left_words, seconds_left
 from .record import Run, check_sums, place, read_run
 from .replication import replication_report
-from .results import Results, cell_name, check_table, read_results, results_place, write_results
+from .results import Results, cell_name, check_one_study, read_results, results_place, write_results
 from .run import PROJECT, commit
 from .spec import Study, arm_configs, arm_parameters, check_with_data, protocols, read_study
 from .tuning import adopt_tunings, best_settings, read_tuning, tuning_config
@@ -186,7 +186,7 @@ def collect(study: Study, runs: str | Path = "runs", known: Mapping[str, Run] | 
                 if run: rows.append({"arm": arm, "recipe": recipe, "seed": seed, "change": change, "run": run})
                 elif not partial: raise InputError(f"there is no run of {cell_name(arm, recipe, seed, change)} at {folder}; run the study")
     table = pd.DataFrame(rows, columns=["arm", "recipe", "seed", "change", "run"]).sort_values("seed", kind="stable", ignore_index=True)
-    if len(table): check_table(table)
+    if len(table): check_one_study(table)
     about: dict[str, Any] = {"study": study.name, "title": study.title, "dataset": study.dataset, "questions": list(study.questions)}
     if study.level: about["level"] = study.level
     return Results(about, table, {recipe: read_tuning(place(config, runs)) for recipe, config in tunings(study).items() if recipe in best})

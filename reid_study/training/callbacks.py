@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_FINITE', 'STATE', 'LossLog', 'check_validation', 'RetrievalMetrics', 'History', 'EpochTable', 'check_tracker',
-           'read_checkpoint', 'plain_values', 'training_state', 'restore_weights', 'restore_training', 'Fits',
+           'read_checkpoint', 'plain_values', 'learner_state', 'restore_weights', 'restore_training', 'Fits',
            'Checkpoint']
 
 # %% ../../nbs/52_training.callbacks.ipynb #5b4aab17
@@ -216,7 +216,7 @@ def plain_values(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 # %% ../../nbs/52_training.callbacks.ipynb #ec9e19f6
-def training_state(learn: Learner) -> dict[str, Any]:
+def learner_state(learn: Learner) -> dict[str, Any]:
     "What the next epoch of a learner depends on: weights, optimiser, random states, the position of the sampler, the history."
     generator, scaler = getattr(learn.dls.train.transform, "generator", None), getattr(learn, "scaler", None)
     trackers = {cb.name: {name: vars(cb)[name] for name in ("best", "wait") if name in vars(cb)}
@@ -229,13 +229,13 @@ def training_state(learn: Learner) -> dict[str, Any]:
 
 # %% ../../nbs/52_training.callbacks.ipynb #283de8e7
 def restore_weights(learn: Learner, state: Mapping[str, Any]) -> None:
-    "Put the weights and the history of a `training_state` back into a learner."
+    "Put the weights and the history of a `learner_state` back into a learner."
     get_model(learn.model).load_state_dict(state["model"])      # without the wrapper of data parallelism
     learn.loss_func.load_state_dict(state["objective"])
     learn.history.rows = [*state["history"]]
 
 def restore_training(learn: Learner, state: Mapping[str, Any]) -> None:
-    "Put a `training_state` back into a learner."
+    "Put a `learner_state` back into a learner."
     restore_weights(learn, state)
     learn.opt.opt.load_state_dict(state["optimizer"])
     if state["scaler"]: learn.scaler.load_state_dict(state["scaler"])
@@ -361,4 +361,4 @@ class Checkpoint(Callback):
     def write(self) -> None:
         "Save the training state."
         self.saved, held = time.monotonic(), {"stamp": self.stamp, "fits": self.fits.stored}
-        with atomic(self.path) as temporary: torch.save(held | training_state(self.learn), temporary)
+        with atomic(self.path) as temporary: torch.save(held | learner_state(self.learn), temporary)
