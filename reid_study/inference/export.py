@@ -163,9 +163,9 @@ def kept_pairs(of: str, people: int, pairs: "pd.DataFrame") -> dict[str, Any]:
 
 def pairs_of_run(run: "Run") -> dict[str, Any]:
     "What `kept_pairs` says of a run's validation people or, where it trained on all, of the test people that were scored with it."
-    from reid_study.study.config import run_id
+    from reid_study.study.config import is_test, run_id
     from reid_study.study.record import read_run
-    if run.config["score"]: return kept_pairs("validation", len(run.identities), run.pairs)
+    if run.config["score"]: return kept_pairs("test" if is_test(run.config) else "validation", len(run.identities), run.pairs)
     test = run.folder.parents[1]/"test"/run_id(run.config | {"score": "test"})
     return kept_pairs("test", len((scored := read_run(test)).identities), scored.pairs) if test.is_dir() else {}
 

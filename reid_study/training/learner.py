@@ -103,22 +103,28 @@ def make_learner(recipe: str | Recipe, table: pd.DataFrame, images: np.ndarray |
     dls = make_loaders(table, images, batches, Augment(flip, shift, erase, seed, device), device=device)
     heads, objective = _heads_and_objective(recipe, settings, dls, dim, seed)
     network = make_embedder(backbone, dim, heads, seed, pretrained, weights or None)
-    named = {name: getattr(v, "__qualname__", repr(v)) if callable(v) else v for name, v in recipe.settings(settings).items()}
-    stamp = {"recipe": recipe.name, "settings": named, "seed": seed, "sampler": sampler, "batch": [p, k],
+    stamp = {"recipe": recipe.name, "settings": _named(recipe.settings(settings)), "seed": seed, "sampler": sampler, "batch": [p, k],
              "backbone": backbone, "start": [pretrained, str(weights)], "dim": dim, "precision": precision, "device": device.type,
              "steps": len(batches), "augmentation": [flip, shift, erase], "decay and clip": [weight_decay, clip],
              "data": [len(dls.train.dataset), dls.c, *images.shape[1:3]], "protocol": protocol.as_dict()}
     retrieval = RetrievalMetrics(validate_every, protocol)
-    callbacks = [TrainEvalCallback(), EpochTable(), CastToTensor(), ProgressCallback(), LossLog(), retrieval,
-                 History(folder and f"{folder}/history.csv"), Clip(clip), *map(MixedPrecision, amp),
-                 *([Checkpoint(f"{folder}/checkpoint.pt", stamp, save_every)] if folder else []),
-                 *([Recorded()] if device.type == "cuda" else []), *log_callbacks(log, folder, stamp)]
+    callbacks = [TrainEvalCallback(), EpochTable(), CastToTensor(), ProgressCallback(), LossLog(), retrieval, Clip(clip),
+                 *map(MixedPrecision, amp), *([Recorded()] if device.type == "cuda" else []), *_kept(folder, stamp, save_every, log)]
     network, objective = network.to(device), objective.to(device)
     optimizer = partial(QuickOptimizer, opt=torch.optim.AdamW, fused=True, factors=[factor for _, factor in objective.groups(network)])
     learn = QuickLearner(dls, network, objective, optimizer, splitter=partial(_parameters, objective=objective), wd=weight_decay,
                          cbs=callbacks, metrics=retrieval.metrics(), default_cbs=False)
     learn.stamp = stamp
     return learn
+
+def _named(settings):
+    "Settings as JSON values: a distance or a miner by its name."
+    return {name: getattr(v, "__qualname__", repr(v)) if callable(v) else v for name, v in settings.items()}
+
+def _kept(folder, stamp, save_every, log):
+    "The callbacks that write what a training leaves: its history, its checkpoint, and what it is watched by."
+    checkpoint = [Checkpoint(f"{folder}/checkpoint.pt", stamp, save_every)] if folder else []
+    return [History(folder and f"{folder}/history.csv"), *checkpoint, *log_callbacks(log, folder, stamp)]
 
 # %% ../../nbs/51_training.learner.ipynb #39282915
 def _check_arguments(settings, protocol, dim, seed, weight_decay, clip, save_every, folder):
