@@ -132,7 +132,8 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
     Under torchrun, train over all of its processes."""
     from reid_study.study.config import make_config
     from reid_study.study.record import read_run
-    from reid_study.study.run import check_device, make_run
+    from reid_study.networks.embedder import check_device
+    from reid_study.study.run import make_run
     if device: check_device(device)
     if log:
         from reid_study.training.loggers import check_log
@@ -157,7 +158,7 @@ def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/em
           out: str = "reports",       # Folder for the pages
           results: str = None,        # Published tables: their runs count as finished, and what is made is added
           jobs: int = None,           # Jobs at a time on this machine (default: the cores); those that need a GPU wait for one
-          device: str = None,         # cuda, cpu, ... (default: a GPU where there is one)
+          device: str = None,         # cuda or cpu (default: a GPU where there is one)
           share: int = 1,             # Jobs that may have a GPU together; more is faster where one leaves it idle
           profile: str = "default",   # default (this machine), slurm, or a folder with a Snakemake profile
           first_seed: int = None,     # Where the seeds of every arm begin; a replicate has its own --runs and --out
@@ -181,7 +182,7 @@ def ablate(recipe: str,              # Name of the recipe, such as triplet
            runs: str = "runs",       # Folder for finished runs, and for the study file
            out: str = "reports",     # Folder for the pages
            jobs: int = None,         # Jobs at a time on this machine (default: the cores)
-           device: str = None,       # cuda, cpu, ... (default: a GPU where there is one)
+           device: str = None,       # cuda or cpu (default: a GPU where there is one)
            ) -> None:
     "Vary one setting of a recipe: write the study file, run it, and make the page with the curve and its intervals."
     from reid_study.study.ablate import ablation, ablation_path, parse_seeds, parse_values, write_ablation
@@ -231,8 +232,8 @@ def export(run: str,            # Folder of a finished run, as runs/run/ID or ru
 def open_embedder(folder: str | Path, device: str | None = None) -> "ImageEmbedder":
     "The embedder in a folder, on a device; None: a GPU where there is one."
     from reid_study.inference.export import load_embedder
-    from reid_study.study.run import check_device, default_device
-    return load_embedder(folder, str(check_device(device or default_device())))
+    from reid_study.networks.embedder import default_device
+    return load_embedder(folder, device or default_device())
 
 # %% ../nbs/95_cli.ipynb #d7c2a777
 _DEVICE = Param("cuda, cpu, ... (default: a GPU where there is one)", str)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST_JSON', 'InputError', 'LeftOut', 'shown', 'printable', 'lookup', 'plain', 'check_number', 'listed', 'counted',
            'capital', 'digest', 'irregular', 'regular_file', 'damage_named', 'writable', 'scratch_name', 'remove_dead',
-           'atomic', 'write_json', 'read_json', 'private_folder', 'end_with', 'end_with_parent', 'import_all',
+           'alive', 'atomic', 'write_json', 'read_json', 'private_folder', 'end_with', 'end_with_parent', 'import_all',
            'lazy_names', 'MissingExtra', 'extra']
 
 # %% ../nbs/00_core.ipynb #8278cb14
@@ -181,7 +181,7 @@ def scratch_name(name: str) -> str:
 def remove_dead(folder: str | Path) -> None:
     "Remove from a folder what has a `scratch_name` of a process of this machine that has ended."
     for old in Path(folder).glob(f".*.{_machine()}-*.partial"):
-        if (pid := re.search(r"-(\d+)-[0-9a-f]{8}\.partial$", old.name)) and not _alive(int(pid[1])): _remove(old)
+        if (pid := re.search(r"-(\d+)-[0-9a-f]{8}\.partial$", old.name)) and not alive(int(pid[1])): _remove(old)
 
 @lru_cache
 def _machine():
@@ -189,7 +189,8 @@ def _machine():
     container = Path("/proc/self/ns/pid")
     return digest([platform.node(), os.readlink(container) if container.is_symlink() else ""], 8)
 
-def _alive(pid):
+def alive(pid: int) -> bool:
+    "Whether a process of this machine, by its number, has not ended."
     try: os.kill(pid, 0)
     except (ProcessLookupError, OverflowError): return False
     except PermissionError: pass
@@ -216,7 +217,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if temporary.is_file():
             if target.is_file(): shutil.copymode(target, temporary)
             _to_disk(temporary)
-        elif target.is_dir(): raise InputError(f"{path} is there already; remove it or choose another place")
+        elif target.is_dir() or temporary.is_dir() and target.exists():
+            raise InputError(f"{path} is there already; remove it or choose another place")
         os.replace(temporary, target)
     except OSError as e:
         if e.errno not in _DISK or not str(e.filename or temporary).startswith(str(temporary)): raise
@@ -276,7 +278,7 @@ def _wait_for_end(pid):
     try: file = os.pidfd_open(pid)
     except ProcessLookupError: return
     except (AttributeError, OSError):      # not Linux, or a container that forbids it
-        while _alive(pid): time.sleep(0.5)
+        while alive(pid): time.sleep(0.5)
         return
     (poll := select.poll()).register(file, select.POLLIN)
     poll.poll()

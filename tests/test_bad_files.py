@@ -64,6 +64,10 @@ def written_through(folder, target):
     return path, folder/target
 
 
+def write_folder(path):
+    with atomic(path) as t: t.mkdir()
+
+
 def fails_with(number, path):
     with atomic(path) as t:
         t.write_text("half")
@@ -89,6 +93,7 @@ PLACES = [
     Case("a device to write to", lambda f: write("/dev/null"), refused=("/dev/null is a device", "another place")),
     Case("a link to a device to write to", lambda f: write(link(f, "/dev/null")), refused=("/x is a device", "another place")),
     Case("a folder to write a file to", write, refused=("is there already, a folder", "another place")),
+    Case("a file to write a folder to", lambda f: write_folder(put(f/"x")), refused=("is there already", "another place")),
     Case("a link that leads to itself to write to", lambda f: write(link(f, "x")),
          refused=("/x cannot be written", "Too many levels")),
     Case("a file in the place of a folder on the way", lambda f: write(put(f/"a")/"x"),

@@ -3,6 +3,7 @@ import contextlib
 import io
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,8 @@ from reid_study.distances import Euclidean
 from reid_study.evaluation.retrieval import Protocol
 from reid_study.evaluation.scoring import score
 from reid_study.losses.mining import margin_sample
-from reid_study.training.callbacks import training_state
-from reid_study.training.learner import check_table, fit, make_learner
+from reid_study.training.callbacks import learner_state
+from reid_study.training.learner import check_trainable, fit, make_learner
 
 ROWS = [(f"{p}_{c}_{i}.jpg", p, c, "train" if p < 7 else "gallery" if i else "query")
         for p in range(1, 10) for c in (1, 2) for i in range(3)]
@@ -108,10 +109,10 @@ def in_last_step(folder):
 def searched(folder):
     learn = again(folder, 1)
     files = {f: f.read_bytes() for f in folder.iterdir()}
-    before, opt, drawn, rng = weights(learn), str(training_state(learn)["optimizer"]), learn.dls.train.batches.drawn, torch.get_rng_state()
+    before, opt, drawn, rng = weights(learn), str(learner_state(learn)["optimizer"]), learn.dls.train.batches.drawn, torch.get_rng_state()
     found = learn.lr_find(num_it=20, show_plot=False)
     assert 1e-7 <= found.valley <= 10
-    return (all(map(torch.equal, before, weights(learn))), opt == str(training_state(learn)["optimizer"]),
+    return (all(map(torch.equal, before, weights(learn))), opt == str(learner_state(learn)["optimizer"]),
             drawn == learn.dls.train.batches.drawn,
             rng.equal(torch.get_rng_state()), numbers(learn) == [1], files == {f: f.read_bytes() for f in folder.iterdir()})
 
@@ -258,6 +259,7 @@ ARGUMENTS = [
          refused=("nothing to score", "gallery")),
 ]
 
+TINY = {"backbone": "tiny", "weights": Path(__file__).parents[1]/"studies"/"weights"/"tiny.safetensors"}
 OWN = {"triplet.distance": Euclidean(normalize=False), "triplet.miner": margin_sample}
 OF_NUMPY = {"p": np.int64(3), "k": np.int32(2), "seed": np.int64(0), "flip": np.float64(.5), "weight_decay": np.float64(.05)}
 FITS = [
@@ -281,6 +283,8 @@ FITS = [
          means="gives the learner its trained weights"),
     Case("a distance and a miner of one's own, interrupted, from its folder",
          lambda f: interrupted(f, 1, 2, settings=OWN) and numbers(again(f, 2, settings=OWN)), gives=lambda n: n == [1, 2], means="resumes"),
+    Case("weights from a `Path`, interrupted, from its folder",
+         lambda f: interrupted(f, 1, 2, **TINY) and numbers(again(f, 2, **TINY)), gives=lambda n: n == [1, 2], means="resumes"),
     Case("another distance of one's own", lambda f: interrupted(f, 1, 2, settings=OWN) and learner(folder=f),
          refused=("settings", "remove it")),
     Case("arguments of NumPy's, from a folder",
@@ -383,7 +387,7 @@ LEVELS = st.sampled_from([0, 1, -1, 2, "a", 1.0, None, float("nan"), True])
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(["pid", "camid", "split"]), st.lists(LEVELS, min_size=len(PEOPLE), max_size=len(PEOPLE)))
 def test_any_column_is_taken_or_refused(column, values):
-    with contextlib.suppress(InputError): check_table(PEOPLE.assign(**{column: values}))
+    with contextlib.suppress(InputError): check_trainable(PEOPLE.assign(**{column: values}))
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,13 +16,13 @@ from reid_study.core import InputError
 from reid_study.networks.embedder import make_embedder
 from reid_study.report import figures
 from reid_study.report.figures import overlap
-from reid_study.report.html import galleries, hidden_people, shown, to_html
+from reid_study.report.html import captioned, galleries, hidden_people, to_html
 from reid_study.report.pages import write_page
 from reid_study.report.prose import comparison_headline, spread_sentence
 from reid_study.report.tables import find_runs, results_markdown, results_table
-from reid_study.study import analysis, results
 from reid_study.study.config import make_config
 from reid_study.study.hypotheses import QUESTIONS
+from reid_study.study.results import read_results
 from reid_study.study.run import PROJECT
 from reid_study.study.simulated import simulated_study
 from reid_study.study.worker import execute as run_notebook
@@ -214,15 +214,13 @@ def test_names_are_escaped(tmp_path):
 @pytest.mark.parametrize("draw", [
     "score_spread", "cmc_curves", "distance_histograms", "embedding_views", "training_curves", "validation_curves"])
 def test_pictures_are_the_same_bytes_for_the_same_runs(root, draw):
-    one, two = (shown(getattr(figures, draw), find_runs(root)).data for _ in range(2))
+    one, two = (captioned(getattr(figures, draw), find_runs(root)).data for _ in range(2))
     assert one == two and f'aria-label="{figures.caption(getattr(figures, draw))[:20]}' in one
 
 
-def test_every_question_has_a_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "read_results", functools.cache(results.read_results))      # once for all pages
-    monkeypatch.setattr(analysis, "answers", functools.cache(analysis.answers))
+def test_every_question_has_a_page(tmp_path):
     tables = simulated_study(tmp_path/"study", seeds=3)
-    made = pages(results.read_results(str(tables)), tables, tmp_path)
+    made = pages(read_results(tables), tables, tmp_path)
     for page in ("index", *QUESTIONS):
         write_page(*made[page], tmp_path/f"{page}.html")
         text = (tmp_path/f"{page}.html").read_text()

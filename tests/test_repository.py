@@ -139,14 +139,14 @@ def test_nothing_imports_private_names():
 
 
 def test_a_public_name_means_one_thing():
-    "Functions and classes of the study and the report have names of their own."
+    "Functions and classes have names of their own, but for what the command line and its workers are called with."
     found = {}
     for module in MODULES:
-        if module.parent.name not in ("study", "report"): continue
         for node in ast.parse(module.read_text()).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            method = "patch" in map(ast.unparse, getattr(node, "decorator_list", ()))
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and not method:
                 found.setdefault(node.name, []).append(module.stem)
-    assert not {name: modules for name, modules in found.items() if len(modules) > 1 and name != "main"}
+    assert not {name: modules for name, modules in found.items() if len(modules) > 1 and name not in ("main", "serve")}
 
 
 def test_every_name_is_defined_and_every_import_is_used():

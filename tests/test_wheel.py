@@ -82,7 +82,7 @@ def test_a_wheel_needs_few_packages(wheel):
 
 def test_training_and_export_need_no_package_of_studies():
     code = """import sys
-for name in ("execnb", "ipykernel", "nbconvert", "optuna", "papermill", "seaborn", "snakemake", "statsmodels"): sys.modules[name] = None
+for name in ("execnb", "ipykernel", "nbconvert", "optuna", "papermill", "seaborn", "snakemake"): sys.modules[name] = None
 import reid_study.inference.card, reid_study.inference.evaluate, reid_study.inference.export, reid_study.training.learner"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -320,7 +320,7 @@ def _joints(person, pose):
     return {k: p - [0, ground, 0] + lean*max(0., p[1] - .5)*2 for k, p in j.items()}, -ground
 
 # %% ../../nbs/10_data.drawing.ipynb #794757be
-def _draw_legs(canvas, view, person, j, rise):
+def _draw_legs(canvas, view, person, j):
     "Legs in trousers, shorts or bare, socks and shoes."
     p, b = person, person.build
     bare, skin = p.legs == 'short' or p.clothes == 'dress', p.skin
@@ -495,7 +495,7 @@ def _draw_body(canvas, view, person, pose):
     "One person on a canvas."
     j, rise = _joints(person, pose)
     _draw_trunk(canvas, view, person, pose, rise)
-    _draw_legs(canvas, view, person, j, rise)
+    _draw_legs(canvas, view, person, j)
     _draw_arms(canvas, view, person, j)
     _draw_head(canvas, view, person, pose, rise)
     _draw_goods(canvas, view, person, j, rise)

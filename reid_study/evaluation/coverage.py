@@ -19,7 +19,7 @@ from ..core import InputError, check_number
 from .random_effects import NOISE_SD, NORMAL, draw_ap, query_counts, true_difference
 from .statistics import (
     MIN_SEEDS, ROUNDING, Interval, identity_factors, paired_estimate, paired_means, unpaired_estimate)
-from .verdicts import cautious_tails, holm_rows, least_p
+from .verdicts import cautious_tails, flips_allow, holm_rows
 
 # %% ../../nbs/63c_evaluation.coverage.ipynb #202cb346
 def query_bootstrap(a: pd.DataFrame, b: pd.DataFrame, value: str = "AP", level: float = 0.95) -> Interval:
@@ -127,6 +127,17 @@ def _family_draws(n, gap, counts, seeds, fails, rng, **model):
     return [np.concatenate(column) for column in zip(*parts)]
 
 # %% ../../nbs/63c_evaluation.coverage.ipynb #6d858e31
+def _judged(mean, se, df, share, flips, lost, margin, seeds, of_identities):
+    """The decisions on hypotheses, boolean arrays [families, hypotheses]: a sign at 5 % after Holm (`certain`; `allowed` by the flips),
+    with `p_value` in place of `cautious_p` (`satterthwaite`), with failed runs too (`mixed`), and within the margin (`equal`)."""
+    own = np.minimum(share, 1), seeds - 1, of_identities
+    p, plain = cautious_tails(mean/se, *own), 2*stats.t.sf(np.abs(mean)/se, df)
+    close = (np.abs(mean) - margin)/se                                   # to the nearer end of the margin; within it where negative
+    same = np.where(close < 0, 0, 1) + np.where(close < 0, .5, -.5)*cautious_tails(close, *own)
+    after_holm = lambda p: holm_rows(np.where(lost, math.nan, p)) <= .05
+    return dict(certain=after_holm(p), allowed=flips_allow(flips, seeds), satterthwaite=after_holm(plain), mixed=holm_rows(p) <= .05,
+                equal=after_holm(same))
+
 def simulate_families(hypotheses: int = 30, real: int = 0, seeds: int = 10, identities: int = 80, gap: float = 0.2, fails: float = 0.0,
                       seed_sd: float | Sequence[float] = 0.2, both_sd: float = 0.6, identity_sd: float = 0.33, ease: float = 0.0,
                       unequal: float = 0.5, seed_law: Any = NORMAL, families: int = 200,
@@ -151,17 +162,12 @@ def simulate_families(hypotheses: int = 30, real: int = 0, seeds: int = 10, iden
     drawn = draw(hypotheses - real, 0.0), draw(real, gap) if real else None
     mean, se, df, share, flips, lost = (np.concatenate(pair, 1) for pair in zip(*filter(None, drawn)))
     there = np.repeat([0.0, truth], [hypotheses - real, real])
-    own = np.minimum(share, 1), seeds - 1, identity_factors(counts/counts.sum())[1]
-    plain, p, level = 2*stats.t.sf(np.abs(mean)/se, df), cautious_tails(mean/se, *own), np.array([.95, 1 - .05/hypotheses])[:, None, None]
-    half = stats.t.ppf((1 + level)/2, df)*se
-    close = (np.abs(mean) - abs(truth))/se                               # to the nearer end of the margin; within it where negative
-    same = np.where(close < 0, 0, 1) + np.where(close < 0, .5, -.5)*cautious_tails(close, *own)
-    kept, mixed = ~lost, holm_rows(p) <= .05
-    certain, equal, ready = (holm_rows(np.where(lost, math.nan, them)) <= .05 for them in (p, same, plain))
-    allowed, none = flips <= max(.05, least_p(seeds)*(1 + ROUNDING)), there == 0
+    ruled = _judged(mean, se, df, share, flips, lost, abs(truth), seeds, identity_factors(counts/counts.sum())[1])
+    sign, none, kept = ruled["certain"] & ruled["allowed"], there == 0, ~lost
     some = lambda wrong, among: float((wrong & among).any(1).mean())
-    coverage, tail = ((np.abs(mean - there) <= bound)[kept].mean() for bound in half) if kept.any() else (math.nan, math.nan)
-    return dict(coverage=float(coverage), tail_coverage=float(tail), sign=some(certain & allowed, none), without_flips=some(certain, none),
-                satterthwaite=some(ready, none), negligible=some(equal & ~(certain & allowed), ~none), mixed=some(mixed, none),
-                found=float((certain & allowed)[:, hypotheses - real:][kept[:, hypotheses - real:]].mean()) if real else math.nan,
-                tested=float(kept.mean()))
+    inside = [np.abs(mean - there) <= stats.t.ppf((1 + level)/2, df)*se for level in (.95, 1 - .05/hypotheses)]
+    coverage, tail = (float(covered[kept].mean()) for covered in inside) if kept.any() else (math.nan, math.nan)
+    return dict(coverage=coverage, tail_coverage=tail, sign=some(sign, none), without_flips=some(ruled["certain"], none),
+                satterthwaite=some(ruled["satterthwaite"], none), negligible=some(ruled["equal"] & ~sign, ~none),
+                mixed=some(ruled["mixed"], none), tested=float(kept.mean()),
+                found=float(sign[:, hypotheses - real:][kept[:, hypotheses - real:]].mean()) if real else math.nan)

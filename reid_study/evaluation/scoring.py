@@ -21,6 +21,7 @@ from ..core import InputError, check_number, extra
 from ..data.augment import normalize
 from ..distances import Euclidean, Hamming, Manhattan, fit_kissme, fit_whitening
 from .geometry import geometry
+from .inputs import evenly
 from .retrieval import Protocol, chance_mAP, evaluate_split
 from ..losses.attributes import attribute_accuracy
 from ..losses.diagnostics import gradient_share
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
     from fastai.learner import Learner
 
 # %% ../../nbs/65_evaluation.scoring.ipynb #755d73e3
-def _evenly(n, most):
-    "At most `most` of the numbers from 0 to n - 1, evenly spread, as an array."
-    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
-
 def _people(pids, protocol):
     "Which of `pids` [N] are identities, and neither junk nor distractors."
     return ~np.isin(pids, [pid for pid in (protocol.junk_pid, protocol.distractor_pid) if pid is not None])
@@ -42,7 +39,7 @@ def _people(pids, protocol):
 def _training_embeddings(learn, n=2048):
     "(After-neck features, pids) of up to `n` training images, evenly spread, not augmented, on the CPU."
     loader = learn.dls.train
-    rows = _evenly(len(loader.dataset), n)
+    rows = evenly(len(loader.dataset), n)
     items = [loader.create_item(part) for part in np.array_split(rows, -(-len(rows)//256))]
     outputs = outputs_all(learn.model, ((normalize(images), None) for images, _ in items))
     return outputs["after"].cpu(), torch.cat([targets["pid"] for _, targets in items]).cpu()
@@ -56,7 +53,7 @@ def _learned_distance(loss):
 # %% ../../nbs/65_evaluation.scoring.ipynb #5bd211aa
 def _retrievals(learn, objective, outputs, table, queries, protocol):
     rows = np.flatnonzero(table.split == "query")
-    kept = np.sort(np.concatenate([rows[_evenly(len(rows), queries)], np.flatnonzero(table.split == "gallery")]))
+    kept = np.sort(np.concatenate([rows[evenly(len(rows), queries)], np.flatnonzero(table.split == "gallery")]))
     table, outputs = table.iloc[kept], {name: values[kept] for name, values in outputs.items()}
     after, (train, pids) = outputs["after"], _training_embeddings(learn)
     tried = {"euclidean": (after, Euclidean()), "manhattan": (after, Manhattan()), "hamming": (after, Hamming())}
@@ -94,7 +91,7 @@ def _geometry(embeddings, table, images, protocol=Protocol()):
     nothing where there are too few people or images for it."""
     people = (table.split == "gallery").to_numpy() & _people(table.pid, protocol)
     size = table[people].groupby("pid").size()
-    some = size.index[_evenly(len(size), max(int(len(size)*images/size.sum()), 2))]
+    some = size.index[evenly(len(size), max(int(len(size)*images/size.sum()), 2))]
     rows = np.flatnonzero(people & table.pid.isin(some))
     pids = torch.as_tensor(table.pid.to_numpy()[rows]).unique(return_inverse=True)[1] + 1      # whatever the protocol calls a person
     camids = torch.as_tensor(table.camid.to_numpy()[rows]) if protocol.same_camera == "junk" else None
@@ -142,7 +139,7 @@ def ranking(embeddings: Tensor, table: pd.DataFrame, queries: int = 8, ranks: in
     table's column `name` or, without it, by their file and its folder."""
     name = np.array(table["name"] if "name" in table else [f"{Path(p).parent.name}/{Path(p).name}" for p in table.path])
     rows = []
-    shown = _evenly((table.split == "query").sum(), queries)
+    shown = evenly((table.split == "query").sum(), queries)
     for q, g, d, same, ignored in _blocks(embeddings, table, shown, protocol=protocol):
         for i, row in enumerate(d.masked_fill(ignored, torch.inf).numpy()):
             for rank, j in enumerate(np.argsort(row, kind="stable")[:ranks], 1):
@@ -155,7 +152,7 @@ def view(embeddings: Tensor, table: pd.DataFrame, identities: int = 12, protocol
     "Two coordinates for the images of some identities: t-SNE (van der Maaten & Hinton, JMLR 2008) of the normalised embeddings."
     with extra("train"): from sklearn.manifold import TSNE
     pids = np.unique(table.pid[_people(table.pid, protocol)])
-    rows = np.flatnonzero(table.pid.isin(pids[_evenly(len(pids), identities)]))
+    rows = np.flatnonzero(table.pid.isin(pids[evenly(len(pids), identities)]))
     x = torch.nn.functional.normalize(embeddings[rows], dim=1).numpy()
     xy = TSNE(perplexity=min(15, (len(rows) - 1)/3), init="pca", max_iter=500, random_state=0).fit_transform(x)
     part = table.iloc[rows]

@@ -8,19 +8,19 @@ __all__ = ['weights_folder', 'embedder_of', 'activation_picture', 'activations']
 # %% ../../nbs/91a_inference.activation.ipynb #5dc03e79
 from pathlib import Path
 
-import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from ..core import InputError
 from ..evaluation.activation import NoMap, activation_maps
+from ..evaluation.inputs import evenly
 from .export import ImageEmbedder, describe_embedder, embedding_weights, fill_network, parse_weights
 from ..networks.embedder import make_embedder
 from ..report.figures import WIDTH, caption, styled
 from ..report.html import foremost, hidden_people, picture
 from ..report.tables import by_recipe
 from ..study.config import training_config
-from ..study.record import Run, check_sums, place
+from ..study.record import Run, check_sums, place, read_sums
 
 # %% ../../nbs/91a_inference.activation.ipynb #590635ac
 def weights_folder(run: Run) -> Path | None:
@@ -34,7 +34,8 @@ def embedder_of(run: Run) -> ImageEmbedder:
     or do not fit."""
     if not (folder := weights_folder(run)): raise InputError(f"the weights of run {run.id} are not here; give the folder of the run")
     check_sums(folder, ["model.safetensors"])
-    about, file = describe_embedder(run), folder/"model.safetensors"
+    file = folder/"model.safetensors"
+    about = describe_embedder(run) | {"sha256": read_sums(folder)[file.name]}
     weights = embedding_weights(parse_weights(file.read_bytes(), file))
     return ImageEmbedder(fill_network(make_embedder(about["backbone"], about["dim"]), weights, file), about)
 
@@ -44,7 +45,7 @@ def activation_picture(runs: list[Run], data: str | Path, people: int = 6) -> Fi
     """Queries, and under them where the network of each recipe looks: bright where its last feature maps are strong, each image by
     itself. Strong features are not yet those that decide a ranking."""
     queries = runs[0].ranking.query_path.unique()
-    chosen = queries[np.unique(np.linspace(0, len(queries) - 1, people).round().astype(int))]
+    chosen = queries[evenly(len(queries), people)]
     figure = Figure((WIDTH, 1.7*(len(runs) + 1)), layout="constrained")
     rows = figure.subplots(len(runs) + 1, len(chosen), squeeze=False)
     for row, run in zip(rows[1:], runs):

@@ -14,7 +14,7 @@ from ..core import InputError, capital, counted
 from ..data.datasets import get_dataset
 from ..data.samplers import BATCHES
 from ..evaluation.scoring import retrieval_words
-from ..study.config import scored_on
+from ..study.config import scored_on, start_of
 from ..study.record import Run
 
 # %% ../../nbs/90d_inference.card.ipynb #e2fb1d7b
@@ -30,9 +30,10 @@ def card_dataset(name: str) -> tuple[str, str, str]:
 def card_training(run: Run) -> str:
     "Markdown: how the network of a run was trained, with each setting of its losses."
     c, m = run.config, run.metrics
-    start = "ImageNet weights" if c["pretrained"] else f"the weights in {Path(c['weights']).name}" if c["weights"] else "random weights"
+    starts = {"ImageNet": "ImageNet weights", "weights": f"the weights in {Path(c['weights']).name}", "scratch": "random weights"}
     length = counted(c["epochs"], "epoch") + (f" of {c['steps']} batches" if c["steps"] else "")
-    words = (f"From {start}, on {m['train_images']:,} images of {counted(m['train_classes'], 'identity', 'identities')}, for {length}. "
+    people = counted(m["train_classes"], "identity", "identities")
+    words = (f"From {starts[start_of(c)]}, on {m['train_images']:,} images of {people}, for {length}. "
              f"A batch holds {c['p']*c['k']} images: {BATCHES[c['sampler']].format(**c)}. The learning rate "
              f"{'is' if c.get('schedule') == 'constant' else 'goes up to'} {c['lr']:g}, the "
              f"weight decay is {c['weight_decay']:g}, the precision {c['precision']}, the seed {c['seed']}.")

@@ -27,7 +27,7 @@ from ..core import InputError, atomic, check_number, extra, lookup, read_json, r
 from ..data.augment import MEAN, STD
 from ..data.images import as_rgb, read_image
 from ..distances import DISTANCES, Distance, get_distance
-from ..networks.embedder import embed_all, make_embedder
+from ..networks.embedder import check_device, embed_all, make_embedder
 
 if TYPE_CHECKING:
     import onnx
@@ -163,9 +163,9 @@ def kept_pairs(of: str, people: int, pairs: "pd.DataFrame") -> dict[str, Any]:
 
 def pairs_of_run(run: "Run") -> dict[str, Any]:
     "What `kept_pairs` says of a run's validation people or, where it trained on all, of the test people that were scored with it."
-    from reid_study.study.config import run_id
+    from reid_study.study.config import is_test, run_id
     from reid_study.study.record import read_run
-    if run.config["score"]: return kept_pairs("validation", len(run.identities), run.pairs)
+    if run.config["score"]: return kept_pairs("test" if is_test(run.config) else "validation", len(run.identities), run.pairs)
     test = run.folder.parents[1]/"test"/run_id(run.config | {"score": "test"})
     return kept_pairs("test", len((scored := read_run(test)).identities), scored.pairs) if test.is_dir() else {}
 
@@ -302,11 +302,7 @@ def load_embedder(folder: str | Path, device: str | torch.device = "cpu") -> Ima
     try: network = make_embedder(about["backbone"], about["dim"])
     except InputError as e: raise InputError(f"{folder/ABOUT}: backbone: {e}") from None
     fill_network(network, parse_weights(content, path), path)
-    try:
-        if (embedder := ImageEmbedder(network, about).to(device)).scale.is_meta: raise RuntimeError("it holds no numbers")
-        return embedder
-    except (RuntimeError, AssertionError, TypeError) as e:
-        raise InputError(f"device={device!r} cannot be used ({str(e).splitlines()[0]}); use cpu, or one that torch finds") from None
+    return ImageEmbedder(network, about).to(check_device(device))
 
 # %% ../../nbs/90_inference.export.ipynb #1b7ee52f
 OPSET = 18     # what torch exports without conversion

@@ -28,6 +28,7 @@ from ..core import InputError, atomic, check_number, counted
 from ..data.images import open_image
 from ..data.market1501 import parse_name
 from ..distances import Distance, Labels, check_embeddings, get_distance
+from ..evaluation.inputs import evenly
 from ..evaluation.reranking import Reranked
 from .folders import Embedded, check_embedded_table, printable_name
 
@@ -111,7 +112,7 @@ def thumbnail(path: str | Path | bytes, height: int, quality: int = 70) -> bytes
 # %% ../../nbs/91_inference.search.ipynb #2b79f6c3
 def thumbnails(paths: Sequence[str | Path], megabytes: float = 4) -> list[str]:
     "data: URIs of the pictures, at the greatest of `HEIGHTS` where all take about `megabytes` or less, else at the smallest."
-    some = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(len(paths), 40)).round().astype(int))]
+    some = [paths[i] for i in evenly(len(paths), 40)]
     for height in HEIGHTS:
         size = sum(len(thumbnail(path, height)) for path in some)/len(some)*len(paths)*4/3     # base64 writes 4 characters for 3 bytes
         if size <= megabytes*2**20: break

@@ -21,7 +21,7 @@ from ..study.workflow import TEMPLATES, pages
 def write_page(template: str, parameters: dict[str, Any], html: str | Path) -> None:
     """Execute a template and keep it as an HTML page. An `InputError` in it is raised again, another error as a `RuntimeError`;
     both say where the executed notebook is."""
-    executed = writable(html).with_suffix(".ipynb")
+    executed = writable(html).with_suffix(".executed.ipynb")
     try: execute(TEMPLATES/f"{template}.ipynb", executed, parameters)
     except PapermillExecutionError as e:
         kind, name = (InputError, "") if e.ename == "InputError" else (RuntimeError, f"{e.ename}: ")

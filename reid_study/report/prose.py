@@ -18,9 +18,10 @@ from ..core import capital, counted, listed
 from ..data.datasets import get_dataset
 from ..data.samplers import BATCHES
 from ..evaluation.scoring import retrieval_words
+from ..evaluation.statistics import MIN_SEEDS
 from ..losses.diagnostics import collapse
 from .tables import FEW, by_recipe, identity_ap, score_summary, seeds_of
-from ..study.config import is_test, scored_on
+from ..study.config import is_test, scored_on, start_of
 from ..study.record import Run
 from ..study.results import run_name
 from ..training.recipes import get_recipe
@@ -62,16 +63,18 @@ def _data_words(config, metrics):
 
 # %% ../../nbs/82_report.prose.ipynb #61402429
 TRAINING = """Backbone *{backbone}* ({start}), an embedding of {dim} numbers, images of {height} × {width} pixels, {training}, {images}
-images a batch ({batch}), one-cycle learning rate up to {rates}, weight decay {weight_decay:g}, {precision}. The last epoch is scored.
+images a batch ({batch}), {schedule} {rates}, weight decay {weight_decay:g}, {precision}. The last epoch is scored.
 {seeds}, the same for every recipe."""
 
 def _training_words(runs):
     "How the runs were trained, in words."
     c, seeds = runs[0].config, seeds_of(runs)
-    start = ("pretrained on ImageNet" if c["pretrained"] else f"initial weights from {os.path.basename(c['weights'])}" if c["weights"]
-             else "random initial weights, the same for every recipe")
+    starts = {"ImageNet": "pretrained on ImageNet", "weights": f"initial weights from {os.path.basename(c['weights'])}",
+              "scratch": "random initial weights, the same for every recipe"}
+    constant = c.get("schedule") == "constant"
     words = dict(
-        start=start, training=counted(c["epochs"], "epoch") + (f" of {c['steps']} batches" if c["steps"] else ""), images=c["p"]*c["k"],
+        start=starts[start_of(c)], schedule="a constant learning rate of" if constant else "one-cycle learning rate up to",
+        training=counted(c["epochs"], "epoch") + (f" of {c['steps']} batches" if c["steps"] else ""), images=c["p"]*c["k"],
         batch=each_value(runs, "sampler", lambda name: BATCHES[name].format(**c)), rates=each_value(runs, "lr", "{:g}".format),
         seeds=f"{'Seeds' if len(seeds) > 1 else 'Seed'} {listed(seeds)}")
     return filled(TRAINING, **c | words)
@@ -119,8 +122,8 @@ def spread_sentence(runs: Sequence[Run]) -> str:
     seeds = seeds_of(runs)
     if len(seeds) == 1:
         return f"One seed ({seeds[0]}): the spread over seeds is unknown, and no verdict is drawn. The best value of each score is bold."
-    few = ("With fewer than 5 seeds this spread is descriptive: it says how these runs differ and supports no verdict."
-           if len(seeds) < 5 else "The spread is over seeds alone, not over identities; the table draws no verdict.")
+    few = (f"With fewer than {MIN_SEEDS} seeds this spread is descriptive: it says how these runs differ and supports no verdict."
+           if len(seeds) < MIN_SEEDS else "The spread is over seeds alone, not over identities; the table draws no verdict.")
     return (f"Mean ± sample standard deviation over the {len(seeds)} seeds {listed(seeds)}; scores in per cent; "
             f"the best mean of each score is bold. {few}")
 

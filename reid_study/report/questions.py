@@ -27,7 +27,7 @@ from .study_prose import failure_counts, sampler_sentence, step_cost_sentence
 from .study_tables import VERDICTS, geometry_markdown, mAP_points, step_cost_table, step_costs
 from .tables import attribute_means, retrievals
 from .textbook import textbook_picture
-from ..study.endpoints import geometry_table, identity_matrix
+from ..study.endpoints import FEWEST_RECIPES, family_fit, geometry_table, identity_matrix
 from ..study.hypotheses import FEW_MANY
 from ..study.results import Results
 from ..study.run import PROJECT
@@ -205,9 +205,8 @@ question_figure("q5")(failure_counts)
 def _regression_lines(ax, table):
     "The parallel regression lines of both families over recipes that train, each over the range of its own."
     single = table[(table.family != "both") & ~table.failed]
-    if single.family.value_counts().reindex(["metric", "representation"]).fillna(0).min() < 2: return
-    x = np.stack([np.ones(len(single)), single.distance_ratio, single.family == "representation"], 1).astype(float)
-    start, slope, more = np.linalg.lstsq(x, single.separability, rcond=None)[0]
+    if single.family.value_counts().reindex(["metric", "representation"]).fillna(0).min() < FEWEST_RECIPES: return
+    start, slope, more = family_fit(single, "separability", "representation")[1]
     for family, height in (("metric", start), ("representation", start + more)):
         own = single.distance_ratio[single.family == family]
         ends = np.array([own.min(), own.max()])

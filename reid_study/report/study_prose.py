@@ -21,7 +21,7 @@ import pandas as pd
 
 from ..core import capital, counted, digest, listed
 from ..data.datasets import get_dataset
-from ..evaluation.shares import rank_correlation
+from ..evaluation.shares import FEWEST_RANKED, rank_correlation
 from ..evaluation.statistics import MIN_SEEDS
 from ..evaluation.verdicts import least_p, null_value
 from .prose import filled
@@ -206,7 +206,7 @@ def evidence(results: Results, question: str) -> str:
 # %% ../../nbs/82a_report.study_prose.ipynb #679729bd
 def study_provenance(results: Results) -> str:
     "Markdown: which study, runs and data a page was computed from."
-    runs = {run.id: run for run in results.table.run}.values()
+    runs = results.by_id.values()
     values = lambda key: listed(sorted({str(run.env.get(key) or "unknown") for run in runs}))
     numerics = listed(sorted({str(run.config["numerics"]) for run in runs}))
     ids = sorted(run.id for run in runs)
@@ -338,8 +338,8 @@ def gains(gap: pd.Series) -> str:
 
 # %% ../../nbs/82a_report.study_prose.ipynb #399474d8
 def rank_agreement(x: pd.Series, y: pd.Series) -> str:
-    "A sentence with the rank correlation of two scores of the same recipes; empty for fewer than five."
-    if len(x) < 5: return ""
+    "A sentence with the rank correlation of two scores of the same recipes; empty for fewer than `FEWEST_RANKED`."
+    if len(x) < FEWEST_RANKED: return ""
     tau, i = rank_correlation(x, y)
     descriptive = ", descriptive" if i.descriptive else ""
     return f" Kendall's τ of the two rankings is {tau:.2f} (95 % interval {i.low:.2f} to {i.high:.2f}{descriptive}; {len(x)} recipes)."
@@ -386,7 +386,7 @@ def agreement_sentence(results: Results, arm: str = "main") -> str:
     own = recipe_scores(results, arm).set_index("recipe").mAP
     best = best_trials(results, own.index)
     alike = rank_agreement(best, own[best.index])
-    if not alike: return "Fewer than five recipes were tuned; there is no ranking to compare."
+    if not alike: return f"Fewer than {FEWEST_RANKED} recipes were tuned; there is no ranking to compare."
     return f"Recipes were ranked twice: by the validation mAP of their best trial, and by their mean mAP in the arm *{arm}*.{alike}"
 
 # %% ../../nbs/82a_report.study_prose.ipynb #7b3ba268
@@ -399,7 +399,7 @@ def study_names(first: Results, second: Results) -> list[str]:
 def transfer_sentence(first: Results, second: Results, arms: tuple[str, str] = ("main", "main")) -> str:
     "Markdown: how well the ranking of recipes in one study predicts that in another."
     (x, y), names = shared_scores(first, second, arms), study_names(first, second)
-    if len(x) < 5: return "The two studies share fewer than five recipes; there is no ranking to compare."
+    if len(x) < FEWEST_RANKED: return f"The two studies share fewer than {FEWEST_RANKED} recipes; there is no ranking to compare."
     place = lambda scores, recipe: int(scores.rank(ascending=False)[recipe])
     return (f"The mean mAPs on {names[0]} and on {names[1]} both rank {counted(len(x), 'recipe')}.{rank_agreement(x, y)} "
             f"The best there, {x.idxmax()}, is number {place(y, x.idxmax())} here; "

@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from ..core import capital, counted, listed
 from ..data.datasets import get_dataset
 from ..evaluation.statistics import MIN_SEEDS, crossed_interval
-from ..networks.mobilenet import KEPT_SUM
 from .figures import WIDTH, styled
 from .prose import filled
 from .study_tables import VERDICTS, recipe_scores
 from .tables import html_table, named, number
 from ..study.analysis import answers, weighted_sum
+from ..study.config import start_of
 from ..study.endpoints import failed, points, steps_per_epoch
 from ..study.hypotheses import MARGINS, QUESTIONS, difference
 from ..study.results import Results
@@ -35,9 +35,8 @@ from ..training.recipes import FAMILY_COLOURS
 def regime(results: Results) -> str:
     "What a study trains on and from what, in words: Market-1501 from scratch, from ImageNet, or from pretrained weights."
     config = results.table.run.iloc[0].config
-    imagenet = config["pretrained"] or config.get("weights_sum") == KEPT_SUM[:12]
-    start = "ImageNet" if imagenet else "pretrained weights" if config["weights"] else "scratch"
-    return f"{get_dataset(results.dataset).title} from {start}"
+    start = start_of(config)
+    return f"{get_dataset(results.dataset).title} from {'pretrained weights' if start == 'weights' else start}"
 
 # %% ../../nbs/86_report.synthesis.ipynb #5bf4d4db
 def all_answers(regimes: Mapping[str, Results]) -> pd.DataFrame:

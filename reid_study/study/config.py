@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_EPOCHS', 'MOST_TRIALS', 'PROTOCOLS', 'PLAIN', 'Plan', 'checked_by', 'Config', 'validated', 'protocol',
            'versions', 'absolute', 'make_config', 'run_id', 'identifying', 'without_path', 'training_config', 'is_test',
-           'scored_on', 'recipe_configs', 'training_table', 'check_data']
+           'start_of', 'scored_on', 'recipe_configs', 'training_table', 'check_data']
 
 # %% ../../nbs/71_study.config.ipynb #e9847b86
 import hashlib
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +25,7 @@ from ..data.splits import hold_out, thin
 from ..losses.base import LOSSES, MetricLoss
 from ..losses.verification import VerificationLoss
 from ..networks.backbones import WIDEST, backbone_version
+from ..networks.mobilenet import KEPT_SUM
 from ..training.recipes import NUMERICS, PRECISIONS, SCHEDULES, Recipe, get_recipe
 
 if TYPE_CHECKING:
@@ -262,6 +263,11 @@ def training_config(config: dict[str, Any]) -> dict[str, Any]:
 def is_test(config: dict[str, Any]) -> bool:
     "Is a test split scored, the dataset's own or another's?"
     return config["score"] not in (None, "validation")
+
+def start_of(config: dict[str, Any]) -> Literal["ImageNet", "weights", "scratch"]:
+    "Where the initial weights of a run come from: from ImageNet, from another file of weights, or from a random generator."
+    if config["pretrained"] or config.get("weights_sum") == KEPT_SUM[:12]: return "ImageNet"
+    return "weights" if config["weights"] else "scratch"
 
 def scored_on(config: dict[str, Any]) -> str:
     "The name of the dataset whose images a run is scored on."

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..core import end_with
-from .config import make_config
+from ..core import InputError, end_with
+from .config import is_test, make_config
 from .record import one_at_a_time, partial_folder, place
 from .run import begin, finish_run, images_of, prepare, reused
 from ..training.distributed import over_ranks, rank_and_ranks, sharded_identity
@@ -36,8 +36,10 @@ def run_over_ranks(config: dict[str, Any], data: str | Path = "data", runs: str 
     """Make the run of a configuration over all ranks, each of which calls this; return its folder, which is complete when rank 0 returns.
 
     `shard`: keep the identity classifier in shards. The configuration gains `ranks` and `shard`.
-    Raises `InputError` for a process that is alone, and as `make_run`, `prepare`, `over_ranks` and `sharded_identity` do.
+    A training that diverges is raised as `NotFinite`. Raises `InputError` for a test split, which one process scores, for a process
+    that is alone, and as `make_run`, `prepare`, `over_ranks` and `sharded_identity` do.
     """
+    if is_test(config): raise InputError(f"score={config['score']!r}: several processes only train; let one process score that split")
     join_ranks()
     rank, ranks = rank_and_ranks()
     config, opened = make_config(**config | {"ranks": ranks, "shard": shard}), {}

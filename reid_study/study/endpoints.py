@@ -6,8 +6,8 @@
 __all__ = ['UNITS', 'COLLAPSED', 'FAILS', 'HELD', 'FEWEST_RECIPES', 'HALF', 'UNDER_TRAINED', 'amount', 'points', 'p_words',
            'identity_rows', 'identity_matrix', 'validation_curve', 'epochs_to', 'steps_per_epoch', 'steps_to',
            'collapsed', 'failed', 'arm_rates', 'trained_table', 'failures', 'failure_words', 'geometry_table',
-           'family_coefficients', 'family_interval', 'without_recipes', 'training_state', 'candidates', 'best_of',
-           'runner_up']
+           'family_fit', 'family_coefficients', 'family_interval', 'without_recipes', 'training_state', 'candidates',
+           'best_of', 'runner_up']
 
 # %% ../../nbs/77a_study.endpoints.ipynb #7c05d8e4
 import math
@@ -18,15 +18,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..core import InputError, check_number, counted, extra, listed
+from ..core import InputError, check_number, counted, listed
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
 from .config import is_test
 from .hypotheses import RATES, eligible
 from .record import Run
 from .results import Results, cell_name
 from ..training.recipes import RECIPES
-
-with extra("study"): from statsmodels.regression.linear_model import OLS
 
 # %% ../../nbs/77a_study.endpoints.ipynb #a0e4b7c1
 UNITS = {     # endpoint -> factor, digits, unit
@@ -151,6 +149,15 @@ def geometry_table(results: Results, arm: str = "main") -> pd.DataFrame:
                          | r.run.metrics["geometry"] for r in rows.itertuples()])
 
 # %% ../../nbs/77a_study.endpoints.ipynb #bd7604ea
+def family_fit(table: pd.DataFrame, endpoint: str, family: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(design [N, 3], coefficients [3], residuals [N]) of the regression of an endpoint of `HELD` over the rows of a table: on a constant,
+    on what is held equal, and on being of a `family`."""
+    measured, equal = HELD[endpoint]
+    design = np.stack([np.ones(len(table)), table[equal], table.family == family], 1).astype(float)
+    y = table[measured].to_numpy(float)
+    found = np.linalg.lstsq(design, y, rcond=None)[0]
+    return design, found, y - design @ found
+
 def family_coefficients(table: pd.DataFrame, endpoint: str, family: str) -> pd.Series:
     "What being of a `family` adds to an endpoint of `HELD`, Series [seed], in the regression over the recipes of a `geometry_table`."
     (measured, equal), found = HELD[endpoint], {}
@@ -158,8 +165,7 @@ def family_coefficients(table: pd.DataFrame, endpoint: str, family: str) -> pd.S
         raise InputError(f"the table of geometry has a {measured} or {equal} that is not finite; train that run again")
     for seed, t in table.groupby("seed"):
         if t.recipe.nunique() < table.recipe.nunique(): continue     # every recipe must have the seed
-        x = np.stack([np.ones(len(t)), t[equal], t.family == family], 1).astype(float)
-        found[seed] = np.linalg.lstsq(x, t[measured].to_numpy(), rcond=None)[0][2]
+        found[seed] = family_fit(t, endpoint, family)[1][2]
     return pd.Series(found, dtype=float)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #186e0741
@@ -176,12 +182,10 @@ def _bell_mccaffrey(x, j):
 # %% ../../nbs/77a_study.endpoints.ipynb #9f97c4ab
 def family_interval(table: pd.DataFrame, endpoint: str, family: str) -> Interval:
     "The `Interval` of what being of a `family` adds to an endpoint of `HELD`, over the recipes of a `geometry_table` as random units."
-    measured, equal = HELD[endpoint]
-    t = table.groupby(["family", "recipe"], sort=False)[[measured, equal]].mean().reset_index()
-    x = np.stack([np.ones(len(t)), t[equal], t.family == family], 1).astype(float)
-    factors, df = _bell_mccaffrey(x, 2)
-    fit = OLS(t[measured].to_numpy(), x).fit()
-    estimate, se = float(fit.params[2]), float(np.sqrt((factors**2) @ (fit.resid**2)))
+    t = table.groupby(["family", "recipe"], sort=False)[[*HELD[endpoint]]].mean().reset_index()
+    design, found, residuals = family_fit(t, endpoint, family)
+    factors, df = _bell_mccaffrey(design, 2)
+    estimate, se = float(found[2]), float(np.sqrt((factors**2) @ (residuals**2)))
     half, seeds = float(stats.t.ppf(.975, df))*se, table.groupby("recipe").seed.nunique().min()
     few = seeds < MIN_SEEDS or t.family.value_counts().min() < FEWEST_RECIPES
     return Interval(estimate, estimate - half, estimate + half, se, float(df), .95, bool(few))

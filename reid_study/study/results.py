@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FREE', 'JUDGED', 'FLAT', 'LARGEST', 'NAMES', 'IDENTITIES', 'PAIRS', 'COLUMNS', 'PLACE', 'Tuning', 'cell_name',
            'Results', 'check_comparable', 'run_name', 'runs_table', 'examples_table', 'tuning_table', 'lowest_seeds',
-           'results_place', 'write_results', 'check_tuning', 'check_table', 'read_results']
+           'results_place', 'write_results', 'check_tuning', 'check_one_study', 'read_results']
 
 # %% ../../nbs/73_study.results.ipynb #c30d848c
 import hashlib
@@ -78,6 +78,10 @@ class Results:
     def level(self) -> float:
         "The validation mAP that steps are counted to."
         return self.study.get("level") or LEVELS[get_dataset(self.dataset).kind]
+    @property
+    def by_id(self) -> dict[str, Run]:
+        "Each run once, by its id; a run may have several places."
+        return {run.id: run for run in self.table.run}
     @property
     def arms(self) -> list[str]: return list(dict.fromkeys(self.table.arm))
     def recipes(self, arm: str) -> list[str]:
@@ -206,7 +210,7 @@ def results_place(folder: str | Path) -> Path:
 def write_results(results: Results, folder: str | Path) -> Path:
     """Write the tables of a study; a folder of results that was there is replaced when the new one is complete. Returns `folder`.
     Raises `InputError` as `results_place` does."""
-    place, runs = results_place(folder), list({run.id: run for run in results.table.run}.values())
+    place, runs = results_place(folder), [*results.by_id.values()]
     tables = {"runs": runs_table(runs), "identities": _stacked(runs, "identities"), "history": _stacked(runs, "history"),
               "examples": examples_table([run for run in lowest_seeds(results.table) if run.view is not None])}
     if results.tuning: tables["tuning"] = tuning_table(results.tuning)
@@ -388,6 +392,7 @@ def check_tuning(tuning: Tuning) -> None:
     last = tuning.config["trials"] + tuning.config.get("finalists", 0) - 1      # tunings of older versions have none
     check_columns(trials, ["diverged", *words], ["trial", *search, "mAP", "rank1", "seconds"])
     if trials.trial.tolist() != [*range(last + 1)]: raise InputError(f"{name} does not have the trials 0 to {last}")
+    if trials.diverged.dtype != bool: raise InputError(f"{name}: diverged must be True or False in every trial")
     scores = trials[["mAP", "rank1"]]
     good = np.isfinite(trials[search]).all(axis=1) & ((scores >= 0) & (scores <= 1)).all(axis=1)
     if not good.all(): raise InputError(f"{name}: trial {good.argmin()} lacks a value, or a score is not between 0 and 1")
@@ -409,7 +414,7 @@ def _tuning(table, ids):
     return found
 
 # %% ../../nbs/73_study.results.ipynb #7cc2d2aa
-def check_table(table: pd.DataFrame) -> None:
+def check_one_study(table: pd.DataFrame) -> None:
     "Raise `InputError` for runs that cannot stand in one study: of other images or numerics, or not comparable within an arm."
     first = table.run.iloc[0]
     for run in table.run:
@@ -449,7 +454,7 @@ def _read_results(folder):
     tables = {name: _read(folder, name, study["files"]) for name in names}
     runs = _complete_runs(tables, folder)
     with damage_named(folder/"study.json"): table = _places(study, runs)
-    check_table(table)
+    check_one_study(table)
     with damage_named(folder/"tuning.parquet"): tuning = _tuning(tables["tuning"], study["tuning"]) if study["tuning"] else {}
     return Results({k: v for k, v in study.items() if k not in ("runs", "tuning", "files")}, table, tuning)
 

@@ -21,10 +21,11 @@ from scipy.stats import qmc
 
 from ..core import InputError, atomic, check_number, damage_named, digest, extra, read_json, regular_file, write_json
 from ..losses.base import LOSSES
+from ..networks.embedder import default_device
 from .config import MOST_TRIALS, make_config, run_id
 from .record import check_sums, one_at_a_time, partial_folder, place, seal
 from .results import Tuning, check_tuning, read_results
-from .run import begin, default_device, disk_full_named, environment, images_of, reused, train
+from .run import begin, disk_full_named, environment, images_of, reused, train
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/74_study.tuning.ipynb #ec5dcb3e
@@ -149,7 +150,7 @@ def _finish(tuning, folder, final):
     "Write a tuning's files into `folder` and seal it."
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config", "metrics", "env"): write_json(folder/f"{name}.json", getattr(tuning, name))
-    tuning.trials.to_csv(folder/"trials.csv", index=False)
+    with atomic(folder/"trials.csv") as temporary: tuning.trials.to_csv(temporary, index=False)
     return seal(folder, final)
 
 # %% ../../nbs/74_study.tuning.ipynb #75cbc4d7

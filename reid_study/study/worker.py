@@ -17,22 +17,20 @@ import socket
 import sys
 import threading
 import time
+from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Client, Listener, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..core import InputError, atomic, digest, end_with, extra, private_folder, read_json
+from ..core import InputError, atomic, digest, end_with, extra, lookup, private_folder, read_json, shown
 
 # %% ../../nbs/75_study.worker.ipynb #96d19707
 def check_parameters(template: str | Path, parameters: Mapping[str, Any]) -> None:
     """Raise `InputError` for a parameter that a template does not have, or of another type than its default, unless that is None.
     A mapping or a list may be JSON text."""
-    from ast import literal_eval
-
     with extra("study"): from papermill import inspect_notebook
 
-    from reid_study.core import InputError, lookup, shown
     from reid_study.study.parameters import read_parameters
     found = {name: literal_eval(about["default"]) for name, about in inspect_notebook(_literal(template)).items()}
     for name, value in parameters.items():

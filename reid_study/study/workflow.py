@@ -28,15 +28,16 @@ import yaml
 from fastcore.basics import num_cpus
 from filelock import FileLock, Timeout
 
-from ..core import (InputError, check_number, counted, digest, end_with_parent, extra, lookup, private_folder, regular_file,
+from ..core import (InputError, alive, check_number, counted, digest, end_with_parent, extra, lookup, private_folder, regular_file,
                              remove_dead, scratch_name, writable, write_json)
 from ..data.datasets import fingerprinted, images_root, is_path
+from ..networks.embedder import check_device, default_device
 from .config import run_id, scored_on
 from .pace import StudyBar, Work, effort, left_words, seconds_left
 from .record import Run, check_sums, place, read_run
 from .replication import replication_report
-from .results import Results, cell_name, check_table, read_results, results_place, write_results
-from .run import PROJECT, check_device, commit, default_device
+from .results import Results, cell_name, check_one_study, read_results, results_place, write_results
+from .run import PROJECT, commit
 from .spec import Study, arm_configs, arm_parameters, check_with_data, protocols, read_study
 from .tuning import adopt_tunings, best_settings, read_tuning, tuning_config
 from .worker import MOST, is_done
@@ -185,7 +186,7 @@ def collect(study: Study, runs: str | Path = "runs", known: Mapping[str, Run] | 
                 if run: rows.append({"arm": arm, "recipe": recipe, "seed": seed, "change": change, "run": run})
                 elif not partial: raise InputError(f"there is no run of {cell_name(arm, recipe, seed, change)} at {folder}; run the study")
     table = pd.DataFrame(rows, columns=["arm", "recipe", "seed", "change", "run"]).sort_values("seed", kind="stable", ignore_index=True)
-    if len(table): check_table(table)
+    if len(table): check_one_study(table)
     about: dict[str, Any] = {"study": study.name, "title": study.title, "dataset": study.dataset, "questions": list(study.questions)}
     if study.level: about["level"] = study.level
     return Results(about, table, {recipe: read_tuning(place(config, runs)) for recipe, config in tunings(study).items() if recipe in best})
@@ -193,7 +194,7 @@ def collect(study: Study, runs: str | Path = "runs", known: Mapping[str, Run] | 
 # %% ../../nbs/76_study.workflow.ipynb #692d6e1f
 def published_runs(folder: str | Path | None) -> dict[str, Run]:
     "Id -> `Run` of a folder of published results; nothing where there is none."
-    return {run.id: run for run in read_results(folder).table.run} if folder and (Path(folder)/"study.json").exists() else {}
+    return read_results(folder).by_id if folder and (Path(folder)/"study.json").exists() else {}
 
 # %% ../../nbs/76_study.workflow.ipynb #c7ab8a40
 def check_published(workflow: Workflow, images: str) -> dict[str, Run]:
@@ -209,7 +210,7 @@ def check_published(workflow: Workflow, images: str) -> dict[str, Run]:
             if then != now:
                 raise InputError(f"{folder} was made by another version ({what} {then}, now {now}): read it with reid-study report, "
                                  "or give another folder for results to begin anew")
-    known, plan = {run.id: run for run in results.table.run}, [config for _, config in planned(workflow)]
+    known, plan = results.by_id, [config for _, config in planned(workflow)]
     if None not in plan and (more := known.keys() - {run_id(config) for config in plan if config}):
         raise InputError(f"{folder} has {counted(len(more), 'run')} that {workflow.path} does not ask for and would lose; "
                          "give another folder")
@@ -383,7 +384,8 @@ def _alone(runs):
     try: lock.acquire()
     except Timeout:
         raise InputError(f"a study is running already in {runs}; wait for it, stop it, or give another folder of runs") from None
-    with lock: yield
+    try: yield
+    finally: lock.release()
 
 # %% ../../nbs/76_study.workflow.ipynb #5438faae
 # Linux's C library gives tensors large pages and keeps freed ones: a training step takes about a tenth less time, with the same bits.
@@ -457,8 +459,7 @@ def events(workflow: Workflow) -> dict[str, dict[str, Any]]:
             last[job] = event | {"started": event["time"] if began else last[job]["started"]}
     return last
 
-def _alive(event):
-    return event["host"] != socket.gethostname() or Path(f"/proc/{event['pid']}").exists() or not Path("/proc").exists()
+def _alive(event): return event["host"] != socket.gethostname() or alive(event["pid"])
 
 # %% ../../nbs/76_study.workflow.ipynb #b19607fc
 def _distinct(plan): return {run_id(c) if c else i for i, (_, c) in enumerate(plan)}

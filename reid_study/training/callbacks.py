@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_FINITE', 'STATE', 'LossLog', 'check_validation', 'RetrievalMetrics', 'History', 'EpochTable', 'check_tracker',
-           'read_checkpoint', 'plain_values', 'training_state', 'restore_weights', 'restore_training', 'Fits',
+           'read_checkpoint', 'plain_values', 'learner_state', 'restore_weights', 'restore_training', 'Fits',
            'Checkpoint']
 
 # %% ../../nbs/52_training.callbacks.ipynb #5b4aab17
@@ -24,9 +24,9 @@ from fastai.torch_core import get_model
 from fastprogress.fastprogress import format_time
 from fastcore.foundation import L
 
-from ..core import InputError, atomic, check_number, counted, regular_file
+from ..core import InputError, atomic, check_number, regular_file
 from ..data.loaders import ImageLoader
-from ..evaluation.retrieval import Protocol, evaluate_split
+from ..evaluation.retrieval import Protocol, check_queries, evaluate_split
 from ..networks.embedder import NotFinite, embed_all
 
 if TYPE_CHECKING:
@@ -82,10 +82,7 @@ def check_validation(table: pd.DataFrame, protocol: Protocol = Protocol()) -> No
     if not len(query) and not len(gallery): return
     for part, name, other in ((query, "query", "gallery"), (gallery, "gallery", "query")):
         if not len(part): raise InputError(f"the table has images in the split {other} and none in {name}; add some, or leave both out")
-    for pid, what in ((protocol.junk_pid, "junk"), (protocol.distractor_pid, "distractor")):
-        if pid is not None and (found := int((query.pid == pid).sum())):
-            raise InputError(f"{counted(found, 'query', 'queries')} with pid {pid}, which the protocol keeps for {what} images; leave them "
-                             f"out or, if {pid} is an ordinary identity here, pass protocol=Protocol({what}_pid=None)")
+    check_queries(query.pid, protocol)
     pairs = query[["pid", "camid"]].drop_duplicates().merge(gallery[["pid", "camid"]].drop_duplicates(), on="pid")
     if not ((pairs.camid_x != pairs.camid_y) | (protocol.same_camera == "match")).any():
         raise InputError("no query has a match on another camera in the gallery; check pid and camid, or pass "
@@ -219,7 +216,7 @@ def plain_values(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 # %% ../../nbs/52_training.callbacks.ipynb #ec9e19f6
-def training_state(learn: Learner) -> dict[str, Any]:
+def learner_state(learn: Learner) -> dict[str, Any]:
     "What the next epoch of a learner depends on: weights, optimiser, random states, the position of the sampler, the history."
     generator, scaler = getattr(learn.dls.train.transform, "generator", None), getattr(learn, "scaler", None)
     trackers = {cb.name: {name: vars(cb)[name] for name in ("best", "wait") if name in vars(cb)}
@@ -232,13 +229,13 @@ def training_state(learn: Learner) -> dict[str, Any]:
 
 # %% ../../nbs/52_training.callbacks.ipynb #283de8e7
 def restore_weights(learn: Learner, state: Mapping[str, Any]) -> None:
-    "Put the weights and the history of a `training_state` back into a learner."
+    "Put the weights and the history of a `learner_state` back into a learner."
     get_model(learn.model).load_state_dict(state["model"])      # without the wrapper of data parallelism
     learn.loss_func.load_state_dict(state["objective"])
     learn.history.rows = [*state["history"]]
 
 def restore_training(learn: Learner, state: Mapping[str, Any]) -> None:
-    "Put a `training_state` back into a learner."
+    "Put a `learner_state` back into a learner."
     restore_weights(learn, state)
     learn.opt.opt.load_state_dict(state["optimizer"])
     if state["scaler"]: learn.scaler.load_state_dict(state["scaler"])
@@ -364,4 +361,4 @@ class Checkpoint(Callback):
     def write(self) -> None:
         "Save the training state."
         self.saved, held = time.monotonic(), {"stamp": self.stamp, "fits": self.fits.stored}
-        with atomic(self.path) as temporary: torch.save(held | training_state(self.learn), temporary)
+        with atomic(self.path) as temporary: torch.save(held | learner_state(self.learn), temporary)

@@ -31,7 +31,7 @@ from ..core import InputError, atomic, check_number, plain, regular_file
 from ..data.augment import normalize
 from ..data.loaders import Batch, ImageLoader
 from ..networks.embedder import outputs_all
-from .callbacks import Checkpoint, History, LossLog, plain_values, restore_training, training_state
+from .callbacks import Checkpoint, History, LossLog, plain_values, restore_training, learner_state
 from .gpu import Recorded
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def untouched(learn: QuickLearner) -> Iterator[QuickLearner]:
     paused = [cb for cb in learn.cbs if isinstance(cb, (Checkpoint, CSVLogger, History, LossLog, Recorded))]
     fresh, place = learn.opt is None, learn.model_dir
     if fresh: learn.create_opt()
-    state, moving = copy.deepcopy(training_state(learn)), learn.loss_func.training
+    state, moving = copy.deepcopy(learner_state(learn)), learn.loss_func.training
     for cb in paused: cb.run = False
     with tempfile.TemporaryDirectory() as folder:
         learn.model_dir = folder      # where fastai keeps weights meanwhile
