@@ -234,7 +234,7 @@ def decide(parts: Sequence[Part], p_holm: float, p_equivalent: float) -> str:
     of = lambda part: p_holm if both else _share(part.p, tested_p(parts), p_holm, len(parts))
     even = lambda part: _share(part.p_equivalent, equivalent_p(parts), p_equivalent, len(parts))
     found = [verdict(part.contrast.interval, of(part), part.hypothesis.sign, margin=part.margin, p_equivalent=even(part),
-                     flips=flips_allow(part.p_flip, len(part.contrast.by_seed)), kind=part.hypothesis.kind) for part in parts]
+                     flips=bool(flips_allow(part.p_flip, len(part.contrast.by_seed))), kind=part.hypothesis.kind) for part in parts]
     return min(found, key=DECIDED.index)
 
 def _share(p, claim, adjusted, parts):
