@@ -232,8 +232,8 @@ def export(run: str,            # Folder of a finished run, as runs/run/ID or ru
 def open_embedder(folder: str | Path, device: str | None = None) -> "ImageEmbedder":
     "The embedder in a folder, on a device; None: a GPU where there is one."
     from reid_study.inference.export import load_embedder
-    from reid_study.networks.embedder import default_device
-    return load_embedder(folder, device or default_device())
+    from reid_study.networks.embedder import check_device, default_device
+    return load_embedder(folder, check_device(device or default_device()))
 
 # %% ../nbs/95_cli.ipynb #d7c2a777
 _DEVICE = Param("cuda, cpu, ... (default: a GPU where there is one)", str)
