@@ -156,8 +156,8 @@ freedom, because Satterthwaite's are too generous so far out in the tails), and 
 it is *negligible* when the interval lies within the margin on both sides and an equivalence test holds after Holm's correction over all
 of these; else it is *undecided*. A claim with two parts has the verdict of the worse one. *Not testable* are hypotheses with fewer than
 {seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under {fails} times that
-of a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), and
-those about something that happened in no run."""
+of a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm),
+those with a recipe that is under-trained, and those about something that happened in no run."""
 
 def rule(found: pd.DataFrame) -> str:
     "Markdown: how verdicts are drawn."
@@ -281,7 +281,7 @@ def budget_sentence(results: Results, arm: str = "main") -> str:
     if not states: return ""
     short, gain = [s["recipe"] for s in states if s["under_trained"]], pd.Series({s["recipe"]: 100*s["gain"] for s in states})
     limit = f"more than {100*UNDER_TRAINED:g} points"
-    if short: more = f"Under-trained, with a gain of {limit}: {listed(short)}. What is said about them is about this budget."
+    if short: more = f"Under-trained, with a gain of {limit}: {listed(short)}. Hypotheses about them have no verdict."
     else: more = f"None gains {limit}: none is under-trained."
     return (f"From half of the training (arm *{HALF}*, with a schedule of its own) to all of it, the mAP of "
             f"{counted(len(states), 'recipe')} changes by {points(gain.median())} points (median), at most by "

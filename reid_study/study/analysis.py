@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTRASTS', 'Contrast', 'seed_interval', 'shared_seeds', 'weighted_sum', 'mean_interval', 'crossed_contrast',
-           'contrast_words', 'steps_contrast', 'loss_contrast', 'trains_contrast', 'family_contrast', 'best_contrast',
-           'distance_to_others', 'term_contrast', 'under_trained', 'contrast', 'Part', 'tested_p', 'equivalent_p',
+           'contrast_words', 'steps_contrast', 'loss_contrast', 'trains_contrast', 'family_contrast', 'under_trained',
+           'best_contrast', 'distance_to_others', 'term_contrast', 'contrast', 'Part', 'tested_p', 'equivalent_p',
            'decide', 'part_row', 'answer', 'answers', 'each_part', 'about']
 
 # %% ../../nbs/78_study.analysis.ipynb #08b4d46e
@@ -150,6 +150,11 @@ def family_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     return Contrast(family_interval(table, endpoint, families[0]), by_seed, words, note=note)
 
 # %% ../../nbs/78_study.analysis.ipynb #7e48c0a6
+def under_trained(results: Results, arm: str, recipes: Iterable[str]) -> str:
+    "Which of `recipes` still gain in the arm main from half of the training to all of it, in words; empty where none is known to."
+    short = [recipe for recipe in recipes if arm == "main" and training_state(results, arm, recipe).get("under_trained")]
+    return f"under-trained: {listed(short)}" if short else ""
+
 def best_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of the best recipes of two families, by scores that did not choose them."
     best, how, kept = best_of(results, hypothesis.arm)
@@ -157,8 +162,9 @@ def best_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     sums, share = weighted_sum(results, hypothesis.arm, difference(a, b), hypothesis.endpoint)
     if kept is not None: sums, share = sums.loc[:, kept], share[kept]/share[kept].sum()
     found = crossed_contrast(sums, share, f"{a} − {b} (chosen {how})")
+    lost = failure_words(failures(results, hypothesis.arm, [(a, {}), (b, {})]))
     return replace(found, note="" if kept is not None else runner_up(results, hypothesis.arm),
-                   untestable=failure_words(failures(results, hypothesis.arm, [(a, {}), (b, {})])))
+                   untestable=lost or under_trained(results, hypothesis.arm, (a, b)))
 
 # %% ../../nbs/78_study.analysis.ipynb #3c8f1ea6
 def distance_to_others(results: Results, hypothesis: Hypothesis) -> str:
@@ -177,21 +183,16 @@ def term_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
 # %% ../../nbs/78_study.analysis.ipynb #e2c7a90f
 CONTRASTS = {"steps": steps_contrast, "loss": loss_contrast, "trains": trains_contrast, **dict.fromkeys(HELD, family_contrast)}
 
-def under_trained(results: Results, hypothesis: Hypothesis) -> str:
-    "Which recipes of a hypothesis still gain from half of the training to all of it, in words; empty where none does, or that is unknown."
-    main = hypothesis.recipes if hypothesis.arm == "main" else ()
-    short = [recipe for recipe in main if training_state(results, "main", recipe).get("under_trained")]
-    return f"under-trained: {listed(short)}" if short else ""
-
 def contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of a hypothesis' first endpoint in a study's results. `InputError` for runs that are missing or do not fit together."
     compute = CONTRASTS.get(hypothesis.endpoint, best_contrast if hypothesis.families else term_contrast)
     try:
         found = compute(results, hypothesis)
-        notes = found.note, distance_to_others(results, hypothesis), under_trained(results, hypothesis)
+        notes = found.note, distance_to_others(results, hypothesis)
+        short = under_trained(results, hypothesis.arm, hypothesis.recipes)
     except InputError as e: raise InputError(f"{hypothesis.name}: {e}") from None
     few = f"{counted(len(found.by_seed), 'seed')}, and a verdict needs {MIN_SEEDS}" if len(found.by_seed) < MIN_SEEDS else ""
-    return replace(found, note="; ".join(filter(None, notes)), untestable=found.untestable or few)
+    return replace(found, note="; ".join(filter(None, notes)), untestable=found.untestable or few or short)
 
 # %% ../../nbs/78_study.analysis.ipynb #a20751f5
 @dataclass(frozen=True, eq=False)
