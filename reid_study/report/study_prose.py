@@ -32,7 +32,7 @@ from ..study.analysis import each_part
 from ..study.hypotheses import hypotheses
 from ..study.results import Results
 from reid_study.study.endpoints import (
-    COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, failed, identity_rows, p_words,
+    COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, failed, identity_rows, measure, p_words,
     points, training_state)
 from ..training.recipes import RECIPES, get_recipe
 
@@ -72,9 +72,8 @@ def consequence(answer: Any) -> str:
         said = [f"{_for(a, p)}a loss of {_margin(p)} or more is excluded" for p in parts if p["kind"] == "no worse"]
         said += [f"{_for(a, p)}it is there, and smaller than the margin of {_margin(p)}" for p in parts if _within(p)]
     elif a.verdict == "reversed":
-        unit = lambda p: UNITS[p["endpoint"]][2].removeprefix("points of ").removeprefix("of ")
         lost = lambda p: f"the complete interval lies beyond a loss of {_margin(p)}"
-        said = [_for(a, p) + (lost(p) if p["kind"] == "no worse" else f"the difference in {unit(p)} has the opposite sign")
+        said = [_for(a, p) + (lost(p) if p["kind"] == "no worse" else f"the difference in {measure(p['endpoint'])} has the opposite sign")
                 for p in parts if _beyond(p)]
     else:
         said = [f"{_for(a, p)}less than {_margin(p)} either way ({p_words(a.p_equivalent)}, equivalence test after Holm)"

@@ -24,7 +24,8 @@ from ..evaluation.statistics import aa_control
 from .tables import html_table, markdown_table, number
 from ..study.analysis import mean_interval
 from ..study.config import is_test, scored_on
-from ..study.endpoints import COLLAPSED, FAILS, UNITS, amount, geometry_table, identity_matrix, identity_rows, p_words
+from ..study.endpoints import (
+    COLLAPSED, FAILS, UNITS, amount, geometry_table, identity_matrix, identity_rows, measure, p_words)
 from ..study.hypotheses import LEVELS
 from ..study.record import Run
 from ..study.replication import other_terms, replication
@@ -105,7 +106,7 @@ def replication_table(published: Results, results: Results) -> str:
     table, new, rows = replication(published, results), {*published.table.run.map(_name)} != {*results.table.run.map(_name)}, []
     for t in table.itertuples():
         was, now, low, high = (amount(x, t.endpoint, "+") if x == x else "–" for x in (t.was, t.now, t.low, t.high))
-        name = f"{t.name}, {UNITS[t.endpoint][2].removeprefix('points of ').removeprefix('of ')}"
+        name = f"{t.name}, {measure(t.endpoint)}"
         again = [f"<b>{now}</b>{' (outside)'*(t.inside == 0)}", f"<b>{t.verdict_now}</b>" if t.agree == 0 else t.verdict_now] if new else []
         rows.append([name, html.escape(t.contrast), was, f"{low} to {high}", *again[:1], t.verdict_was, *again[1:]])
     made = ["made again"] if new else []
