@@ -266,7 +266,7 @@ def evaluate_retrieval(query: Embeddings | Callable[[int, int], Embeddings], gal
     query_pids, gallery_pids, query_camids, gallery_camids: whole numbers, one per image. Without camids no
         image is junk for its camera (ordinary metric learning).
     distance: a `Distance` or its name; used in evaluation mode. protocol: the rules. block: queries at a
-        time; memory grows with block*G, never with Q*G (None: about eight million distances, and at least 128 queries).
+        time; memory grows with block*G, never with Q*G (None: about eight million distances, and at least 512 queries).
 
     Raises `InputError` for lengths, shapes or types that do not fit, for NaN and infinity, for a query with the junk or
     distractor pid, and when no query has a match.
@@ -274,7 +274,7 @@ def evaluate_retrieval(query: Embeddings | Callable[[int, int], Embeddings], gal
     q_pids, g_pids, q_cams, g_cams, own = _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol)
     kept = np.flatnonzero(g_pids != protocol.junk_pid) if protocol.junk_pid is not None else np.arange(len(g_pids))
     if not len(kept): raise InputError(f"every gallery image has the junk pid {protocol.junk_pid}; check gallery_pids")
-    block = max(128, 8_000_000//len(kept)) if block is None else check_number("block", block, least=1, whole=True)
+    block = max(512, 8_000_000//len(kept)) if block is None else check_number("block", block, least=1, whole=True)
     by_camera = q_cams is not None and protocol.same_camera == "junk"
     pairs, most = _pairs(q_pids, g_pids[kept], q_cams if by_camera else None, g_cams[kept] if by_camera else None, own)
     distance = get_distance(distance)

@@ -160,7 +160,7 @@ def collapse_sentence(runs: Sequence[Run]) -> str:
 # %% ../../nbs/82_report.prose.ipynb #ef5d1991
 def run_cost_sentence(runs: Sequence[Run]) -> str:
     "Markdown: what the runs took together, and whether their times may be compared."
-    total, kinds = sum(run.metrics["train_seconds"] for run in runs), len(machines(runs))
+    total, kinds = np.nansum([run.training_seconds for run in runs]), len(machines(runs))
     time = f"{total/3600:.1f} hours" if total >= 7200 else f"{total/60:.1f} minutes" if total >= 120 else f"{total:.0f} seconds"
     same = "on one kind of machine" if kinds == 1 else f"on {kinds} kinds of machine, so their times are not comparable"
     shared = max(run.env.get("side_by_side", 1) for run in runs)

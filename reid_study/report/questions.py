@@ -204,7 +204,7 @@ question_figure("q5")(failure_counts)
 # %% ../../nbs/84_report.questions.ipynb #4110a291
 def _regression_lines(ax, table):
     "The parallel regression lines of both families over recipes that train, each over the range of its own."
-    single = table[(table.family != "both") & ~table.failed]
+    single = table[(table.family != "both") & ~table.out]
     if single.family.value_counts().reindex(["metric", "representation"]).fillna(0).min() < FEWEST_RECIPES: return
     start, slope, more = family_fit(single, "separability", "representation")[1]
     for family, height in (("metric", start), ("representation", start + more)):
@@ -218,13 +218,14 @@ def _regression_lines(ax, table):
 def geometry_picture(results: Results, arm: str = "main") -> Figure:
     """Each dot is a recipe, mean over seeds; the left is compact, the top is separable by planes. The two parallel lines are the
     regression of the first hypothesis, their vertical distance the effect of the family at equal compactness. Combinations of both
-    families, and recipes with a failed run, which are hollow, take no part in it."""
+    families, and recipes that are under-trained or have a failed run, which are hollow, take no part in it."""
     recipes = geometry_table(results, arm).groupby(["family", "recipe"], sort=False)
-    table = recipes[["distance_ratio", "separability"]].mean().assign(failed=recipes.failed.any()).reset_index()
+    out = recipes[["failed", "under_trained"]].any().any(axis=1)
+    table = recipes[["distance_ratio", "separability"]].mean().assign(out=out).reset_index()
     table["separability"], colours = 100*table.separability, table.family.map(FAMILY_COLOURS)
     figure = Figure((WIDTH, 4.8), layout="constrained")
     ax = figure.subplots()
-    inside = colours.mask(table.failed, "white")
+    inside = colours.mask(table.out, "white")
     ax.scatter(table.distance_ratio, table.separability, s=34, color=inside, edgecolors=colours, lw=1, zorder=3)
     _regression_lines(ax, table)
     ax.margins(.12)

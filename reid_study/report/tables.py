@@ -134,9 +134,9 @@ def number(mean: float, std: float = np.nan, digits: int = 1) -> str:
 
 # %% ../../nbs/80_report.tables.ipynb #590d193c
 def _score_rows(runs, bold):
-    "The rows (recipe, family, [cells]) of a table of results: scores, `bold` where a mean is the best, and seconds of training."
+    "The rows (recipe, family, [cells]) of a table of results: scores, `bold` where a mean is the best, and median seconds of training."
     summary = score_summary(runs)
-    seconds = {recipe: np.mean([run.metrics.get("train_seconds", np.nan) for run in group]) for recipe, group in by_recipe(runs).items()}
+    seconds = {recipe: np.median([run.training_seconds for run in group]) for recipe, group in by_recipe(runs).items()}
     means = summary.xs("mean", axis=1, level=1).round(1)
     best = (means == means.max()) & (len(means) > 1)
     for (family, recipe), row in summary.iterrows():
@@ -146,8 +146,8 @@ def _score_rows(runs, bold):
 
 # %% ../../nbs/80_report.tables.ipynb #1f99e284
 def results_table(runs: Sequence[Run]) -> str:
-    """HTML: a row a recipe, mean ± standard deviation over seeds in per cent, the best mean of each score bold, and what a training
-    takes on average."""
+    """HTML: a row a recipe, mean ± standard deviation over seeds in per cent, the best mean of each score bold, and the
+    median seconds of a training."""
     rows = [[named(recipe), family, *cells] for recipe, family, cells in _score_rows(runs, "<b>{}</b>".format)]
     return html_table(["recipe", "family", *SCORES, "training (s)"], rows, numbers=range(2, 3 + len(SCORES)))
 
@@ -235,17 +235,19 @@ def terms_table(runs: Iterable[Run]) -> str:
     return _section("Shares of the gradient", SHARES_CAPTION, rows and html_table(["recipe", "shares"], rows))
 
 # %% ../../nbs/80_report.tables.ipynb #ba028204
-COSTS = {"training (s)": ("train_seconds", 1), "images per second": ("images_per_second", 0),
-         "embedding (s)": ("embedding_seconds", 2), "evaluation (s)": ("evaluation_seconds", 2), "parameters": ("parameters", 0)}
+def _metric(name): return lambda run: run.metrics.get(name, np.nan)
+
+COSTS = {"training (s)": (lambda run: run.training_seconds, 1), "embedding (s)": (_metric("embedding_seconds"), 2),
+         "evaluation (s)": (_metric("evaluation_seconds"), 2), "parameters": (_metric("parameters"), 0)}      # the value, its decimals
 
 def run_cost_table(runs: Iterable[Run]) -> str:
     "HTML: what a run's training, embedding and ranking cost, a row a recipe, mean ± standard deviation over seeds; a dash: not measured."
     rows = []
     for recipe, group in by_recipe(runs).items():
         cells = [named(recipe)]
-        for key, digits in COSTS.values():
-            values = np.array([run.metrics.get(key, np.nan) for run in group], float)
-            spread = values.std(ddof=1) if len(values) > 1 and key != "parameters" else np.nan
+        for name, (cost, digits) in COSTS.items():
+            values = np.array([cost(run) for run in group], float)
+            spread = values.std(ddof=1) if len(values) > 1 and name != "parameters" else np.nan
             cells.append(number(values.mean(), spread, digits))
         rows.append(cells)
     return html_table(["recipe", *COSTS], rows, numbers=range(1, 1 + len(COSTS)))

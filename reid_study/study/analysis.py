@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONTRASTS', 'Contrast', 'seed_interval', 'shared_seeds', 'weighted_sum', 'mean_interval', 'crossed_contrast',
-           'contrast_words', 'steps_contrast', 'loss_contrast', 'trains_contrast', 'family_contrast', 'under_trained',
-           'best_contrast', 'distance_to_others', 'term_contrast', 'contrast', 'Part', 'tested_p', 'equivalent_p',
-           'decide', 'part_row', 'answer', 'answers', 'each_part', 'about']
+           'contrast_words', 'steps_contrast', 'loss_contrast', 'trains_contrast', 'family_contrast',
+           'under_trained_words', 'best_contrast', 'distance_to_others', 'term_contrast', 'contrast', 'Part',
+           'tested_p', 'equivalent_p', 'decide', 'part_row', 'answer', 'answers', 'each_part', 'about']
 
 # %% ../../nbs/78_study.analysis.ipynb #08b4d46e
 import math
@@ -25,7 +25,7 @@ from ..evaluation.verdicts import (
     DECIDED, cautious_p, equivalence, flips_allow, holm, minimum_detectable, null_value, sign_flip, verdict)
 from .endpoints import (
     FEWEST_RECIPES, HELD, amount, arm_rates, best_of, failure_words, failures, family_coefficients, family_interval, geometry_table,
-    identity_matrix, runner_up, steps_to, trained_table, training_state, without_recipes)
+    identity_matrix, runner_up, steps_to, trained_table, under_trained, without_recipes)
 from .hypotheses import Hypothesis, Terms, difference, rate_loss
 from .results import Results
 
@@ -127,18 +127,19 @@ def trains_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
 
 # %% ../../nbs/78_study.analysis.ipynb #19d7e84b
 def family_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
-    "The `Contrast` of a family with another in an endpoint of `HELD`, over the recipes without a failed run."
+    "The `Contrast` of a family with another in an endpoint of `HELD`, over the recipes that train, and are not under-trained."
     arm, endpoint, families = hypothesis.arm, hypothesis.endpoint, hypothesis.families
     table = geometry_table(results, arm)
     table = table[table.family.isin(families)]
     if table.groupby("family").recipe.nunique().reindex(families).fillna(0).min() < 2:
         raise InputError(f"the arm {arm} needs two recipes or more of {listed(families)} each")
-    out = table.recipe[table.failed].unique().tolist()
-    table = table[~table.recipe.isin(out)]
+    out, short = (table.recipe[table[why]].unique().tolist() for why in ("failed", "under_trained"))
+    table = table[~table.recipe.isin([*out, *short])]
     few = [f for f in families if table.recipe[table.family == f].nunique() < FEWEST_RECIPES]
-    words, left = contrast_words(hypothesis), f"without {listed(out)}, whose runs failed" if out else ""
+    left = "; ".join([f"without {listed(out)}, whose runs failed"]*bool(out) + [f"without {listed(short)}, under-trained"]*bool(short))
+    words = contrast_words(hypothesis)
     if few:
-        why = f"fewer than {FEWEST_RECIPES} recipes of the family {few[0]} train"
+        why = f"fewer than {FEWEST_RECIPES} recipes of the family {few[0]} are trained"
         return Contrast(seed_interval([math.nan]), pd.Series(dtype=float), words, note=left, untestable=why)
     held = HELD[endpoint][1]
     if not table.groupby("recipe")[held].mean().std() > 1e-9:
@@ -150,10 +151,9 @@ def family_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     return Contrast(family_interval(table, endpoint, families[0]), by_seed, words, note=note)
 
 # %% ../../nbs/78_study.analysis.ipynb #7e48c0a6
-def under_trained(results: Results, arm: str, recipes: Iterable[str]) -> str:
-    "Which of `recipes` still gain in the arm main from half of the training to all of it, in words; empty where none is known to."
-    short = [recipe for recipe in recipes if arm == "main" and training_state(results, arm, recipe).get("under_trained")]
-    return f"under-trained: {listed(short)}" if short else ""
+def under_trained_words(results: Results, arm: str, recipes: Iterable[str]) -> str:
+    "Which of `recipes` are `under_trained`, in words; empty where none is known to be."
+    return f"under-trained: {listed(short)}" if (short := under_trained(results, arm, recipes)) else ""
 
 def best_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of the best recipes of two families, by scores that did not choose them."
@@ -164,7 +164,7 @@ def best_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     found = crossed_contrast(sums, share, f"{a} − {b} (chosen {how})")
     lost = failure_words(failures(results, hypothesis.arm, [(a, {}), (b, {})]))
     return replace(found, note="" if kept is not None else runner_up(results, hypothesis.arm),
-                   untestable=lost or under_trained(results, hypothesis.arm, (a, b)))
+                   untestable=lost or under_trained_words(results, hypothesis.arm, (a, b)))
 
 # %% ../../nbs/78_study.analysis.ipynb #3c8f1ea6
 def distance_to_others(results: Results, hypothesis: Hypothesis) -> str:
@@ -189,7 +189,7 @@ def contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     try:
         found = compute(results, hypothesis)
         notes = found.note, distance_to_others(results, hypothesis)
-        short = under_trained(results, hypothesis.arm, hypothesis.recipes)
+        short = under_trained_words(results, hypothesis.arm, hypothesis.recipes)
     except InputError as e: raise InputError(f"{hypothesis.name}: {e}") from None
     few = f"{counted(len(found.by_seed), 'seed')}, and a verdict needs {MIN_SEEDS}" if len(found.by_seed) < MIN_SEEDS else ""
     return replace(found, note="; ".join(filter(None, notes)), untestable=found.untestable or few or short)

@@ -152,6 +152,10 @@ class Run:
     @property
     def id(self) -> str: return run_id(self.config)
     @property
+    def training_seconds(self) -> float:
+        "Seconds that training takes while nothing disturbs it: the median epoch times the epochs. NaN without an epoch."
+        return float(self.history.seconds.median()*len(self.history))
+    @property
     def history(self) -> pd.DataFrame: return self.tables["history"]
     @property
     def identities(self) -> pd.DataFrame: return self.tables["identities"]
