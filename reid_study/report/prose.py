@@ -165,5 +165,5 @@ def run_cost_sentence(runs: Sequence[Run]) -> str:
     same = "on one kind of machine" if kinds == 1 else f"on {kinds} kinds of machine, so their times are not comparable"
     shared = max(run.env.get("side_by_side", 1) for run in runs)
     if shared > 1: same += f", up to {shared} runs side by side, which slows each by what they share"
-    return (f"Training the {counted(len(runs), 'run')} took {time} in all, {same}. "
+    return (f"Training the {counted(len(runs), 'run')} took {time} in all, not counting pauses, {same}. "
             "Parameters are of the complete network, with the heads that only training uses.")

@@ -27,7 +27,7 @@ from .study_prose import failure_counts, sampler_sentence, step_cost_sentence
 from .study_tables import VERDICTS, geometry_markdown, mAP_points, step_cost_table, step_costs
 from .tables import attribute_means, retrievals
 from .textbook import textbook_picture
-from ..study.endpoints import FEWEST_RECIPES, family_fit, geometry_table, identity_matrix
+from ..study.endpoints import FEWEST_RECIPES, LEFT_OUT, family_fit, geometry_table, identity_matrix
 from ..study.hypotheses import FEW_MANY
 from ..study.results import Results
 from ..study.run import PROJECT
@@ -220,7 +220,7 @@ def geometry_picture(results: Results, arm: str = "main") -> Figure:
     regression of the first hypothesis, their vertical distance the effect of the family at equal compactness. Combinations of both
     families, and recipes that are under-trained or have a failed run, which are hollow, take no part in it."""
     recipes = geometry_table(results, arm).groupby(["family", "recipe"], sort=False)
-    out = recipes[["failed", "under_trained"]].any().any(axis=1)
+    out = recipes[[*LEFT_OUT]].any().any(axis=1)
     table = recipes[["distance_ratio", "separability"]].mean().assign(out=out).reset_index()
     table["separability"], colours = 100*table.separability, table.family.map(FAMILY_COLOURS)
     figure = Figure((WIDTH, 4.8), layout="constrained")

@@ -136,7 +136,7 @@ def number(mean: float, std: float = np.nan, digits: int = 1) -> str:
 def _score_rows(runs, bold):
     "The rows (recipe, family, [cells]) of a table of results: scores, `bold` where a mean is the best, and median seconds of training."
     summary = score_summary(runs)
-    seconds = {recipe: np.median([run.training_seconds for run in group]) for recipe, group in by_recipe(runs).items()}
+    seconds = {recipe: pd.Series([run.training_seconds for run in group]).median() for recipe, group in by_recipe(runs).items()}
     means = summary.xs("mean", axis=1, level=1).round(1)
     best = (means == means.max()) & (len(means) > 1)
     for (family, recipe), row in summary.iterrows():

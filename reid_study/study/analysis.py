@@ -24,8 +24,8 @@ from ..evaluation.statistics import MIN_SEEDS, Interval, crossed_interval
 from ..evaluation.verdicts import (
     DECIDED, cautious_p, equivalence, flips_allow, holm, minimum_detectable, null_value, sign_flip, verdict)
 from .endpoints import (
-    FEWEST_RECIPES, HELD, amount, arm_rates, best_of, failure_words, failures, family_coefficients, family_interval, geometry_table,
-    identity_matrix, runner_up, steps_to, trained_table, under_trained, without_recipes)
+    FEWEST_RECIPES, HELD, LEFT_OUT, amount, arm_rates, best_of, failure_words, failures, family_coefficients, family_interval,
+    geometry_table, identity_matrix, runner_up, steps_to, trained_table, under_trained, without_recipes)
 from .hypotheses import Hypothesis, Terms, difference, rate_loss
 from .results import Results
 
@@ -133,11 +133,10 @@ def family_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     table = table[table.family.isin(families)]
     if table.groupby("family").recipe.nunique().reindex(families).fillna(0).min() < 2:
         raise InputError(f"the arm {arm} needs two recipes or more of {listed(families)} each")
-    out, short = (table.recipe[table[why]].unique().tolist() for why in ("failed", "under_trained"))
-    table = table[~table.recipe.isin([*out, *short])]
+    out = {words: table.recipe[table[column]].unique().tolist() for column, words in LEFT_OUT.items()}
+    table = table[~table.recipe.isin(sum(out.values(), []))]
     few = [f for f in families if table.recipe[table.family == f].nunique() < FEWEST_RECIPES]
-    left = "; ".join([f"without {listed(out)}, whose runs failed"]*bool(out) + [f"without {listed(short)}, under-trained"]*bool(short))
-    words = contrast_words(hypothesis)
+    left, words = "; ".join(f"without {listed(names)}, {why}" for why, names in out.items() if names), contrast_words(hypothesis)
     if few:
         why = f"fewer than {FEWEST_RECIPES} recipes of the family {few[0]} are trained"
         return Contrast(seed_interval([math.nan]), pd.Series(dtype=float), words, note=left, untestable=why)
