@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LARGEST_JSON', 'InputError', 'LeftOut', 'shown', 'printable', 'lookup', 'plain', 'check_number', 'listed', 'counted',
-           'capital', 'digest', 'irregular', 'regular_file', 'damage_named', 'writable', 'scratch_name', 'remove_dead',
-           'alive', 'atomic', 'write_json', 'read_json', 'private_folder', 'end_with', 'end_with_parent', 'import_all',
-           'lazy_names', 'MissingExtra', 'extra']
+           'capital', 'digest', 'file_sum', 'irregular', 'regular_file', 'damage_named', 'brief', 'last_line',
+           'writable', 'scratch_name', 'remove_dead', 'alive', 'atomic', 'write_json', 'read_json', 'private_folder',
+           'end_with', 'end_with_parent', 'import_all', 'lazy_names', 'MissingExtra', 'extra']
 
 # %% ../nbs/00_core.ipynb #8278cb14
 import ast
@@ -113,6 +113,10 @@ def digest(value: Any, length: int = 12) -> str:
     "Hexadecimal SHA-256 of a JSON value, the first `length` characters; the order of keys does not matter."
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()[:length]
 
+def file_sum(path: str | Path) -> str:
+    "Hexadecimal SHA-256 of a file, which is read in pieces."
+    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+
 # %% ../nbs/00_core.ipynb #24b22f2a
 def irregular(path: str | Path) -> str | None:
     """What a path is that must not be opened, in words as "a named pipe, not a file"; None for a readable file, or a link to one."""
@@ -147,12 +151,17 @@ def damage_named(where: str | Path, remedy: str = "make the study again") -> Ite
     "Turn any error raised while reading into one `InputError`, on one line, that says where, what, and the remedy."
     try: yield
     except InputError as e: raise InputError(f"{where}: {e}; {remedy}") from None
-    except Exception as e: raise InputError(f"{where} is damaged ({type(e).__name__}: {_brief(e)}); {remedy}") from e
+    except Exception as e: raise InputError(f"{where} is damaged ({type(e).__name__}: {brief(e)}); {remedy}") from e
 
-def _brief(error):
-    "The message of an error, on one line."
+def brief(error: BaseException) -> str:
+    "The message of an error, on one line of at most 300 characters."
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:300]} …"
+
+# %% ../nbs/00_core.ipynb #621fe518
+def last_line(error: BaseException) -> str:
+    "The last line of the message of an error, else what it is; fastai and papermill put a heading above the message."
+    return (str(error).strip() or repr(error)).splitlines()[-1].strip()
 
 # %% ../nbs/00_core.ipynb #0de2c41e
 def writable(path: str | Path) -> Path:
@@ -244,7 +253,7 @@ def read_json(path: str | Path, remedy: str) -> Any:
     "Read JSON. A file that is missing, no file, too large or not JSON is an `InputError` that names it and gives the `remedy`."
     file = regular_file(path, remedy, LARGEST_JSON)
     try: return json.loads(file.read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as e: raise InputError(f"{path} is not valid JSON ({_brief(e)}); {remedy}") from None
+    except (ValueError, RecursionError) as e: raise InputError(f"{path} is not valid JSON ({brief(e)}); {remedy}") from None
 
 def _finite(text):
     if math.isfinite(value := float(text)): return value

@@ -18,7 +18,7 @@ import pandas as pd
 
 from reid_study.core import InputError, digest, read_json, write_json
 from reid_study.study.config import make_config
-from reid_study.study.record import Run, place, read_run
+from reid_study.study.record import Run, read_run, run_folder
 from reid_study.study.results import Results, Tuning, read_results, write_results
 from reid_study.study.tuning import read_tuning
 
@@ -42,7 +42,7 @@ TABLES = {
 def make_run_folder(root, config=None, metrics=METRICS, tables=TABLES, env=ENV, weights=b""):
     "The folder, under `root`, of a finished run that no training made. `weights`: the content of its file of weights."
     config = config or make_config("people", "identity", epochs=2)
-    (run := place(config, root)).mkdir(parents=True)
+    (run := run_folder(config, root)).mkdir(parents=True)
     for name, value in {"config": config, "metrics": metrics, "env": env}.items(): write_json(run/f"{name}.json", value)
     for name, rows in tables.items():
         if name == "history": rows.to_csv(run/"history.csv", index=False)

@@ -23,7 +23,7 @@ from reid_study.data.people import few_people, make_people, read_people
 from reid_study.networks.weights import read_weights
 from reid_study.report.tables import find_runs
 from reid_study.study.config import make_config
-from reid_study.study.record import one_at_a_time, partial_folder, place, read_run, write_table
+from reid_study.study.record import one_at_a_time, partial_folder, read_run, run_folder, write_table
 from reid_study.study.results import read_results, write_results
 from reid_study.study.run import begin, images_of, make_run
 from reid_study.study.tuning import tune, tuning_config
@@ -342,8 +342,8 @@ def made_again(folder, stage, interrupted=False):
     config = tuning_config("people", "identity", 1, **TINY_CHANGES) if tuning else TINY
     if interrupted: begin(partial_folder(config, folder), one, drawn())
     else:
-        place(config, folder).mkdir(parents=True)
-        write_json(place(config, folder)/"env.json", one)
+        run_folder(config, folder).mkdir(parents=True)
+        write_json(run_folder(config, folder)/"env.json", one)
     return tune(config, other, folder, "cpu") if tuning else make_run(config, other, folder, "cpu")
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from reid_study.data.people import few_people
 from reid_study.study.config import training_config
-from reid_study.study.record import place as run_place, read_run
+from reid_study.study.record import read_run, run_folder
 from reid_study.study.results import Results, read_results, write_results
 from reid_study.study.tuning import read_tuning
 
@@ -164,7 +164,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(place, undisturbed):
     shutil.rmtree(place/"full"/"runs"/"run")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))       # no file may grow beyond: checkpoints do
     done = subprocess.run(command(place, "full"), capture_output=True, text=True, env=ENV, timeout=900, preexec_fn=limit)
-    assert done.returncode == 2 and "jobs failed" in done.stderr and "identity" in done.stderr, done.stderr[-2000:]
+    assert done.returncode == 2 and "failed; the same command resumes" in done.stderr and "identity" in done.stderr, done.stderr[-2000:]
     assert "Traceback" not in done.stderr and "is the disk full?" in done.stderr and ".partial" in done.stderr, done.stderr[-2000:]
     assert not list((place/"full"/"runs"/"run").glob("[0-9a-f]*"))
     finish(place, "full")
@@ -175,7 +175,7 @@ def test_damage_is_named_and_made_again(place, undisturbed):
     shutil.copytree(place/"whole", place/"damaged")
     runs = place/"damaged"/"runs"
     tested = sorted((runs/"test").glob("[0-9a-f]*"))[0]
-    weights = run_place(training_config(read_run(tested).config), runs)/"model.safetensors"
+    weights = run_folder(training_config(read_run(tested).config), runs)/"model.safetensors"
     metrics = next(m for m in sorted((runs/"test").glob("*/metrics.json")) if m.parent != tested)
     table = sorted((runs/"run").glob("*/per_query.parquet"))[0]
     metrics.write_text(metrics.read_text().replace('"mAP": 0.', '"mAP": 0.9', 1))      # still JSON, another number

@@ -20,7 +20,7 @@ from reid_study.data.datasets import read_dataset
 from reid_study.data.people import few_people
 from reid_study.study.config import is_test, make_config
 from reid_study.study.endpoints import failed
-from reid_study.study.record import partial_folder, place, read_run
+from reid_study.study.record import partial_folder, read_run, run_folder
 from reid_study.study.results import read_results
 from reid_study.study.run import make_run, make_runs, open_data
 from reid_study.study.spec import arm_configs, read_study
@@ -77,19 +77,19 @@ def test_a_killed_run_ends_with_the_same_numbers(data, tmp_path):
         time.sleep(0.01)
     process.kill()
     assert ended(process) == -signal.SIGKILL
-    assert not place(config, tmp_path/"cut").exists()
-    with pytest.raises(InputError, match="no run"): read_run(place(config, tmp_path/"cut"))
+    assert not run_folder(config, tmp_path/"cut").exists()
+    with pytest.raises(InputError, match="no run"): read_run(run_folder(config, tmp_path/"cut"))
 
     resumed = start(config, data, tmp_path/"cut")
     assert ended(resumed) == 0
-    assert same(outcome(place(config, tmp_path/"whole")), outcome(place(config, tmp_path/"cut")))
+    assert same(outcome(run_folder(config, tmp_path/"whole")), outcome(run_folder(config, tmp_path/"cut")))
 
 
 def test_two_processes_that_want_one_run_make_it_once(data, tmp_path):
     config = make_config("people", "identity", **SMALL)
     both = [start(config, data, tmp_path) for _ in range(2)]
     assert [ended(p) for p in both] == [0, 0]
-    assert len(read_run(place(config, tmp_path)).history) == SMALL["epochs"]
+    assert len(read_run(run_folder(config, tmp_path)).history) == SMALL["epochs"]
     assert len(list((tmp_path/"run").glob("[!.]*"))) == 1
 
 

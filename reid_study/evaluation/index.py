@@ -6,7 +6,6 @@
 __all__ = ['KINDS', 'STORES', 'SEARCHING', 'Rows', 'Index', 'make_index', 'load_index', 'streamed']
 
 # %% ../../nbs/64_evaluation.index.ipynb #e2f7af99
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import InputError, atomic, check_number, extra, irregular, lookup, read_json, regular_file, write_json
+from ..core import InputError, atomic, check_number, extra, file_sum, irregular, lookup, read_json, regular_file, write_json
 from ..distances import Distance, get_distance, pack_bits
 from .inputs import Embeddings, as_matrix, as_tensor
 
@@ -203,10 +202,7 @@ def save(self: Index, path: str | Path) -> None:
         folder.mkdir()
         (faiss.write_index_binary if self.kind == "binary" else faiss.write_index)(self.index, str(folder/"index.faiss"))
         about = dict(kind=self.kind, width=self.width, normalize=self.normalize, settings=self.settings)
-        write_json(folder/"index.json", about | {"sha256": _hash(folder/"index.faiss")})
-
-def _hash(path):
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+        write_json(folder/"index.json", about | {"sha256": file_sum(folder/"index.faiss")})
 
 # %% ../../nbs/64_evaluation.index.ipynb #514fd619
 _MADE_AGAIN = "make the index again and save it elsewhere"
@@ -218,7 +214,7 @@ def load_index(path: str | Path, on_disk: bool = False) -> Index:
     about = read_json(path/"index.json", _MADE_AGAIN)
     try: about["settings"] = _checked(about)
     except InputError as e: raise InputError(f"{path}/index.json does not describe an index ({e}); {_MADE_AGAIN}") from None
-    if _hash(regular_file(path/"index.faiss", _MADE_AGAIN)) != about.pop("sha256"):
+    if file_sum(regular_file(path/"index.faiss", _MADE_AGAIN)) != about.pop("sha256"):
         raise InputError(f"{path}/index.faiss is damaged: it is not what was written; {_MADE_AGAIN}")
     if on_disk and about["kind"] != "ivf": raise InputError(f"{path}: an index {about['kind']} cannot stay on disk; choose ivf")
     faiss = _faiss()

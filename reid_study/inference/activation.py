@@ -20,13 +20,13 @@ from ..report.figures import WIDTH, caption, styled
 from ..report.html import foremost, hidden_people, picture
 from ..report.tables import by_recipe
 from ..study.config import training_config
-from ..study.record import Run, check_sums, place, read_sums
+from ..study.record import Run, check_sums, read_sums, run_folder
 
 # %% ../../nbs/91a_inference.activation.ipynb #590635ac
 def weights_folder(run: Run) -> Path | None:
     "The folder with the weights that a run was scored with, its own or that of its training; None where they are not kept."
     if run.folder is None: return None
-    folder = place(training_config(run.config), Path(run.folder).parents[1])
+    folder = run_folder(training_config(run.config), Path(run.folder).parents[1])
     return folder if (folder/"model.safetensors").is_file() else None
 
 def embedder_of(run: Run) -> ImageEmbedder:

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core import InputError, atomic, check_number, extra, lookup, read_json, regular_file, shown, write_json
+from ..core import InputError, atomic, brief, check_number, extra, lookup, read_json, regular_file, shown, write_json
 from ..data.augment import MEAN, STD
 from ..data.images import as_rgb, read_image
 from ..distances import DISTANCES, Distance, get_distance
@@ -118,7 +118,7 @@ def parse_weights(content: bytes, path: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load
     try: return load(content)
     except (SafetensorError, KeyError, ValueError, RuntimeError, OverflowError) as e:      # KeyError: a type that torch does not have
-        raise InputError(f"{path} is no safetensors file ({' '.join(str(e).split())}); export the run again") from None
+        raise InputError(f"{path} is no safetensors file ({brief(e)}); export the run again") from None
 
 # %% ../../nbs/90_inference.export.ipynb #92a6f30b
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -163,16 +163,21 @@ def kept_pairs(of: str, people: int, pairs: "pd.DataFrame") -> dict[str, Any]:
 
 def pairs_of_run(run: "Run") -> dict[str, Any]:
     "What `kept_pairs` says of a run's validation people or, where it trained on all, of the test people that were scored with it."
-    from reid_study.study.config import is_test, run_id
-    from reid_study.study.record import read_run
+    from reid_study.study.config import is_test
+    from reid_study.study.record import read_run, run_folder
     if run.config["score"]: return kept_pairs("test" if is_test(run.config) else "validation", len(run.identities), run.pairs)
-    test = run.folder.parents[1]/"test"/run_id(run.config | {"score": "test"})
+    test = run_folder(run.config | {"score": "test"}, run.folder.parents[1])
     return kept_pairs("test", len((scored := read_run(test)).identities), scored.pairs) if test.is_dir() else {}
 
 def describe_embedder(run: "Run") -> dict[str, Any]:
-    "The content of embedder.json for a run, except the hash of the weights."
-    own = {name: run.config[name] for name in ("backbone", "dim", "height", "width", "dataset", "recipe")}
-    return FORMAT | own | {"run": run.id, "config": run.config} | pairs_of_run(run)
+    """The content of embedder.json for a run, except the hash of the weights. It names weights to start from and one's own photographs
+    without their folders."""
+    from reid_study.data.datasets import is_path
+    from reid_study.study.config import without_path
+    config = without_path(run.config)
+    if is_path(config["dataset"]): config = config | {"dataset": f"./{Path(config['dataset']).name}"}
+    own = {name: config[name] for name in ("backbone", "dim", "height", "width", "dataset", "recipe")}
+    return FORMAT | own | {"run": run.id, "config": config} | pairs_of_run(run)
 
 FORMAT = {"format": 1, "channels": "RGB", "resize": "bilinear", "mean": list(MEAN), "std": list(STD), "distance": "euclidean",
           "normalize": True, "embedding": "what retrieval compares"}

@@ -24,7 +24,7 @@ from fastcore.basics import num_cpus
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from ..core import InputError, atomic, check_number, extra, lookup, regular_file, writable
+from ..core import InputError, atomic, brief, check_number, extra, lookup, regular_file, writable
 from ..data.images import list_images, read_image
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def read_embeddings(path: str | Path, embedder: "ImageEmbedder | None" = None) -
         table, embeddings, attrs = read(path)
         embeddings = _as_float32(embeddings)
     except Exception as e:      # there are many ways to be no such file, and each of its readers raises errors of its own
-        raise InputError(f"{path} cannot be read as {path.suffix} ({' '.join(str(e).split())[:200] or type(e).__name__}); {remedy}") from e
+        raise InputError(f"{path} cannot be read as {path.suffix} ({brief(e) or type(e).__name__}); {remedy}") from e
     check_embedded(table, embeddings, path)
     if not isinstance(attrs, dict) or any(not isinstance(attrs.get(name, ""), str) for name in ("folder", "embedder")):
         raise InputError(f"{path} was edited: what it says about its folder and embedder is no text; {remedy}")

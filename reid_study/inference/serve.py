@@ -71,8 +71,7 @@ class Gallery:
             self.basis = f"images of this gallery, {'of different people' if labelled else 'whoever they show'}"
             which = different_people(pids) if labelled else np.triu_indices(len(some), 1)
             apart = np.sort(self.distance(x[some]).detach().numpy()[which])
-            n = self.n_pairs = len(apart)
-            self._share = partial(np.interp, xp=apart, fp=np.arange(1, n + 1)/n, left=0)
+            self.n_pairs, self._share = len(apart), lambda distances: np.searchsorted(apart, distances, side="right")/len(apart)
 
     def __len__(self): return len(self.files)
 

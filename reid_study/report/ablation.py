@@ -59,16 +59,17 @@ def varied(scores: pd.DataFrame) -> str | None:
 @styled
 def ablation_picture(scores: pd.DataFrame, name: str = "") -> Figure:
     """mAP under each condition, mean over seeds, with its 95 % interval over seeds and identities."""
-    return _curves(scores, name or varied(scores)) if varied(scores) else _rows(scores)
+    setting = varied(scores)
+    return _curves(scores, setting, name or setting) if setting else _rows(scores)
 
-def _curves(scores, name):
+def _curves(scores, setting, name):
     "mAP against the value of a setting, a line a recipe."
     figure = Figure((WIDTH, 4), layout="constrained")
     ax, styles = figure.subplots(), recipe_styles(list(dict.fromkeys(scores.recipe)))
-    values = sorted({change[varied(scores)] for change in scores.change})
+    values = sorted({change[setting] for change in scores.change})
     at, wide = [.008*(i - (len(styles) - 1)/2) for i in range(len(styles))], values[0] > 0 and values[-1] >= 8*values[0]
     beside = lambda x, by: x*(values[-1]/values[0])**by if wide else x + by*(values[-1] - values[0])      # no interval hides another
-    for recipe, rows in scores.assign(value=[change[varied(scores)] for change in scores.change]).groupby("recipe", sort=False):
+    for recipe, rows in scores.assign(value=[change[setting] for change in scores.change]).groupby("recipe", sort=False):
         colour, line = styles[recipe]
         rows = rows.sort_values("value")
         bounds = [rows.mAP - rows.low, rows.high - rows.mAP]

@@ -10,6 +10,7 @@ __all__ = ['SHOWN', 'CONTRASTED', 'DASHED', 'GROWTH', 'RETRIEVED', 'question_tex
 # %% ../../nbs/84_report.questions.ipynb #05586b3d
 import re
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any, TypeVar
 
 import matplotlib as mpl
@@ -123,7 +124,7 @@ def seeds_picture(results: Results, recipes: Sequence[str], arm: str = "main") -
     return figure
 
 # %% ../../nbs/84_report.questions.ipynb #1e347a97
-CONTRASTED = ("#55555d", "#b0561f", "#2b6fb3", "#8c54a1")      # the first is what the others are compared with
+CONTRASTED = "#55555d", "#b0561f", "#2b6fb3", "#8c54a1", "#3f7d4e", "#97772a"      # the first is what the others are compared with
 DASHED = (0, (4, 1.5))
 _LINE_KEY = [mpl.lines.Line2D([], [], color="#55555d", ls=line, label=name) for name, line in (("positive", "-"), ("negative", DASHED))]
 
@@ -159,7 +160,7 @@ def distance_picture(results: Results, recipes: Sequence[str], arm: str = "main"
     further other people are."""
     figure = Figure((WIDTH, 3.7), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    for colour, recipe in zip(CONTRASTED, recipes):
+    for colour, recipe in zip(cycle(CONTRASTED), recipes):
         runs = list(results.runs(arm, recipe).values())
         _tuple_distances(left, runs, recipe, colour)
         _pair_distances(middle, runs, colour)
@@ -184,7 +185,7 @@ def mining_picture(results: Results, arm: str = "rates") -> Figure:
     figure = Figure((WIDTH, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     times, ends = sorted(change["lr_times"] for change in results.changes(arm)), {}
-    for colour, recipe in zip(CONTRASTED, results.recipes(arm)):
+    for colour, recipe in zip(cycle(CONTRASTED), results.recipes(arm)):
         scores = pd.DataFrame({t: pd.Series(mAP_points(results.runs(arm, recipe, {"lr_times": t}))) for t in times})
         left.plot(times, scores.T, "o", color=colour, ms=4.5, alpha=.6, mew=0)
         left.plot(times, scores.mean(), color=colour, lw=1.8)

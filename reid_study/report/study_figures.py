@@ -8,6 +8,7 @@ __all__ = ['ARM_STYLES', 'NAME_PLACES', 'turned', 'forest_plot', 'colour_of', 'r
 
 # %% ../../nbs/81a_report.study_figures.ipynb #37978061
 import textwrap
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -100,17 +101,20 @@ def ranking_picture(results: Results, arm: str = "main") -> Figure:
 # %% ../../nbs/81a_report.study_figures.ipynb #53bed50c
 @styled
 def tuning_picture(results: Results) -> Figure | None:
-    """Highest mAP on validation identities so far, against the number of trials; the first trial has the defaults. Each panel has one
-    recipe in colour and the others in grey."""
+    """Highest mAP on validation identities so far, against the number of trials, all with one seed; the first trial has the defaults.
+    Where there are several panels, each has one recipe in colour and the others in grey."""
     if not results.tuning: return None
-    trials = {recipe: results.tuning[recipe].trials for recipe in RECIPES if recipe in results.tuning}
-    tables = {recipe: pd.DataFrame({"best": 100*t.mAP.cummax().to_numpy()}, index=t.trial + 1) for recipe, t in trials.items()}
+    tables = {}
+    for recipe in filter(results.tuning.__contains__, RECIPES):
+        tuning = results.tuning[recipe]
+        tried = tuning.trials[:tuning.config["trials"]]
+        tables[recipe] = pd.DataFrame({"best": 100*tried.mAP.cummax().to_numpy()}, index=tried.trial + 1)
     figure, axes = curve_panels(list(tables), tables, "trials", "best mAP so far (%)")
     for ax in axes: ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
     return figure
 
 # %% ../../nbs/81a_report.study_figures.ipynb #1af2aad0
-ARM_STYLES = (("#26262c", "o"), ("#b0561f", "s"), ("#2b6fb3", "D"), ("#8c54a1", "^"))
+ARM_STYLES = ("#26262c", "o"), ("#b0561f", "s"), ("#2b6fb3", "D"), ("#8c54a1", "^"), ("#3f7d4e", "v"), ("#97772a", "P")
 
 @styled
 def arms_picture(results: Results, arm: str = "main") -> Figure | None:
@@ -121,7 +125,7 @@ def arms_picture(results: Results, arm: str = "main") -> Figure | None:
     figure = Figure((WIDTH, .9 + .25*len(table)), layout="constrained")
     ax = figure.subplots()
     ax.hlines(range(len(table)), means.min(axis=1), means.max(axis=1), color="#d4d4da", lw=2, zorder=1)
-    for (colour, marker), a in zip(ARM_STYLES, arms):
+    for (colour, marker), a in zip(cycle(ARM_STYLES), arms):
         ax.plot(means[a], range(len(table)), marker, color=colour, ms=5.5, label=a, zorder=2, mec="white", mew=.5)
     name_rows(ax, table.recipe, xlabel="mAP (%), mean over seeds")
     ax.legend(loc="lower right", title="arm", title_fontsize=8)

@@ -31,9 +31,9 @@ from .study_tables import paired_scores, recipe_scores, shared_scores, step_cost
 from ..study.analysis import each_part
 from ..study.hypotheses import hypotheses
 from ..study.results import Results
-from reid_study.study.endpoints import (
+from ..study.endpoints import (
     COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, failed, identity_rows, measure, p_words,
-    points, training_state)
+    points, steps_per_epoch, training_state)
 from ..training.recipes import RECIPES, get_recipe
 
 # %% ../../nbs/82a_report.study_prose.ipynb #9bf156b9
@@ -291,8 +291,9 @@ BUDGETS = "quarter", HALF, "main"      # arms that differ in how long they train
 
 def budget_share(results: Results, arm: str) -> float:
     "How many steps the runs of an arm train, in units of those of the arm main."
-    steps = lambda of: (c := results.table.run[results.table.arm == of].iloc[0].config)["epochs"]*(c["steps"] or 1)
-    return steps(arm)/steps("main")
+    first = lambda of: results.table.run[results.table.arm == of].iloc[0]
+    steps, whole = (run.config["epochs"]*steps_per_epoch(run) for run in (first(arm), first("main")))
+    return steps/whole
 
 def budget_contrasts(results: Results) -> str:
     """Markdown: each contrast of two recipes on mAP at every budget that the study has both at, from the seeds that all of these share;
@@ -313,20 +314,21 @@ def budget_contrasts(results: Results) -> str:
     return markdown_table(["", "contrast", *(f"mAP, {share[arm]:.0%} of the steps" for arm in arms), "seeds"], rows, numbers=range(2, 6))
 
 # %% ../../nbs/82a_report.study_prose.ipynb #227539d4
-TUNING = """{recipes}, {trials} trials of {epochs} each. On the validation identities, the best trial has a mAP {median:.1f} points (median)
-above that of the defaults, at most {most:.1f} ({recipe}); the defaults remain the best for {none}. {lost} diverged. These gains are maxima
-over several draws, so they are too high; the study's own runs have other seeds."""
+TUNING = """{recipes}, {trials} trials of {epochs} each. On the validation identities, with the same seed, the chosen trial has a mAP
+{median:.1f} points (median) above that of the defaults, at most {most:.1f} ({recipe}); the defaults are chosen for {none}. {lost} diverged.
+These gains are maxima over several draws, so they are too high; the study's own runs have other seeds."""
 
 def tuning_sentence(results: Results) -> str:
     "Markdown: what tuning gained on validation identities."
     if not results.tuning: return "Nothing was tuned: all recipes have their own default settings."
-    gain = pd.Series({r: 100*(t.metrics["mAP"] - t.metrics["default_mAP"]) for r, t in results.tuning.items()})
+    chosen = {r: t.metrics["best_trial"] for r, t in results.tuning.items()}
+    gain = pd.Series({r: 100*(t.trials.mAP[chosen[r]] - t.metrics["default_mAP"]) for r, t in results.tuning.items()})
     lost = sum(t.metrics["diverged"] for t in results.tuning.values())
     return filled(
         TUNING, recipes=capital(counted(len(gain), "recipe")),
         trials=listed(sorted({t.config["trials"] for t in results.tuning.values()})),
         epochs=listed(counted(n, "epoch") for n in sorted({t.config["first"]["epochs"] for t in results.tuning.values()})),
-        median=gain.median(), most=gain.max(), recipe=gain.idxmax(), none=(gain == 0).sum(),
+        median=gain.median(), most=gain.max(), recipe=gain.idxmax(), none=sum(trial == 0 for trial in chosen.values()),
         lost=counted(lost, "trial") if lost else "No trial")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #b150855d

@@ -127,13 +127,13 @@ def synthesis_picture(found: pd.DataFrame, narrow: bool = False) -> Figure:
 
 # %% ../../nbs/86_report.synthesis.ipynb #34bb3a1f
 def step_seconds(results: Results, arm: str, recipe: str) -> float:
-    "Seconds of a training step of a recipe: median over epochs and seeds."
-    each = [run.history.seconds/steps_per_epoch(run) for run in results.runs(arm, recipe).values()]
-    return float(pd.concat(each).median())
+    "Seconds of a training step of a recipe: median over its runs, each with its median epoch."
+    each = [run.history.seconds.median()/steps_per_epoch(run) for run in results.runs(arm, recipe).values()]
+    return float(pd.Series(each).median())
 
 # %% ../../nbs/86_report.synthesis.ipynb #152c30a8
 def ranked(results: Results, arm: str = "main") -> pd.DataFrame:
-    """The recipes of an arm by their mean mAP, the best first: a table with recipe, family, mAP with its 95 % interval (`mAP_low`,
+    """The recipes of an arm by their mean mAP, the highest first: a table with recipe, family, mAP with its 95 % interval (`mAP_low`,
     `mAP_high`), gap to the best with low and high (paired, 95 % for all recipes together), all in per cent or points, seconds of a step,
     and near: whether it is the best, or the interval excludes a loss of the margin that the dataset has for AP.
 
@@ -203,14 +203,16 @@ CHEAPER = """; **{r.recipe}** takes {r.seconds:.2g} s, {less:.0f} % less, and is
 NOTHING = "; no recipe that takes at least 5 % less time is shown to lose less than {most}."
 
 def recommendation(results: Results, arm: str = "main") -> str:
-    "Markdown, a sentence: the recipe of the highest mean mAP with its cost, and the cheapest of its `contenders`."
+    "Markdown, a sentence: the best recipe of an arm, with its cost, and the cheapest of its `contenders`."
     return _recommended(results, arm, contenders(results, arm))
 
 def _recommended(results, arm, table):
     most = margin_words(results)
     if table.empty: return f"No recipe of the arm *{arm}* trains in all of its runs."
-    first, cheapest = table.iloc[0], table.loc[table.seconds.idxmin()]
-    start = filled(ONE_LOSS, first=first, n=counted(len(results.recipes(arm)), "recipe"))
+    first, cheapest, every = table.iloc[0], table.loc[table.seconds.idxmin()], results.recipes(arm)
+    lost = sum(any(map(failed, results.runs(arm, recipe).values())) for recipe in every)
+    trained = f"the {len(every) - lost} of {len(every)} recipes whose runs all train" if lost else counted(len(every), "recipe")
+    start = filled(ONE_LOSS, first=first, n=trained)
     less = 100*(1 - cheapest.seconds/first.seconds)
     if less < 5: return start + filled(NOTHING, most=most)
     gap, low, high = map(points, (cheapest.gap, cheapest.low, cheapest.high))

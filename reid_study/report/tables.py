@@ -53,9 +53,9 @@ def comparable(runs: Iterable[Run]) -> list[Run]:
 # %% ../../nbs/80_report.tables.ipynb #3949f0a7
 def compared_runs(results: Results, arm: str | None = None) -> list[Run]:
     "The runs of an arm of a study's `Results` (None: the first) with the seeds that all of its recipes have. `InputError` as `comparable`."
-    arms = list(dict.fromkeys(results.table.arm))
-    arm = arm or arms[0]
-    if arm not in arms: raise InputError(f"the study {results.study['study']} has no arm {arm}; choose from: {', '.join(arms)}")
+    arm = arm or results.arms[0]
+    if arm not in results.arms:
+        raise InputError(f"the study {results.study['study']} has no arm {arm}; choose from: {', '.join(results.arms)}")
     rows = results.table[results.table.arm == arm]
     seeds = set.intersection(*(set(seeds) for _, seeds in rows.groupby("recipe").seed))
     if not seeds: raise InputError(f"the recipes of the arm {arm} have no seed in common; give them the same seeds")
@@ -246,9 +246,8 @@ def run_cost_table(runs: Iterable[Run]) -> str:
     for recipe, group in by_recipe(runs).items():
         cells = [named(recipe)]
         for name, (cost, digits) in COSTS.items():
-            values = np.array([cost(run) for run in group], float)
-            spread = values.std(ddof=1) if len(values) > 1 and name != "parameters" else np.nan
-            cells.append(number(values.mean(), spread, digits))
+            values = pd.Series([cost(run) for run in group], dtype=float)      # its mean leaves out what was not measured
+            cells.append(number(values.mean(), values.std() if name != "parameters" else np.nan, digits))
         rows.append(cells)
     return html_table(["recipe", *COSTS], rows, numbers=range(1, 1 + len(COSTS)))
 

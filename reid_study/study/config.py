@@ -8,7 +8,6 @@ __all__ = ['MOST_EPOCHS', 'MOST_TRIALS', 'PROTOCOLS', 'PLAIN', 'Plan', 'checked_
            'start_of', 'scored_on', 'recipe_configs', 'training_table', 'check_data']
 
 # %% ../../nbs/71_study.config.ipynb #e9847b86
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..core import InputError, check_number, digest, lookup, plain, regular_file, shown
+from ..core import InputError, check_number, digest, file_sum, lookup, plain, regular_file, shown
 from ..data.datasets import full_name, get_dataset
 from ..data.market1501 import ATTRIBUTES
 from ..data.samplers import SAMPLERS
@@ -194,7 +193,7 @@ def _checksum(path):
 
 @lru_cache
 def _sum_of(path, changed, size):
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:12]
+    return file_sum(path)[:12]
 
 # %% ../../nbs/71_study.config.ipynb #0392c90e
 def _check_settings(recipe, settings):

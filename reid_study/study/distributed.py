@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from ..core import InputError, end_with
 from .config import is_test, make_config
-from .record import one_at_a_time, partial_folder, place
-from .run import begin, finish_run, images_of, prepare, reused
+from .record import one_at_a_time, partial_folder, run_folder
+from .run import begin, finish_run, images_of, images_place, prepare, reused
 from ..training.distributed import over_ranks, rank_and_ranks, sharded_identity
 from ..training.learner import fit
 
@@ -43,13 +43,13 @@ def run_over_ranks(config: dict[str, Any], data: str | Path = "data", runs: str 
     join_ranks()
     rank, ranks = rank_and_ranks()
     config, opened = make_config(**config | {"ranks": ranks, "shard": shard}), {}
-    final, folder = place(config, runs), partial_folder(config, runs)
+    final, folder = run_folder(config, runs), partial_folder(config, runs)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
     with contextlib.nullcontext() if rank else one_at_a_time(final):
         dist.broadcast_object_list(finished := [final.exists()])
         images = _rank0_first(lambda: images_of(config, data, opened))
-        if finished[0]: return reused(final, images, data)
-        _rank0_first(lambda: begin(folder, images, data))
+        if finished[0]: return reused(final, images, images_place(config, data))
+        _rank0_first(lambda: begin(folder, images, images_place(config, data)))
         learn = _rank0_first(lambda: prepare(config, data, device, folder, opened))
         with over_ranks(learn), sharded_identity(learn) if shard else contextlib.nullcontext():
             fit(learn, config["epochs"], config["lr"], config.get("schedule", "one_cycle"))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Opened', 'PROJECT', 'open_dataset', 'stored_images', 'kept_maps', 'open_data', 'prepare', 'train',
            'versions_of_packages', 'here_or_project', 'commit', 'environment', 'finish_run', 'images_of',
-           'check_same_images', 'reused', 'begin', 'disk_full_named', 'make_run', 'train_or_diverge', 'trained',
-           'make_runs']
+           'check_same_images', 'images_place', 'reused', 'begin', 'disk_full_named', 'make_run', 'train_or_diverge',
+           'trained', 'make_runs']
 
 # %% ../../nbs/72_study.run.ipynb #89638126
 import contextlib
@@ -27,7 +27,7 @@ import torch
 from fastcore.basics import num_cpus
 from tqdm import tqdm
 
-from ..core import InputError, atomic, damage_named, digest, read_json, shown, write_json
+from ..core import InputError, atomic, damage_named, digest, last_line, read_json, shown, write_json
 from ..data.datasets import fingerprinted, is_path
 from ..data.images import image_store, load_store, write_store
 from ..data.market1501 import ATTRIBUTES
@@ -35,7 +35,7 @@ from ..networks.backbones import get_backbone
 from ..networks.embedder import NotFinite, check_device, default_device
 from ..networks.frozen import FrozenStem, stem_maps
 from .config import Plan, check_data, is_test, run_id, scored_on, training_config, training_table
-from .record import (BEGUN, HISTORY, Run, check_sums, one_at_a_time, partial_folder, place, read_run, seal,
+from .record import (BEGUN, HISTORY, Run, check_sums, one_at_a_time, partial_folder, read_run, run_folder, seal,
                                      write_table)
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def finish_run(config: dict[str, Any], learn: "QuickLearner", runs: str | Path =
     """Score a trained learner as its configuration says, write every artefact, and seal the folder, which is returned.
     `env`: more about how it was made, such as the fingerprints of the images. `diverged`: why training ended early, if it did."""
     from reid_study.evaluation.scoring import score
-    folder, history = partial_folder(config, runs), learn.history.table.reindex(columns=HISTORY if not learn.history.rows else None)
+    folder = partial_folder(config, runs)
+    history = learn.history.table if learn.history.rows else pd.DataFrame(columns=HISTORY)
     folder.mkdir(parents=True, exist_ok=True)
     metrics, tables = score(learn) if config["score"] else ({}, {})
     write_json(folder/"config.json", config)
@@ -162,7 +163,7 @@ def finish_run(config: dict[str, Any], learn: "QuickLearner", runs: str | Path =
     for name, t in tables.items(): write_table(t, folder/f"{name}.parquet")
     with atomic(folder/"history.csv") as temporary: history.to_csv(temporary, index=False)
     if not is_test(config): _save_weights(learn, folder)
-    return seal(folder, place(config, runs))
+    return seal(folder, run_folder(config, runs))
 
 def _cost(config, learn, history):
     seconds, seen = history.seconds.sum(), config["p"]*config["k"]*len(learn.dls.train)*len(history)
@@ -190,6 +191,10 @@ def check_same_images(folder: str | Path, then: Any, now: dict[str, str], data: 
         if (made := then.get(name, value)) != value:      # an older one may not say
             raise InputError(f"{folder} was made from other images ({shown(made)}) than those in {data} ({value}); give the folder with "
                              "its images, or another folder for runs")
+
+def images_place(config: dict[str, Any], data: str | Path) -> str | Path:
+    "Where errors say that the images of a configuration are: at the path of one's own photographs, else in the folder of data."
+    return config["dataset"] if is_path(config["dataset"]) else data
 
 def reused(final: Path, now: dict[str, str], data: str | Path) -> Path:
     "The folder of a finished run or tuning, `final`. `InputError` if it was made from other images: see `check_same_images`."
@@ -225,10 +230,10 @@ def make_run(config: dict[str, Any], data: str | Path = "data", runs: str | Path
     for a run that was made, or has been begun, from other images than `data` holds.
     """
     if "ranks" in config: raise InputError(f"this run is made by {config['ranks']} processes; start it with torchrun --nproc-per-node")
-    final, opened = place(config, runs), {} if opened is None else opened
+    final, opened = run_folder(config, runs), {} if opened is None else opened
     if is_test(config): make_run(training_config(config), data, runs, device, side_by_side, opened, log)
     images, folder = images_of(config, data, opened), partial_folder(config, runs)
-    where = config["dataset"] if is_path(config["dataset"]) else data
+    where = images_place(config, data)
     with one_at_a_time(final):
         if final.exists(): return reused(final, images, where)
         with disk_full_named(folder):
@@ -244,7 +249,7 @@ def train_or_diverge(config: dict[str, Any], data: str | Path, device: str | tor
                      log: str | None = None) -> tuple["QuickLearner", str | None]:
     "(the trained learner, None), or (it as it was at its last checkpoint, else at its start, why training could not go on)."
     try: return train(config, data, device, folder, opened, log), None
-    except NotFinite as e: return prepare(config, data, device, folder, opened), _last_line(e)      # from its checkpoint
+    except NotFinite as e: return prepare(config, data, device, folder, opened), last_line(e)      # from its checkpoint
 
 # %% ../../nbs/72_study.run.ipynb #67803a10
 def trained(config: dict[str, Any], data: str | Path = "data", runs: str | Path = "runs", device: str | torch.device | None = None,
@@ -252,7 +257,7 @@ def trained(config: dict[str, Any], data: str | Path = "data", runs: str | Path 
     """(learner, `Run`) of a test's configuration: with the weights and the history of its training, and this training,
     which must be finished. `InputError` for weights that are damaged or do not fit."""
     from safetensors.torch import load_file
-    run = read_run(folder := place(training_config(config), runs))
+    run = read_run(folder := run_folder(training_config(config), runs))
     check_sums(folder, ["model.safetensors"])
     learn = _to_test(config, data, device, opened)
     with damage_named(folder/"model.safetensors", f"remove {folder} to make it again"):
@@ -287,7 +292,5 @@ def make_runs(plan: Plan, data: str | Path = "data", runs: str | Path = "runs", 
     for seed, change, config in plan:
         try: found.append((known or {}).get(run_id(config)) or read_run(make_run(config, data, runs, device, side_by_side, opened), config))
         except Exception as e: failed.append((f"{config['recipe']} seed {seed}" + "".join(f", {k} {v}" for k, v in change.items()), e))
-    if failed: raise RuntimeError("; ".join(f"{name}: {_last_line(e)}" for name, e in failed)) from failed[0][1]
+    if failed: raise RuntimeError("; ".join(f"{name}: {last_line(e)}" for name, e in failed)) from failed[0][1]
     return found
-
-def _last_line(error): return (str(error).strip() or repr(error)).splitlines()[-1].strip()      # fastai puts a heading above the message

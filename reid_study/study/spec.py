@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_SEEDS', 'MOST_LISTED', 'MOST_RUNS', 'ProtocolChanges', 'OWN', 'Changes', 'WORDS', 'LARGEST', 'MOST_NODES',
            'DEEPEST', 'listing', 'Arm', 'TuningBudget', 'Study', 'arm_parameters', 'with_best', 'arm_configs',
-           'protocols', 'read_value', 'read_yaml', 'make_study', 'read_study', 'check_network', 'check_with_data']
+           'protocols', 'first_trial', 'read_value', 'read_yaml', 'make_study', 'read_study', 'check_network',
+           'check_with_data']
 
 # %% ../../nbs/70_study.spec.ipynb #4d291863
 import os
@@ -19,7 +20,7 @@ import torch
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
 
-from ..core import InputError, lookup, regular_file, shown
+from ..core import InputError, brief, lookup, regular_file, shown
 from ..data.datasets import DATASETS, full_name, get_dataset, is_path
 from ..networks.embedder import make_embedder
 from .config import (MOST_EPOCHS, MOST_TRIALS, Config, Plan, absolute, check_data, checked_by, make_config, protocol,
@@ -104,6 +105,10 @@ class Study(BaseModel, extra="forbid", strict=True, frozen=True):
         family = RECIPES[recipe].family
         contrasted = any(h.arm == arm and (recipe in h.recipes or family == "both" and family in h.families) for h in self.hypotheses)
         return self.arms[arm].seeds_contrasted*contrasted or self.arms[arm].seeds
+    @property
+    def tuned(self) -> list[str]:
+        "The recipes that are tuned, for arms with tuned settings."
+        return list(dict.fromkeys(recipe for arm in self.arms.values() if arm.settings == "tuned" for recipe in arm.names))
     @property
     def hypotheses(self) -> list[Hypothesis]: return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.questions]
 
@@ -195,9 +200,13 @@ def _check_tuning(study):
     tuned = [name for name, arm in study.arms.items() if arm.settings == "tuned"]
     if tuned and not study.tuning: raise InputError(f"the arm {tuned[0]} has settings: tuned, but there is no key tuning")
     if study.tuning and not tuned: raise InputError("there is a key tuning, but no arm has settings: tuned")
-    if study.tuning: _check_trials(study, dict.fromkeys(recipe for name in tuned for recipe in study.arms[name].names))
+    if study.tuning: _check_trials(study)
 
-def _check_trials(study, recipes):
+def first_trial(study: Study, recipe: str) -> dict[str, Any]:
+    "The configuration of the first trial of a recipe's tuning, which has the recipe's own settings."
+    return make_config(study.dataset, recipe, study.tuning.seed, **study.protocol | study.tuning.changes)
+
+def _check_trials(study):
     "Check that the trials have seeds and validation identities of their own, and leave the recipes' settings free."
     budget, most = study.tuning, max(max(arm.seeds, arm.seeds_contrasted) for arm in study.arms.values())
     if study.first_seed <= budget.seed + bool(budget.finalists) and budget.seed < study.first_seed + most:
@@ -209,9 +218,8 @@ def _check_trials(study, recipes):
                              "move it to the changes of an arm")
     if not (protocol(study.dataset) | study.protocol)["validation"]:
         raise InputError("protocol: validation=0 holds no identities out for the tuning; leave it out; score: test trains on all")
-    for recipe in recipes:
-        with _placed({"protocol": study.protocol}, "tuning"):
-            make_config(study.dataset, recipe, budget.seed, **study.protocol | budget.changes)
+    for recipe in study.tuned:
+        with _placed({"protocol": study.protocol}, "tuning"): first_trial(study, recipe)
 
 # %% ../../nbs/70_study.spec.ipynb #40945af9
 def _check_questions(study):
@@ -311,7 +319,7 @@ def read_yaml(text: str, where: str | Path) -> Any:
     try: return _parsed(text)
     except InputError as e: raise InputError(f"{where}: {e}") from None
     except RecursionError: raise InputError(f"{where}: too many lists and mappings stand inside each other; write it flatter") from None
-    except (yaml.YAMLError, ValueError) as e: raise InputError(f"{where} is not valid YAML: {' '.join(str(e).split())}") from None
+    except (yaml.YAMLError, ValueError) as e: raise InputError(f"{where} is not valid YAML: {brief(e)}") from None
 
 
 # %% ../../nbs/70_study.spec.ipynb #1f97247e
@@ -398,14 +406,16 @@ def check_network(backbone: str, pretrained: bool, weights: str, dim: int, heigh
 # %% ../../nbs/70_study.spec.ipynb #1a2741b7
 def check_with_data(study: Study, table: "pd.DataFrame") -> None:
     """Check a study against the table of its images, and that its networks take images of its size; raises `InputError`
-    naming arm and recipe."""
+    naming arm, or tuning, and recipe."""
+    plan = [(f"arm {name}, {recipe}", config) for name, arm in study.arms.items() for recipe in arm.names
+            for _, _, config in arm_configs(study, name, recipe, seeds=1)]
+    plan += [(f"tuning, {recipe}", first_trial(study, recipe)) for recipe in study.tuned]
     seen = set()
-    for name, arm in study.arms.items():
-        for recipe in arm.names:
-            for _, change, config in arm_configs(study, name, recipe, seeds=1):
-                key = str([config[k] for k in ("validation", "split_seed", "classes", "per_class", "p", "k", "recipe")])
-                if key in seen: continue
-                seen.add(key)
-                try: check_data(config, table)
-                except InputError as e: raise InputError(f"study {study.name}, arm {name}, {recipe}: {e}") from None
+    for where, config in plan:
+        key = str([config[k] for k in ("validation", "split_seed", "classes", "per_class", "p", "k", "recipe")])
+        if key in seen: continue
+        seen.add(key)
+        try: check_data(config, table)
+        except InputError as e: raise InputError(f"study {study.name}, {where}: {e}") from None
+    for name in study.arms:
         for p in protocols(study, name): check_network(*(p[k] for k in ("backbone", "pretrained", "weights", "dim", "height", "width")))

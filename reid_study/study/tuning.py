@@ -23,7 +23,7 @@ from ..core import InputError, atomic, check_number, damage_named, digest, extra
 from ..losses.base import LOSSES
 from ..networks.embedder import default_device
 from .config import MOST_TRIALS, make_config, run_id
-from .record import check_sums, one_at_a_time, partial_folder, place, seal
+from .record import check_sums, one_at_a_time, partial_folder, run_folder, seal
 from .results import Tuning, check_tuning, read_results
 from .run import begin, disk_full_named, environment, images_of, reused, train
 from ..training.recipes import get_recipe
@@ -167,7 +167,7 @@ def _made(table, config):
 def tune(config: dict[str, Any], data: str | Path = "data", runs: str | Path = "runs", device: str | None = None) -> Path:
     """Make all trials of a tuning that are not made yet, and return its finished folder. An interrupted tuning resumes from the
     last epoch of the trial that was running. `InputError` for one that was made, or has been begun, from other images."""
-    final, folder, opened, device = place(config, runs), partial_folder(config, runs), {}, device or default_device()
+    final, folder, opened, device = run_folder(config, runs), partial_folder(config, runs), {}, device or default_device()
     images = images_of(config["first"], data, opened)
     with one_at_a_time(final), disk_full_named(folder):
         if final.exists(): return reused(final, images, data)
@@ -206,14 +206,15 @@ def adopt_tunings(configs: Iterable[dict[str, Any]], runs: str | Path = "runs", 
                   images: str | None = None) -> None:
     """Write published tunings with one of these configurations, found in folders of results, where finished tunings are. `images`:
     the fingerprint of the images that there are now; a tuning that names others is left out."""
-    missing = {run_id(config): config for config in configs if not place(config, runs).exists()}
+    missing = {run_id(config): config for config in configs if not run_folder(config, runs).exists()}
     for folder in results:
         if not missing: return
         if not (Path(folder)/"study.json").exists(): continue
         for tuning in _published(folder, missing):
             if images not in (None, tuning.env.get("data", images)): continue
             config = missing.pop(tuning.id)
-            _finish(tuning, partial_folder(config, runs), place(config, runs))
+            shutil.rmtree(folder := partial_folder(config, runs), ignore_errors=True)      # of a tuning that was interrupted here
+            _finish(tuning, folder, run_folder(config, runs))
 
 def _published(folder, wanted):
     "The tunings of a folder of results that are wanted; the other tables are not read where there is none."

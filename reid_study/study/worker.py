@@ -23,7 +23,7 @@ from multiprocessing.connection import Client, Listener, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..core import InputError, atomic, digest, end_with, extra, lookup, private_folder, read_json, shown
+from ..core import InputError, atomic, digest, end_with, extra, last_line, lookup, private_folder, read_json, shown
 
 # %% ../../nbs/75_study.worker.ipynb #96d19707
 def check_parameters(template: str | Path, parameters: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ def work(file: str | Path) -> int:
         if page := job.get("page"):
             importlib.import_module("reid_study.report.html").to_html(job["output"], page)     # report stands above study
     except Exception as e:
-        error = (str(e).strip() or repr(e)).splitlines()[-1]        # papermill's text ends with the error's kind and message
+        error = last_line(e)
         tell(event="failed", error=error)
         print(f"{Path(file).stem}: {error} (traceback in {job['output']})", file=sys.stderr, flush=True)
         return 1

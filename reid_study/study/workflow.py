@@ -28,16 +28,16 @@ import yaml
 from fastcore.basics import num_cpus
 from filelock import FileLock, Timeout
 
-from ..core import (InputError, alive, check_number, counted, digest, end_with_parent, extra, lookup, private_folder, regular_file,
-                             remove_dead, scratch_name, writable, write_json)
+from ..core import (InputError, alive, brief, check_number, counted, digest, end_with_parent, extra, lookup, private_folder,
+    regular_file, remove_dead, scratch_name, writable, write_json)
 from ..data.datasets import fingerprinted, images_root, is_path
 from ..networks.embedder import check_device, default_device
-from .config import run_id, scored_on
+from .config import run_id, scored_on, training_config
 from .pace import StudyBar, Work, effort, left_words, seconds_left
-from .record import Run, check_sums, place, read_run
+from .record import Run, check_sums, read_run, run_folder
 from .replication import replication_report
 from .results import Results, cell_name, check_one_study, read_results, results_place, write_results
-from .run import PROJECT, commit
+from .run import PROJECT, check_same_images, commit, images_of
 from .spec import Study, arm_configs, arm_parameters, check_with_data, protocols, read_study
 from .tuning import adopt_tunings, best_settings, read_tuning, tuning_config
 from .worker import MOST, is_done
@@ -68,15 +68,14 @@ class Workflow:
 def tunings(study: Study) -> dict[str, dict[str, Any]]:
     "Recipe -> configuration of its tuning, for the recipes of arms with tuned settings."
     if not study.tuning: return {}
-    wanted = dict.fromkeys(recipe for arm in study.arms.values() if arm.settings == "tuned" for recipe in arm.names)
     budget = study.tuning
     changes = study.protocol | budget.changes
-    return {recipe: tuning_config(study.dataset, recipe, budget.trials, budget.seed, budget.finalists, **changes) for recipe in wanted}
+    return {recipe: tuning_config(study.dataset, recipe, budget.trials, budget.seed, budget.finalists, **changes) for recipe in study.tuned}
 
 # %% ../../nbs/76_study.workflow.ipynb #cec0f6d3
 def best_of_tunings(study: Study, runs: str | Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     "Recipe -> `best_settings` of the tunings of a study that have finished."
-    folders = {recipe: place(config, runs) for recipe, config in tunings(study).items()}
+    folders = {recipe: run_folder(config, runs) for recipe, config in tunings(study).items()}
     return {recipe: best_settings(read_tuning(folder)) for recipe, folder in folders.items() if folder.exists()}
 
 # %% ../../nbs/76_study.workflow.ipynb #c16187b3
@@ -116,14 +115,15 @@ def make_jobs(workflow: Workflow, images: str) -> dict[str, dict[str, Any]]:
     study, w = workflow.study, workflow
     where = {"data": str(w.data), "runs": str(w.runs), "device": w.device}
     jobs = {data_job(dataset): _job(w, "data", _data_parameters(w, dataset, images)) for dataset in datasets_of(study)}
-    for recipe, config in tunings(study).items():
+    tuned = tunings(study)
+    for recipe, config in tuned.items():
         first = config["first"]
         own = {name: first[name] for name in ("dataset", "recipe", "seed")} | {"trials": config["trials"], "finalists": config["finalists"]}
         own["expected"] = run_id(config)
         jobs[f"tune-{recipe}"] = _job(w, "tune", own | {"changes": _changes(first)} | where, [data_job(study.dataset)], gpu=True)
     recipes = {f"recipe-{arm}-{recipe}": (arm, recipe) for arm, a in study.arms.items() for recipe in a.names}
     for name, (arm, recipe) in recipes.items():
-        jobs[name] = _recipe_job(w, arm, recipe, where)
+        jobs[name] = _recipe_job(w, arm, recipe, where, tuned)
     tables = {"study": str(w.path), "first_seed": study.first_seed, "dataset": study.dataset, "data": str(w.data), "runs": str(w.runs),
               "published": w.published and str(w.published), "output": str(w.tables)}
     jobs["results"] = _job(w, "results", tables, [*recipes]) | {"study": study.model_dump(mode="json")}
@@ -156,11 +156,11 @@ def _data_parameters(workflow, dataset, images):
     tests = not home or any(arm.score == "test" for arm in study.arms.values())
     return {"dataset": dataset, "sizes": sizes, "tests": tests, "data": str(workflow.data), "expected": images if home else None}
 
-def _recipe_job(workflow, arm, recipe, where):
+def _recipe_job(workflow, arm, recipe, where, tuned):
     study, w, own = workflow.study, workflow, arm_parameters(workflow.study, arm, recipe)
     needs = [data_job(dataset) for dataset in dict.fromkeys((study.dataset, own["score"])) if dataset not in ("validation", "test")]
     if study.arms[arm].settings == "tuned":
-        own["tuning"] = str(place(tunings(study)[recipe], w.runs))
+        own["tuning"] = str(run_folder(tuned[recipe], w.runs))
         needs.append(f"tune-{recipe}")
     own |= {"published": w.published and str(w.published), "side_by_side": w.side_by_side}
     return _job(w, "recipe", own | where, needs, gpu=True, page=w.out/recipe_page(arm, recipe))
@@ -182,14 +182,15 @@ def collect(study: Study, runs: str | Path = "runs", known: Mapping[str, Run] | 
                 if partial: continue
                 raise InputError(f"{recipe} is not tuned yet; run the study")
             for seed, change, config in arm_configs(study, arm, recipe, best.get(recipe) if a.settings == "tuned" else None):
-                run = (known or {}).get(run_id(config)) or (read_run(folder, config) if (folder := place(config, runs)).exists() else None)
+                folder = run_folder(config, runs)
+                run = (known or {}).get(run_id(config)) or (read_run(folder, config) if folder.exists() else None)
                 if run: rows.append({"arm": arm, "recipe": recipe, "seed": seed, "change": change, "run": run})
                 elif not partial: raise InputError(f"there is no run of {cell_name(arm, recipe, seed, change)} at {folder}; run the study")
     table = pd.DataFrame(rows, columns=["arm", "recipe", "seed", "change", "run"]).sort_values("seed", kind="stable", ignore_index=True)
     if len(table): check_one_study(table)
     about: dict[str, Any] = {"study": study.name, "title": study.title, "dataset": study.dataset, "questions": list(study.questions)}
     if study.level: about["level"] = study.level
-    return Results(about, table, {recipe: read_tuning(place(config, runs)) for recipe, config in tunings(study).items() if recipe in best})
+    return Results(about, table, {r: read_tuning(run_folder(config, runs)) for r, config in tunings(study).items() if r in best})
 
 # %% ../../nbs/76_study.workflow.ipynb #692d6e1f
 def published_runs(folder: str | Path | None) -> dict[str, Run]:
@@ -206,9 +207,10 @@ def check_published(workflow: Workflow, images: str) -> dict[str, Run]:
     if (name := results.study["study"]) != workflow.study.name:
         raise InputError(f"{folder} holds the results of the study {name}; give another folder")
     for run in results.table.run:
-        for what, then, now in (("numerics", run.config["numerics"], NUMERICS), ("images", run.env["data"], images)):
+        for how, then, now in (("by another version, numerics", run.config["numerics"], NUMERICS),
+                               ("from other images,", run.env["data"], images)):
             if then != now:
-                raise InputError(f"{folder} was made by another version ({what} {then}, now {now}): read it with reid-study report, "
+                raise InputError(f"{folder} was made {how} {then}, now {now}: read it with reid-study report, "
                                  "or give another folder for results to begin anew")
     known, plan = results.by_id, [config for _, config in planned(workflow)]
     if None not in plan and (more := known.keys() - {run_id(config) for config in plan if config}):
@@ -219,18 +221,19 @@ def check_published(workflow: Workflow, images: str) -> dict[str, Run]:
 # %% ../../nbs/76_study.workflow.ipynb #0603826f
 def put_aside_damaged(workflow: Workflow, images: str, say: Callable[[str], Any] = print) -> None:
     "Read every finished folder of the study; move what is damaged, or made from other images, to runs/.damaged, and say so."
+    opened = {workflow.study.dataset: (pd.DataFrame(), images)}      # other datasets, which some runs are tested on, join them
     for folder in sorted(finished_folders(workflow)):
-        try: _check_finished(folder, images)
+        try: _check_finished(folder, workflow.data, opened)
         except InputError as e:
             aside = workflow.runs/".damaged"/f"{folder.name}-{uuid.uuid4().hex[:8]}"
             aside.parent.mkdir(exist_ok=True)
             os.replace(folder, aside)
             say(f"{str(e).split(';')[0]}; it is put aside as {aside} and made again")
 
-def _check_finished(folder, images):
+def _check_finished(folder, data, opened):
     made = read_tuning(folder) if folder.parent.name == "tune" else read_run(folder)
     if folder.parent.name == "train": check_sums(folder, ["model.safetensors"])       # a test will read it
-    if (then := made.env.get("data", images)) != images: raise InputError(f"{folder} was made from other images ({then}, now {images})")
+    check_same_images(folder, made.env, images_of(made.config.get("first", made.config), data, opened), data)
 
 # %% ../../nbs/76_study.workflow.ipynb #855956a0
 def planned(workflow: Workflow) -> list[tuple[str, dict[str, Any] | None]]:
@@ -248,9 +251,8 @@ def planned(workflow: Workflow) -> list[tuple[str, dict[str, Any] | None]]:
 def finished_folders(workflow: Workflow) -> set[Path]:
     "The folders of the study's tunings, runs and trainings that are there."
     configs = [config for _, config in planned(workflow) if config]
-    folders = {place(c, workflow.runs) for c in configs} | {place(c | {"score": None}, workflow.runs) for c in configs
-                                                            if c.get("validation") == 0}
-    return {folder for folder in folders if folder.exists()}
+    trainings = [training_config(config) for config in configs if "score" in config]
+    return {folder for config in configs + trainings if (folder := run_folder(config, workflow.runs)).exists()}
 
 # %% ../../nbs/76_study.workflow.ipynb #b9042295
 def write_jobs(workflow: Workflow, images: str, known: Container[str] = ()) -> dict[str, dict[str, Any]]:
@@ -269,7 +271,7 @@ def _due(workflow, jobs, known):
     "The jobs that have to be done: those without a mark, with another one, or whose product is gone, and those that need one of them."
     due = {name for name, job in jobs.items() if not is_done(workflow.files/f"{name}.json", job)}
     due |= {job for job, config in planned(workflow) if config is None
-            or not (place(config, workflow.runs).exists() or run_id(config) in known)}
+            or not (run_folder(config, workflow.runs).exists() or run_id(config) in known)}
     due |= {name for name, job in jobs.items() if "page" in job and not Path(job["page"]).exists()}
     if not (workflow.tables/"study.json").exists(): due.add("results")
     while more := {name for name, job in jobs.items() if due & {*job["needs"]}} - due: due |= more
@@ -368,7 +370,7 @@ def _profile(name):
     file = regular_file(folder/"config.yaml", remedy, most=1_000_000)
     try: return folder, (yaml.safe_load(file.read_text("utf-8")) or {}).get("executor", "local")
     except (ValueError, RecursionError, yaml.YAMLError, AttributeError) as e:
-        raise InputError(f"{folder} is no Snakemake profile ({' '.join(str(e).split())}); {remedy}") from None
+        raise InputError(f"{folder} is no Snakemake profile ({brief(e)}); {remedy}") from None
 
 def _need_executor(executor):
     "Raise `InputError` unless an executor of Snakemake's is installed."
@@ -433,16 +435,16 @@ def _run_snakemake(workflow, options, environment, known, images):
                 process.wait()
 
 def _watch(workflow, process, known, images):
-    tuned = [place(config, workflow.runs) for config in tunings(workflow.study).values()]
+    tuned = [run_folder(config, workflow.runs) for config in tunings(workflow.study).values()]
     plan, ended, seen = planned(workflow), sum(folder.exists() for folder in tuned), None
-    places = _places(workflow, plan)
+    folders = _folders(workflow, plan)
     with StudyBar(workflow.study.name, len(_distinct(plan))) as bar:
         while True:
             code = process.poll()
-            if ended != (ended := sum(folder.exists() for folder in tuned)):      # a tuning that has ended decides more runs
-                plan = planned(workflow)
-                places = _places(workflow, plan)
-            state, done = progress(workflow, known, places), _done(workflow, known, places)
+            if (now := sum(folder.exists() for folder in tuned)) != ended:      # a tuning that has ended decides more runs
+                plan, ended = planned(workflow), now
+                folders = _folders(workflow, plan)
+            state, done = progress(workflow, known, folders), _done(workflow, known, folders)
             seen = dict.fromkeys(done) if seen is None else dict.fromkeys(done, time.time()) | seen
             words = [f"{counted(state[what], 'job')} {what}" for what in ("running", "failed") if state[what]]
             bar.show(state["done"], len(_distinct(plan)), [*words, _left(workflow, plan, seen, images, state["running"])], code is not None)
@@ -464,29 +466,29 @@ def _alive(event): return event["host"] != socket.gethostname() or alive(event["
 # %% ../../nbs/76_study.workflow.ipynb #b19607fc
 def _distinct(plan): return {run_id(c) if c else i for i, (_, c) in enumerate(plan)}
 
-def _places(workflow, plan): return {run_id(config): place(config, workflow.runs) for _, config in plan if config}
+def _folders(workflow, plan): return {run_id(config): run_folder(config, workflow.runs) for _, config in plan if config}
 
-def progress(workflow: Workflow, known: Container[str] = (), places: Mapping[str, Path] | None = None) -> dict[str, int]:
-    """How many tunings and runs are done, how many jobs are running, and how many have failed. `places`: id -> folder of those that
+def progress(workflow: Workflow, known: Container[str] = (), folders: Mapping[str, Path] | None = None) -> dict[str, int]:
+    """How many tunings and runs are done, how many jobs are running, and how many have failed. `folders`: id -> folder of those that
     are decided; None: all of the study's."""
-    places, last = _places(workflow, planned(workflow)) if places is None else places, list(events(workflow).values())
-    return {"done": sum(name in known or folder.exists() for name, folder in places.items()),
+    folders, last = _folders(workflow, planned(workflow)) if folders is None else folders, list(events(workflow).values())
+    return {"done": sum(name in known or folder.exists() for name, folder in folders.items()),
             "running": sum(e["event"] == "started" and _alive(e) for e in last), "failed": sum(e["event"] == "failed" for e in last)}
 
 # %% ../../nbs/76_study.workflow.ipynb #10d22b31
-def _done(workflow, known, places):
+def _done(workflow, known, folders):
     "The names of runs, tunings and pages that are there."
     marks = {file.stem for file in workflow.files.glob("*.done")}
-    return {name for name, folder in places.items() if name in known or folder.exists()} | marks
+    return {name for name, folder in folders.items() if name in known or folder.exists()} | marks
 
 def _left(workflow, plan, seen, images, running):
     "What is left of a study, in words; an empty string while that cannot be said. `seen`: what is done -> when, None: before."
     runs = {run_id(config) if config else i: Work(job, f"{job.split('-')[0]}, {_backbone(config)}", effort(config, images) if config else 1)
             for i, (job, config) in enumerate(plan)}
-    papers = {file.stem: Work(file.stem, "page") for file in workflow.files.glob("*.json") if file.stem.startswith(("page-", "results"))}
+    pages = {file.stem: Work(file.stem, "page") for file in workflow.files.glob("*.json") if file.stem.startswith(("page-", "results"))}
     said, now, side = events(workflow), time.time(), max(workflow.side_by_side, running)
-    left = [seconds_left(works, seen, said, now, side) for works in (runs, papers)]
-    return left_words(*left, sum(name.startswith("page-") for name in papers.keys() - seen.keys()))
+    left = [seconds_left(works, seen, said, now, side) for works in (runs, pages)]
+    return left_words(*left, sum(name.startswith("page-") for name in pages.keys() - seen.keys()))
 
 def _backbone(config): return "undecided" if config is None else config.get("first", config)["backbone"]
 
@@ -496,7 +498,7 @@ def _raise_failures(workflow, code):
     if not code and not failed: return
     logs, log = workflow.runs/"logs"/workflow.study.name, workflow.files/"snakemake.log"
     told = "\n".join(f"{job}: {e['error']} (traceback in {logs/job}.ipynb)" for job, e in failed.items())
-    raise RuntimeError(f"{len(failed)} jobs failed; the same command resumes from here\n{told}" if failed else
+    raise RuntimeError(f"{counted(len(failed), 'job')} failed; the same command resumes from here\n{told}" if failed else
                        f"Snakemake ended with code {code}; see {log}:\n" + "\n".join(log.read_text().splitlines()[-5:]))
 
 # %% ../../nbs/76_study.workflow.ipynb #c911e603

@@ -24,7 +24,7 @@ from fastai.torch_core import get_model
 from fastprogress.fastprogress import format_time
 from fastcore.foundation import L
 
-from ..core import InputError, atomic, check_number, regular_file
+from ..core import InputError, atomic, brief, check_number, regular_file
 from ..data.loaders import ImageLoader
 from ..evaluation.retrieval import Protocol, check_queries, evaluate_split
 from ..networks.embedder import NotFinite, embed_all
@@ -356,7 +356,7 @@ class Checkpoint(Callback):
     def _restore(self, restore):
         try: restore(self.learn, self.state)
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as e:
-            raise InputError(f"{self.path} does not fit this training ({' '.join(str(e).split())[:160]}); remove it to start afresh") from e
+            raise InputError(f"{self.path} does not fit this training ({brief(e)}); remove it to start afresh") from e
 
     def write(self) -> None:
         "Save the training state."

@@ -61,7 +61,10 @@ class RankAugment:
         self.augment, self.rank, self.ranks, self.generator = augment, rank, ranks, augment.generator
 
     def __call__(self, images: Tensor) -> Tensor:
-        return [self.augment(images if r == self.rank else images[:, :1, :1]) for r in range(self.ranks)][self.rank]
+        for rank in range(self.ranks):      # each rank draws the numbers of all, so that their generators stay alike
+            out = self.augment(images if rank == self.rank else images[:, :1, :1])
+            if rank == self.rank: own = out
+        return own
 
 # %% ../../nbs/54_training.distributed.ipynb #5367dac0
 def gather(x: Tensor, mesh: DeviceMesh) -> Tensor:

@@ -27,7 +27,7 @@ from fastcore.foundation import L
 from fastcore.imports import in_notebook
 from torch import Tensor
 
-from ..core import InputError, atomic, check_number, plain, regular_file
+from ..core import InputError, atomic, brief, check_number, plain, regular_file
 from ..data.augment import normalize
 from ..data.loaders import Batch, ImageLoader
 from ..networks.embedder import outputs_all
@@ -281,7 +281,7 @@ def load(self:QuickLearner, file: str | Path, with_opt: bool = True, **ignored: 
             if self.opt is None: self.create_opt()
             self.opt.opt.load_state_dict(state["opt"])
     except (KeyError, TypeError, RuntimeError, ValueError) as e:
-        raise InputError(f"{path} does not fit ({' '.join(str(e).split())[:160]}); {remedy}") from e
+        raise InputError(f"{path} does not fit ({brief(e)}); {remedy}") from e
     return self
 
 # %% ../../nbs/52a_training.quick.ipynb #9d94a00d
