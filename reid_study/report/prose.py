@@ -64,11 +64,18 @@ def _data_words(config, metrics):
 # %% ../../nbs/82_report.prose.ipynb #61402429
 TRAINING = """Backbone *{backbone}* ({start}), an embedding of {dim} numbers, images of {height} × {width} pixels, {training}, {images}
 images a batch ({batch}), {schedule} {rates}, weight decay {weight_decay:g}, {precision}. The last epoch is scored.
-{seeds}, the same for every recipe."""
+{seeds}."""
+
+def _seeds_words(runs):
+    "Which seeds the runs have, and whether every recipe has them, in words."
+    every, own = seeds_of(runs), [seeds_of(group) for group in by_recipe(runs).values()]
+    words, whole = f"{'Seeds' if len(every) > 1 else 'Seed'} {listed(every)}", own.count(every)
+    if whole == len(own): return f"{words}, the same for every recipe"
+    return f"{words}; {whole} of {counted(len(own), 'recipe')} have all of them, the others at least {min(map(len, own))}"
 
 def _training_words(runs):
     "How the runs were trained, in words."
-    c, seeds = runs[0].config, seeds_of(runs)
+    c = runs[0].config
     starts = {"ImageNet": "pretrained on ImageNet", "weights": f"initial weights from {os.path.basename(c['weights'])}",
               "scratch": "random initial weights, the same for every recipe"}
     constant = c.get("schedule") == "constant"
@@ -76,7 +83,7 @@ def _training_words(runs):
         start=starts[start_of(c)], schedule="a constant learning rate of" if constant else "one-cycle learning rate up to",
         training=counted(c["epochs"], "epoch") + (f" of {c['steps']} batches" if c["steps"] else ""), images=c["p"]*c["k"],
         batch=each_value(runs, "sampler", lambda name: BATCHES[name].format(**c)), rates=each_value(runs, "lr", "{:g}".format),
-        seeds=f"{'Seeds' if len(seeds) > 1 else 'Seed'} {listed(seeds)}")
+        seeds=_seeds_words(runs))
     return filled(TRAINING, **c | words)
 
 # %% ../../nbs/82_report.prose.ipynb #46444f90
