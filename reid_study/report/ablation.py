@@ -35,11 +35,18 @@ def ablation_scores(results: Results, arm: str) -> pd.DataFrame:
         for change in changes:
             means, share = identity_matrix(results, arm, recipe, change)
             i = mean_interval(means, share)
-            words = condition_words(change) or "as it is"
+            words = condition_words(_complete(results, arm, recipe, change)) or "as it is"
             rows.append(dict(recipe=recipe, family=get_recipe(recipe).family, change=change, condition=words, seeds=len(means),
                              mAP=100*i.estimate, low=100*i.low, high=100*i.high)
                         | (_difference(results, arm, recipe, change, usual) if change != usual else {}))
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
+
+def _complete(results, arm, recipe, change):
+    "A change with what the other changes of its arm set and it leaves as it was."
+    config = next(iter(results.runs(arm, recipe, change).values())).config
+    known = config | config["settings"] | change
+    names = dict.fromkeys(name for each in results.changes(arm) for name in each)
+    return {name: known[name] for name in names if known.get(name)}
 
 COLUMNS = ["recipe", "family", "change", "condition", "seeds", "mAP", "low", "high", "difference", "from", "to"]
 
@@ -109,10 +116,11 @@ def ablation_headline(scores: pd.DataFrame) -> str:
     said = []
     for recipe, rows in scores.groupby("recipe", sort=False):
         best, worst = rows.loc[rows.mAP.idxmax()], rows.loc[rows.mAP.idxmin()]
-        apart = rows[(rows["from"] > 0) | (rows["to"] < 0)]
+        apart = rows[(rows["from"] > 0) | (rows["to"] < 0)].condition
+        apart = "; ".join(apart) if apart.str.contains(",").any() else listed(apart)
         said.append(f"**{recipe}** is best with {best.condition} ({best.mAP:.1f} % mAP, {counted(best.seeds, 'seed')}); {worst.condition} "
                     f"has {best.mAP - worst.mAP:.1f} points less. "
-                    + (f"Different from {rows.condition.iloc[0]}, with intervals that exclude zero: {listed(apart.condition)}."
-                       if len(apart) else f"No interval of a difference from {rows.condition.iloc[0]} excludes zero." if
+                    + (f"Different from {rows.condition.iloc[0]}, with intervals that exclude zero: {apart}."
+                       if apart else f"No interval of a difference from {rows.condition.iloc[0]} excludes zero." if
                        rows["from"].notna().any() else "One seed gives no intervals."))
     return "\n\n".join(said)

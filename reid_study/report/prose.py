@@ -22,6 +22,7 @@ from ..evaluation.statistics import MIN_SEEDS
 from ..losses.diagnostics import collapse
 from .tables import FEW, by_recipe, identity_ap, score_summary, seeds_of
 from ..study.config import is_test, scored_on, start_of
+from ..study.endpoints import steps_per_epoch
 from ..study.record import Run
 from ..study.results import run_name
 from ..training.recipes import get_recipe
@@ -46,10 +47,10 @@ def each_value(runs: Sequence[Run], key: str, text: Callable[[Any], str]) -> str
     return listed(f"{value} for {listed(names)}" for value, names in who.items())
 
 # %% ../../nbs/82_report.prose.ipynb #8136edea
-DATA_TEST = """{title}. All {train_classes} identities of the training split train. Scores are of the official test split{elsewhere}, once
-for each configuration: {what}."""
+DATA_TEST = """{title}. {all}{people} of the training split train, with {train_images:,} images. Scores are of the official test
+split{elsewhere}, once for each configuration: {what}."""
 DATA_VALIDATION = """{title}. {held_out} of the training split are held out for validation, and all scores are theirs: {what}. The other
-training identities train. The official test split is not looked at."""
+training identities train, {people} with {train_images:,} images. The official test split is not looked at."""
 
 def _data_words(config, metrics):
     "What trains, and what is scored, in words."
@@ -57,6 +58,7 @@ def _data_words(config, metrics):
     dropped = f"; {counted(m['dropped'], 'query', 'queries')} without a match left out" if m["dropped"] else ""
     words = dict(
         title=capital(get_dataset(config["dataset"]).title), held_out=counted(config["validation"], "identity", "identities"),
+        all="" if config.get("classes") else "All ", people=counted(m["train_classes"], "identity", "identities"),
         elsewhere=f" of another dataset, {get_dataset(scored_on(config)).title}," if elsewhere else "",
         what=f"{counted(m['queries'], 'query', 'queries')} against a gallery of {counted(m['gallery'], 'image')}{dropped}")
     return filled(DATA_TEST if is_test(config) else DATA_VALIDATION, **m | words)
@@ -81,7 +83,7 @@ def _training_words(runs):
     constant = c.get("schedule") == "constant"
     words = dict(
         start=starts[start_of(c)], schedule="a constant learning rate of" if constant else "one-cycle learning rate up to",
-        training=counted(c["epochs"], "epoch") + (f" of {c['steps']} batches" if c["steps"] else ""), images=c["p"]*c["k"],
+        training=f"{counted(c['epochs'], 'epoch')} of {steps_per_epoch(runs[0])} batches", images=c["p"]*c["k"],
         batch=each_value(runs, "sampler", lambda name: BATCHES[name].format(**c)), rates=each_value(runs, "lr", "{:g}".format),
         seeds=_seeds_words(runs))
     return filled(TRAINING, **c | words)

@@ -79,8 +79,8 @@ def colour_of(recipe: str) -> str:
 @styled
 def ranking_picture(results: Results, arm: str = "main") -> Figure:
     """All recipes by their mean mAP. Dots are seeds, the pale bars are 95 % intervals over seeds and identities of a recipe on its own;
-    intervals of differences between recipes are narrower, because they share people and seeds. Bold: chosen as the best combination and
-    the best single losses, where the study asks question 8."""
+    intervals of differences between recipes are narrower, because they share people and seeds. Bold: the combination and the
+    single losses that tuning chose as the best, for question 8 where the study asks it; not by this ranking."""
     chosen = any("candidates" in h.needs for h in results.hypotheses)
     table, best = recipe_scores(results, arm), best_of(results, arm)[0] if chosen else {}
     figure = Figure((WIDTH, .8 + .27*len(table)), layout="constrained")

@@ -25,8 +25,9 @@ from ..evaluation.statistics import aa_control
 from .tables import html_table, markdown_table, number
 from ..study.analysis import mean_interval
 from ..study.config import is_test, scored_on
-from ..study.endpoints import (
-    COLLAPSED, FAILS, UNITS, amount, geometry_table, identity_matrix, identity_rows, measure, p_words)
+from reid_study.study.endpoints import (
+    COLLAPSED, FAILS, UNITS, amount, geometry_table, identity_matrix, identity_rows, measure, p_words,
+    steps_per_epoch)
 from ..study.hypotheses import LEVELS
 from ..study.record import Run
 from ..study.replication import other_terms, replication
@@ -88,7 +89,8 @@ def verdict_table(found: pd.DataFrame, pages: bool = False) -> str:
     `pages`: link names to their question's page."""
     rows = []
     for a in found.itertuples():
-        notes = "; ".join(filter(None, (a.reason, a.note)))
+        alone = a.verdict in ("undecided", "negligible") and a.p <= .05
+        notes = "; ".join(filter(None, ("significant alone, not after Holm's correction"*alone, a.reason, a.note)))
         text = html.escape(a.text) + (f"<br><small>{html.escape(capital(notes))}</small>" if notes else "")
         name = f'<a href="{a.question}.html">{a.name}</a>' if pages else a.name
         gaps = [amount(part["estimate"], part["endpoint"], "+") for part in a.parts]
@@ -109,9 +111,11 @@ def replication_table(published: Results, results: Results) -> str:
         was, now, low, high = (amount(x, t.endpoint, "+") if x == x else "–" for x in (t.was, t.now, t.low, t.high))
         name = f"{t.name}, {measure(t.endpoint)}"
         again = [f"<b>{now}</b>{' (outside)'*(t.inside == 0)}", f"<b>{t.verdict_now}</b>" if t.agree == 0 else t.verdict_now] if new else []
-        rows.append([name, html.escape(t.contrast), was, f"{low} to {high}", *again[:1], t.verdict_was, *again[1:]])
-    made = ["made again"] if new else []
-    return html_table(["", "contrast", "published", "prediction interval", *made, "verdict", *made], rows, numbers=(2, 3, *[4]*new))
+        expected = f"{low} to {high}" if t.low == t.low else "–"
+        rows.append([name, html.escape(t.contrast), was, expected, *again[:1], t.verdict_was, *again[1:]])
+    header = ["", "contrast", "published", "prediction interval", "made again", "verdict", "verdict made again"]
+    if not new: header = [name for name in header if "made again" not in name]
+    return html_table(header, rows, numbers=range(2, 4 + new))
 
 def _name(run): return run.id, run.metrics["mAP"]
 
@@ -132,7 +136,7 @@ def condition_words(change: Mapping[str, Any]) -> str:
     return ", ".join(CONDITIONS.get(key, key.replace("_", " ") + " {}").format(value) for key, value in change.items())
 
 # %% ../../nbs/80a_report.study_tables.ipynb #81b822d6
-COMPARED = ("backbone", "height", "width", "dim", "p", "k", "steps", "schedule", "weight_decay", "flip", "shift", "erase", "precision")
+COMPARED = ("backbone", "height", "width", "dim", "p", "k", "schedule", "weight_decay", "flip", "shift", "erase", "precision")
 
 def arm_changes(results: Results, arm: str) -> dict[str, Any]:
     "In which fields of `COMPARED`, and how, all runs of an arm differ from those of the study's first arm."
@@ -151,10 +155,11 @@ def protocol_table(results: Results, pages: bool = False) -> str:
     for arm, t in results.table.groupby("arm", sort=False):
         name = f'<a href="{page[arm]}.html">{arm}</a>' if arm in page else html.escape(arm)
         changes = "; ".join(condition_words(change) for change in [arm_changes(results, arm), *results.changes(arm)] if change)
-        counts = t.recipe.nunique(), _range(t.groupby("recipe").seed.nunique()), len(t), t.run.iloc[0].config["epochs"]
+        steps = [run.config["epochs"]*steps_per_epoch(run) for run in t.run]
+        counts = t.recipe.nunique(), _range(t.groupby("recipe").seed.nunique()), len(t), _range(steps)
         rows.append([f"<b>{name}</b>", *map(str, counts), _range([run.metrics["train_classes"] for run in t.run]),
                      html.escape(changes) or "–", html.escape(evaluated_on(t.run.iloc[0]))])
-    header = ["arm", "recipes", "seeds", "runs", "epochs", "training identities", "conditions", "scored on"]
+    header = ["arm", "recipes", "seeds", "runs", "steps", "training identities", "conditions", "scored on"]
     return html_table(header, rows, numbers=range(1, 6))
 
 # %% ../../nbs/80a_report.study_tables.ipynb #7bcb14a8

@@ -134,28 +134,29 @@ def number(mean: float, std: float = np.nan, digits: int = 1) -> str:
 
 # %% ../../nbs/80_report.tables.ipynb #590d193c
 def _score_rows(runs, bold):
-    "The rows (recipe, family, [cells]) of a table of results: scores, `bold` where a mean is the best, and median seconds of training."
-    summary = score_summary(runs)
-    seconds = {recipe: pd.Series([run.training_seconds for run in group]).median() for recipe, group in by_recipe(runs).items()}
+    """The rows (recipe, family, [cells]) of a table of results: seeds, scores, `bold` where a mean is the best, and median seconds of
+    training."""
+    summary, groups = score_summary(runs), by_recipe(runs)
+    seconds = {recipe: pd.Series([run.training_seconds for run in group]).median() for recipe, group in groups.items()}
     means = summary.xs("mean", axis=1, level=1).round(1)
     best = (means == means.max()) & (len(means) > 1)
     for (family, recipe), row in summary.iterrows():
         cells = {name: number(*row[name]) for name in SCORES}
         shown = [bold(text) if best.loc[family, recipe][name] else text for name, text in cells.items()]
-        yield recipe, family, [*shown, number(seconds[recipe], digits=0)]
+        yield recipe, family, [str(len(seeds_of(groups[recipe]))), *shown, number(seconds[recipe], digits=0)]
 
 # %% ../../nbs/80_report.tables.ipynb #1f99e284
 def results_table(runs: Sequence[Run]) -> str:
     """HTML: a row a recipe, mean ± standard deviation over seeds in per cent, the best mean of each score bold, and the
     median seconds of a training."""
     rows = [[named(recipe), family, *cells] for recipe, family, cells in _score_rows(runs, "<b>{}</b>".format)]
-    return html_table(["recipe", "family", *SCORES, "training (s)"], rows, numbers=range(2, 3 + len(SCORES)))
+    return html_table(["recipe", "family", "seeds", *SCORES, "training (s)"], rows, numbers=range(2, 4 + len(SCORES)))
 
 # %% ../../nbs/80_report.tables.ipynb #e3ae38cb
 def results_markdown(runs: Sequence[Run]) -> str:
     "`results_table` as a Markdown table."
     rows = [[recipe, family, *cells] for recipe, family, cells in _score_rows(runs, "**{}**".format)]
-    return markdown_table(["recipe", "family", *SCORES, "training (s)"], rows, numbers=range(2, 3 + len(SCORES)))
+    return markdown_table(["recipe", "family", "seeds", *SCORES, "training (s)"], rows, numbers=range(2, 4 + len(SCORES)))
 
 # %% ../../nbs/80_report.tables.ipynb #cd7730ec
 def identity_ap(runs: Iterable[Run]) -> pd.Series:

@@ -108,7 +108,7 @@ def loss_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     arm, rates = hypothesis.arm, arm_rates(results, hypothesis.arm)
     def mean(recipe, rate): return np.mean([run.metrics["mAP"] for run in results.runs(arm, recipe, {"lr_times": rate}).values()])
     (a, b), (first, second) = hypothesis.recipes, (max(rates, key=lambda rate: mean(recipe, rate)) for recipe in hypothesis.recipes)
-    words = f"loss of {a} from its best, × {first}, − loss of {b} from its best, × {second}, to the other learning rates"
+    words = f"mAP that {a} loses at the other learning rates (best: × {first}) − mAP that {b} loses (best: × {second})"
     found = crossed_contrast(*weighted_sum(results, arm, rate_loss(a, 1, first, rates) + rate_loss(b, -1, second, rates)), words)
     best = (a, {"lr_times": first}), (b, {"lr_times": second})
     return replace(found, untestable=failure_words(failures(results, arm, best)))
@@ -162,7 +162,8 @@ def best_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     if kept is not None: sums, share = sums.loc[:, kept], share[kept]/share[kept].sum()
     found = crossed_contrast(sums, share, f"{a} − {b} (chosen {how})")
     lost = failure_words(failures(results, hypothesis.arm, [(a, {}), (b, {})]))
-    return replace(found, note="" if kept is not None else runner_up(results, hypothesis.arm),
+    close = [runner_up(results, hypothesis.arm, family) for family in hypothesis.families] if kept is None else []
+    return replace(found, note="; ".join(filter(None, close)),
                    untestable=lost or under_trained_words(results, hypothesis.arm, (a, b)))
 
 # %% ../../nbs/78_study.analysis.ipynb #3c8f1ea6

@@ -31,7 +31,7 @@ UNITS = {     # endpoint -> factor, digits, unit
     "AP": (100, 1, "points of mAP"),
     "d_ap": (1, 3, "of distance to the matches"),
     "steps": (1, 0, "steps"),
-    "trains": (100, 0, "points of the share of runs that train"),
+    "trains": (100, 0, "points of runs that train"),
     "loss": (100, 1, "points of mAP lost"),
     "separability": (100, 1, "points of separability"),
     "compactness": (1, 3, "of distance ratio")}
@@ -218,8 +218,10 @@ def family_interval(table: pd.DataFrame, endpoint: str, family: str) -> Interval
 # %% ../../nbs/77a_study.endpoints.ipynb #48a9e0c7
 def without_recipes(table: pd.DataFrame, endpoint: str, family: str) -> str:
     "How much the coefficient of a family depends on single recipes, in words."
-    one_less = [family_interval(table[table.recipe != recipe], endpoint, family).estimate for recipe in table.recipe.unique()]
-    return f"between {amount(min(one_less), endpoint, '+')} and {amount(max(one_less), endpoint, '+')} when one recipe is left out"
+    one_less = {recipe: family_interval(table[table.recipe != recipe], endpoint, family).estimate for recipe in table.recipe.unique()}
+    ends = [f"{amount(one_less[recipe], endpoint, '+')} (without {recipe})" for recipe in (min(one_less, key=one_less.get),
+                                                                                      max(one_less, key=one_less.get))]
+    return f"between {' and '.join(ends)} when one recipe is left out"
 
 # %% ../../nbs/77a_study.endpoints.ipynb #592be45e
 def candidates(results: Results, arm: str = "main") -> dict[str, list[str]]:
@@ -251,11 +253,11 @@ def best_of(results: Results, arm: str = "main") -> tuple[dict[str, str], str, n
     return {family: max(members, key=score.__getitem__) for family, members in families.items()}, how, kept
 
 # %% ../../nbs/77a_study.endpoints.ipynb #a31c5de8
-def runner_up(results: Results, arm: str) -> str:
-    "How close the choice of the best combination was, and how much its runner-up differs from it in the arm, in words."
-    first, second, *_ = [*sorted(candidates(results, arm)["both"], key=lambda r: -results.tuning[r].metrics["mAP"]), None]
+def runner_up(results: Results, arm: str, family: str = "both") -> str:
+    "How close the choice of the best recipe of a family was, and how much its runner-up differs from it in the arm, in words."
+    first, second, *_ = [*sorted(candidates(results, arm)[family], key=lambda r: -results.tuning[r].metrics["mAP"]), None]
     if second is None: return ""
     gap = results.tuning[first].metrics["mAP"] - results.tuning[second].metrics["mAP"]
     (a, share), (b, _) = (identity_matrix(results, arm, recipe) for recipe in (first, second))
     here = amount((b @ share).mean() - (a @ share).mean(), "AP", "+")
-    return f"{amount(gap, 'AP')} points behind that combination in tuning, {second} is {here} points from it here"
+    return f"{second} came second to {first} in tuning, {amount(gap, 'AP')} points behind, and is {here} points from it here"
