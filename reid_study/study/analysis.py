@@ -256,7 +256,7 @@ def part_row(part: Part) -> dict[str, Any]:
 def answer(hypothesis: Hypothesis, parts: Sequence[Part], p: float, p_holm: float, p_equivalent: float) -> dict[str, Any]:
     "A row of `answers`, a dictionary: of a hypothesis, its `Part`s, and p-values before and after Holm (NaN: not tested)."
     rows, contrasts = [part_row(part) for part in parts], [part.contrast for part in parts]
-    unique = lambda words: "; ".join(dict.fromkeys(filter(None, words)))
+    unique = lambda words: "; ".join(dict.fromkeys(part for note in words for part in note.split("; ") if part))
     reason, note = unique(c.untestable for c in contrasts), unique(c.note for c in contrasts)
     asked = {name: getattr(hypothesis, name) for name in ("name", "question", "text")}
     tested = dict(p=p, p_holm=p_holm, p_equivalent=p_equivalent, p_flip=max(row["p_flip"] for row in rows))
