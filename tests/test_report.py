@@ -46,7 +46,7 @@ def fake_run(root, recipe, seed, metrics=None, **changes):
     cmc = np.minimum(1, np.linspace(.5, 1, 50) + .05*rng.random()).tolist()
     about = dict(
         mAP=.4 + .2*rng.random(), mINP=.2 + .1*rng.random(), cmc=cmc, queries=40, dropped=0, gallery=90, cameras=True, chance=.05,
-        distance="Euclidean(normalize=True)", protocol=protocol, train_seconds=30 + rng.random(), embedding_seconds=.4,
+        distance="Euclidean(normalize=True)", protocol=protocol, train_seconds=30 + rng.random(), train_classes=8, train_images=64, embedding_seconds=.4,
         evaluation_seconds=.1, images_per_second=1500.0, parameters=10**6) | (metrics or {})
     env = dict(python="3.11.7", torch="2.14.1", cpu="Some processor", cores=4, threads=1, device="cpu", data="0"*12)
     epochs, terms = np.arange(1, config["epochs"] + 1), {}
@@ -118,11 +118,12 @@ def test_the_template_runs_with_its_parameters(executed):
 
 def test_the_table_is_what_one_computes_by_hand(root):
     rows = [[cell.strip().replace("**", "") for cell in line.split("|")[1:-1]] for line in results_markdown(find_runs(root)).splitlines()]
-    assert rows[0] == ["recipe", "family", "mAP", "rank-1", "rank-5", "rank-10", "mINP", "training (s)"]
+    assert rows[0] == ["recipe", "family", "seeds", "mAP", "rank-1", "rank-5", "rank-10", "mINP", "training (s)"]
     assert [(r[0], r[1]) for r in rows[2:]] == [("identity", "representation"), ("triplet", "metric"), ("identity+triplet", "both")]
     read = lambda folder, name: json.loads((folder/f"{name}.json").read_text())
-    for recipe, _, *cells in rows[2:]:
+    for recipe, _, seeds, *cells in rows[2:]:
         folders = [f for f in (root/"run").glob("[!.]*") if read(f, "config")["recipe"] == recipe]
+        assert seeds == str(len(folders))
         found, epochs = [read(f, "metrics") for f in folders], [pd.read_csv(f/"history.csv").seconds for f in folders]
         columns = [100*m["mAP"] for m in found], *([100*m["cmc"][k - 1] for m in found] for k in (1, 5, 10)), [100*m["mINP"] for m in found]
         assert cells == [*(f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in columns),

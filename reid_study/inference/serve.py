@@ -14,7 +14,6 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterable, Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +65,7 @@ class Gallery:
         labelled, euclidean = bool((pids != -1).any()), isinstance(self.distance, Euclidean)
         if pairs and euclidean and not labelled:
             self.basis = f"images of different people, the embedder's {pairs['of']} people"
-            self.n_pairs, self._share = sum(pairs["different"]), partial(share_within, pairs["different"])
+            self.n_pairs, self._share = sum(pairs["different"]), lambda distances: share_within(pairs["different"], distances)
         else:
             self.basis = f"images of this gallery, {'of different people' if labelled else 'whoever they show'}"
             which = different_people(pids) if labelled else np.triu_indices(len(some), 1)

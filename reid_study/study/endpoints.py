@@ -219,8 +219,8 @@ def family_interval(table: pd.DataFrame, endpoint: str, family: str) -> Interval
 def without_recipes(table: pd.DataFrame, endpoint: str, family: str) -> str:
     "How much the coefficient of a family depends on single recipes, in words."
     one_less = {recipe: family_interval(table[table.recipe != recipe], endpoint, family).estimate for recipe in table.recipe.unique()}
-    ends = [f"{amount(one_less[recipe], endpoint, '+')} (without {recipe})" for recipe in (min(one_less, key=one_less.get),
-                                                                                      max(one_less, key=one_less.get))]
+    by_estimate = sorted(one_less, key=lambda recipe: one_less[recipe])
+    ends = [f"{amount(one_less[recipe], endpoint, '+')} (without {recipe})" for recipe in (by_estimate[0], by_estimate[-1])]
     return f"between {' and '.join(ends)} when one recipe is left out"
 
 # %% ../../nbs/77a_study.endpoints.ipynb #592be45e
