@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from ..core import InputError, atomic, check_number, digest, irregular, regular_file, shown
@@ -74,6 +74,7 @@ def open_image(path: str | Path | bytes, name: str = "the picture") -> Image.Ima
     except InputError: raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise InputError(f"{path} has more than {MOST_PIXELS:,} pixels; shrink it, or leave it out") from None
+    except UnidentifiedImageError as e: raise InputError(f"{path} is no readable image (none of {', '.join(FORMATS)}); {remedy}") from e
     except Exception as e:      # Pillow raises many kinds
         raise InputError(f"{path} is no readable image ({e}); {remedy}") from e
 
