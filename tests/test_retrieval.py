@@ -359,7 +359,7 @@ def test_same_camera_may_count():
     (dict(gallery_pids=None), "go together"),
     (dict(block=0), "block"),
     (dict(query=lambda a, b: torch.ones(b - a, 4)), "gallery=None"),
-    (dict(query=lambda a, b: torch.ones(b - a, 3), gallery=None), "a column a gallery image"),
+    (dict(query=lambda a, b: torch.ones(b - a, 3), gallery=None), "one column per gallery image"),
     (dict(query=lambda a, b: torch.full((b - a, 4), float("nan")), gallery=None), "query 0 to gallery image 0 is nan"),
     (dict(distance="euclid"), "unknown distance"),
 ])

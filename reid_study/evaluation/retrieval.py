@@ -181,7 +181,7 @@ def _from_function(function, n_gallery, kept):
         block = as_tensor(function(start, stop), f"distances of queries {start} to {stop}")
         if list(block.shape) != [stop - start, n_gallery]:
             raise InputError(f"distances of queries {start} to {stop} are of shape {list(block.shape)}, not "
-                             f"{[stop - start, n_gallery]}; return a row a query and a column a gallery image")
+                             f"{[stop - start, n_gallery]}; return one row per query and one column per gallery image")
         return block if len(kept) == n_gallery else block[:, torch.as_tensor(kept, device=block.device)], None
     return blocks
 

@@ -24,7 +24,7 @@ from ..training.recipes import get_recipe
 
 # %% ../../nbs/84a_report.ablation.ipynb #77684324
 def ablation_scores(results: Results, arm: str) -> pd.DataFrame:
-    """A table, a row a recipe and change of an arm: recipe, family, change, condition (in words), seeds, mAP with its 95 % interval
+    """A table, one row per recipe and change of an arm: recipe, family, change, condition (in words), seeds, mAP with its 95 % interval
     (low, high), and the mAP difference from the arm's first change with its own (difference, from, to); in per cent.
 
     Bounds are NaN for one seed, and the difference is NaN for the first change itself.
@@ -70,7 +70,7 @@ def ablation_picture(scores: pd.DataFrame, name: str = "") -> Figure:
     return _curves(scores, setting, name or setting) if setting else _rows(scores)
 
 def _curves(scores, setting, name):
-    "mAP against the value of a setting, a line a recipe."
+    "mAP against the value of a setting, one line per recipe."
     figure = Figure((WIDTH, 4), layout="constrained")
     ax, styles = figure.subplots(), recipe_styles(list(dict.fromkeys(scores.recipe)))
     values = sorted({change[setting] for change in scores.change})
@@ -99,7 +99,7 @@ def _rows(scores):
 
 # %% ../../nbs/84a_report.ablation.ipynb #ee0c9d24
 def ablation_table(scores: pd.DataFrame) -> str:
-    "HTML: a row a recipe and condition, with the interval of its mAP and of the difference to the first condition; the best mean is bold."
+    "HTML: one row per recipe and condition, with intervals of its mAP and of the difference to the first condition; the best mean is bold."
     best, rows = scores.groupby("recipe").mAP.transform("max") == scores.mAP, []
     for row, first in zip(scores.to_dict("records"), best):
         difference = "–" if row["difference"] != row["difference"] else points(row["difference"])

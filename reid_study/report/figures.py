@@ -81,7 +81,7 @@ def name_rows(ax: Axes, names: Sequence[str] | pd.Series, top: float = -.6, **la
 
 # %% ../../nbs/81_report.figures.ipynb #569a55cc
 def band(ax: Axes, curves: pd.DataFrame, color: str, **line: Any) -> pd.Series:
-    "Draw the mean of curves (a table: a row a point, a column a run) over a band from the lowest to the highest; returns the mean."
+    "Draw the mean of curves (a table: one row per point, one column per run) over a band from the lowest to the highest; returns the mean."
     mean = curves.mean(axis=1)
     ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=color, alpha=.15, lw=0)
     ax.plot(curves.index, mean, color=color, **line)
@@ -105,7 +105,7 @@ def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]], order: Map
 # %% ../../nbs/81_report.figures.ipynb #07716778
 def curve_panels(groups: Collection[str], tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str,
                  order: Mapping[str, float] | None = None, **axis: Any) -> tuple[Figure, Sequence[Axes] | np.ndarray]:
-    """(figure, axes) of mean curves over bands from the lowest to the highest seed. `tables`: recipe -> a row a point, a column a run.
+    """(figure, axes) of mean curves over bands from lowest to highest seed. `tables`: recipe -> one row per point, one column per run.
 
     `order`: recipe -> what sorts the names beside one panel, else the curves' ends. `axis`: limits and scales.
     """
@@ -193,7 +193,7 @@ def score_spread(runs: Sequence[Run]) -> Figure:
     for i, (recipe, group) in enumerate(groups.items()):
         _seeds_row(left, i, [100*run.metrics["mAP"] for run in group], styles[recipe][0])
         _identities_row(right, i, identity_ap(group), styles[recipe][0])
-    name_rows(left, list(groups), top=-.7, xlabel="mAP (%), a dot a seed", title="Seeds")
+    name_rows(left, list(groups), top=-.7, xlabel="mAP (%), one dot per seed", title="Seeds")
     name_rows(right, list(groups), top=-.7, xlabel="mean AP (%), a dot an identity", xlim=(-2, 102), title="Identities")
     left.margins(x=.12)
     return figure
@@ -300,7 +300,7 @@ def _draw_terms(ax, group, columns, colour):
 
 # %% ../../nbs/81_report.figures.ipynb #c5a013ee
 def _draw_recipe(axes, group, columns, named, colour):
-    "Draw a recipe's rows into its `axes`, a panel a row; `named`: the rows that a column further left has labelled already."
+    "Draw a recipe's rows into its `axes`, one panel per row; `named`: the rows that a column further left has labelled already."
     for ax, (row, found) in zip(axes, columns.items()):
         if not found: ax.axis("off"); continue
         _draw_terms(ax, group, found, colour)

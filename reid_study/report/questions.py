@@ -145,7 +145,7 @@ def _pair_distances(ax, runs, colour):
 
 # %% ../../nbs/84_report.questions.ipynb #38f89449
 def _mean_distances(ax, runs, recipe, colour):
-    "Draw a dot a run: the mean distance of a query to its matches, and how much further other people are."
+    "Draw one dot per run: the mean distance of a query to its matches, and how much further other people are."
     means = np.array([[np.average(run.identities[name], weights=run.identities.queries) for name in ("d_ap", "d_an")] for run in runs])
     ax.plot(means[:, 0], means[:, 1] - means[:, 0], "o", color=colour, ms=5.5, mec="white", mew=.5, label=recipe)
 
@@ -156,7 +156,7 @@ def _mean_distances(ax, runs, recipe, colour):
 def distance_picture(results: Results, recipes: Sequence[str], arm: str = "main") -> Figure:
     """Distances to positives (solid) and to negatives (dashed). Left: of the tuples that each loss trains on, mean over seeds; a miner
     picks far positives and near negatives, so that the solid line may be the higher one. Middle: histograms of all positive and
-    negative pairs of unseen people. Right: means over the queries of unseen people, a dot a seed: the distance to matches, and how much
+    negative pairs of unseen people. Right: means over the queries of unseen people, one dot per seed: the distance to matches, and how much
     further other people are."""
     figure = Figure((WIDTH, 3.7), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -168,7 +168,7 @@ def distance_picture(results: Results, recipes: Sequence[str], arm: str = "main"
     right.margins(x=.15, y=.15)
     left.set(title="Training tuples", xlabel="epoch", ylabel="distance")
     middle.set(title="Unseen pairs", xlabel="distance", ylabel="density", yticks=[], ylim=(0, None))
-    right.set(title="Means, a dot a seed", xlabel="distance to matches", ylabel="how much further others are")
+    right.set(title="Means, one dot per seed", xlabel="distance to matches", ylabel="how much further others are")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=len(recipes))
     left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
     left.legend(handles=_LINE_KEY, loc="best")
@@ -180,7 +180,7 @@ question_figure("q4", recipes=["triplet", "quadruplet", "quadruplet_anchor", "im
 @question_figure("q5")
 @styled
 def mining_picture(results: Results, arm: str = "rates") -> Figure:
-    """Left: mAP on validation identities for multiples of the chosen learning rate, a dot a seed; lines join means. Right: mAP on
+    """Left: mAP on validation identities for multiples of the chosen learning rate, one dot per seed; lines join means. Right: mAP on
     validation identities during training, at the chosen learning rate; the band reaches from the lowest to the highest seed."""
     figure = Figure((WIDTH, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -275,7 +275,7 @@ def _growth_panel(ax, results, arm, way):
 @question_figure("q7")
 @styled
 def growth_picture(results: Results, arm: str = "growth") -> Figure:
-    """mAP on unseen people against the number of training identities, a dot a seed; lines join means. All runs take equally many steps."""
+    """mAP on unseen people against the number of training identities, one dot per seed; lines join means. All runs have as many steps."""
     steps = {(c["steps"], c["epochs"], c["p"]*c["k"]) for c in (run.config for run in results.table.run[results.table.arm == arm])}
     if len(steps) > 1 or not min(steps)[0]:
         raise InputError(f"the runs of the arm {arm} differ in their number of steps; give the arm changes: {{steps: ...}}")
@@ -306,7 +306,7 @@ RETRIEVED = {     # retrieval -> label
     "kissme": "Mahalanobis:\nKISSME", "learned with the loss": "Mahalanobis:\nlearned"}
 
 def distance_scores(results: Results, arm: str = "main") -> pd.DataFrame:
-    "mAP in per cent, mean over seeds: a row a training distance of the triplet loss (a recipe), a column a retrieval distance."
+    "mAP in per cent, mean over seeds: one row per training distance of the triplet loss (a recipe), one column per retrieval distance."
     others = [r for r in results.recipes(arm) if r.startswith("triplet_")]
     names = ["triplet", *(r for r in others if get_recipe(r).settings().get("triplet.distance") not in (None, "euclidean"))]
     table = retrievals(run for r in names for run in results.runs(arm, r).values())

@@ -60,7 +60,7 @@ def _forest_panel(ax, rows, endpoint):
 # %% ../../nbs/81a_report.study_figures.ipynb #a6f568f5
 @styled
 def forest_plot(found: pd.DataFrame) -> Figure:
-    """Estimate and 95 % interval of each answer, a row a part of a hypothesis, a panel an endpoint, the predicted direction to the right.
+    """Estimate and 95 % interval of each answer: one row per part of a hypothesis, one panel per endpoint, predictions to the right.
     The colour is that of the verdict; the parts of a claim of several are grey, since its verdict is on all of them together."""
     parts = each_part(found).assign(several=lambda rows: rows.duplicated("name", keep=False))
     groups = {endpoint: rows for endpoint in UNITS if len(rows := parts[parts.endpoint == endpoint])}

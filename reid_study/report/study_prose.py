@@ -276,7 +276,7 @@ def step_cost_sentence(rows: Sequence[dict[str, Any]]) -> str:
 
 # %% ../../nbs/82a_report.study_prose.ipynb #febbad9a
 def budget_table(results: Results, arm: str = "main") -> str:
-    "Markdown: the mAP of each recipe at half and at full budget, a row a recipe that the arm of half the epochs has; empty without it."
+    "Markdown: the mAP of each recipe at half and at full budget, one row per recipe that the arm of half the epochs has; empty without it."
     states = [training_state(results, arm, recipe) for recipe in results.recipes(arm)]
     rows = [[s["recipe"], f"{100*s['trained']:.0f}", *(f"{100*s[name]:.1f}" for name in ("half", "full")),
              points(100*s["gain"]), "under-trained" if s["under_trained"] else ""] for s in states if "gain" in s]

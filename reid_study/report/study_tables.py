@@ -63,7 +63,7 @@ def criterion(part: Any) -> str:
     return f"{words[a['kind']]} {unit}"
 
 def predictions(answer: Any) -> list[str]:
-    "What a hypothesis, a row of `answers`, predicts, a line a part: its contrast, unless that is the one before, and the `criterion`."
+    "What a hypothesis, a row of `answers`, predicts, one line per part: its contrast, unless that is the one before, and the `criterion`."
     before = [None, *(part["contrast"] for part in answer.parts)]
     return [(part["contrast"] != last)*f"{part['contrast']}: " + criterion(part) for part, last in zip(answer.parts, before)]
 
@@ -169,7 +169,7 @@ def mAP_points(runs: Mapping[int, Run]) -> np.ndarray:
 
 # %% ../../nbs/80a_report.study_tables.ipynb #31133ce7
 def recipe_scores(results: Results, arm: str = "main") -> pd.DataFrame:
-    "A table, a row a recipe, the best first: family, mean mAP over seeds in per cent, and its 95 % interval (NaN for one seed)."
+    "A table, one row per recipe, the best first: family, mean mAP over seeds in per cent, and its 95 % interval (NaN for one seed)."
     rows = []
     for recipe in results.recipes(arm):
         means, share = identity_matrix(results, arm, recipe)
@@ -187,7 +187,7 @@ def comparable_arms(results: Results, arm: str = "main") -> list[str]:
 
 # %% ../../nbs/80a_report.study_tables.ipynb #c9bb0961
 def paired_scores(results: Results, arm: str, other: str) -> pd.DataFrame:
-    "A table, a row a recipe that both arms have: its mAP in per cent in each, mean over the seeds that both have."
+    "A table, one row per recipe that both arms have: its mAP in per cent in each, mean over the seeds that both have."
     rows = {}
     for recipe in set(results.recipes(arm)) & set(results.recipes(other)):
         runs = [results.runs(a, recipe) for a in (arm, other)]
@@ -208,7 +208,7 @@ def shared_scores(first: Results, second: Results, arms: tuple[str, str] = ("mai
 
 # %% ../../nbs/80a_report.study_tables.ipynb #b840d7c6
 def controls(results: Results, arm: str = "main") -> pd.DataFrame:
-    "A row a recipe with four seeds or more: seeds, splits of them into halves, and the share of splits whose 95 % interval excludes zero."
+    "One row per recipe with four seeds or more: seeds, splits of them into halves, the share of splits whose 95 % interval excludes zero."
     rows = []
     for recipe in results.recipes(arm):
         if (seeds := len(results.runs(arm, recipe))) < 4: continue
@@ -225,7 +225,7 @@ other. Alignment: mean squared distance of an image to its matches. Uniformity: 
 skewness of how often an image is among the ten nearest of others."""
 
 def geometry_markdown(results: Results, arm: str = "main") -> str:
-    "Markdown: the measures of geometry of unseen people, mean over seeds, a row a recipe, and what they are."
+    "Markdown: the measures of geometry of unseen people, mean over seeds, one row per recipe, and what they are."
     table = geometry_table(results, arm).groupby("recipe", sort=False)[list(GEOMETRY)].mean()
     rows = [[recipe, *(f"{factor*v:.{digits}f}" for v, (_, factor, digits) in zip(values, GEOMETRY.values()))]
             for recipe, values in zip(table.index, table.to_numpy())]
@@ -239,7 +239,7 @@ def step_costs(path: str | Path = PROJECT/"results"/"benchmarks"/"identities.jso
 
 # %% ../../nbs/80a_report.study_tables.ipynb #6c902628
 def step_cost_growth(rows: Sequence[dict[str, Any]], floor: float = 1.0) -> pd.DataFrame:
-    "A table, a row a loss: fewest and most identities, CPU seconds and megabytes (at least `floor`) of a step with each, and their ratios."
+    "A table, one row per loss: fewest and most identities, CPU seconds and megabytes (at least `floor`) of a step with each, their ratios."
     t = pd.DataFrame(rows).sort_values("classes", kind="stable")
     t["megabytes"] = t.megabytes.clip(lower=floor)
     ends = t.groupby("name", sort=False)[["classes", "cpu", "megabytes"]].agg(["first", "last"])
@@ -248,7 +248,7 @@ def step_cost_growth(rows: Sequence[dict[str, Any]], floor: float = 1.0) -> pd.D
 
 # %% ../../nbs/80a_report.study_tables.ipynb #b2ab95de
 def step_cost_table(rows: Sequence[dict[str, Any]]) -> str:
-    "HTML: time and memory of a step with the fewest and the most identities that were tried, a row a loss."
+    "HTML: time and memory of a step with the fewest and the most identities that were tried, one row per loss."
     body = [[html.escape(name), f"{int(g.few):,}", f"{int(g.many):,}", *(number(1e3*v) for v in (g.cpu_few, g.cpu_many)),
              *(number(v, digits=0) for v in (g.megabytes_few, g.megabytes_many))] for name, g in step_cost_growth(rows).iterrows()]
     return html_table(["loss", "identities", "to", "ms of CPU", "to", "MB", "to"], body, numbers=range(1, 7))

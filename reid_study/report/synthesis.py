@@ -71,14 +71,14 @@ def _detail(rows):
     return "; ".join(f"{regime}: {of(them)}" for regime, them in rows.groupby("regime", sort=False))
 
 def synthesis(found: pd.DataFrame) -> pd.DataFrame:
-    "A table, a row a question of `all_answers`: question, title, conclusion, detail (how its hypotheses end in each regime)."
+    "A table, one row per question of `all_answers`: question, title, conclusion, detail (how its hypotheses end in each regime)."
     rows = [dict(question=q, title=QUESTIONS[q], conclusion=conclusion(them), detail=_detail(them))
             for q in QUESTIONS if "question" in found and len(them := found[found.question == q])]
     return pd.DataFrame(rows, columns=["question", "title", "conclusion", "detail"])
 
 # %% ../../nbs/86_report.synthesis.ipynb #9561c046
 def synthesis_table(found: pd.DataFrame) -> str:
-    "HTML: a row a question, what it comes to, and how its hypotheses end in each regime."
+    "HTML: one row per question, what it comes to, and how its hypotheses end in each regime."
     rows = [[t.question.upper(), html.escape(t.title), f"<b>{t.conclusion}</b>", html.escape(t.detail)]
             for t in synthesis(found).itertuples()]
     return html_table(["", "question", "conclusion", "hypotheses"], rows)

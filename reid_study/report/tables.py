@@ -117,13 +117,13 @@ def _rank(k): return lambda m: 100*m["cmc"][k - 1] if k <= len(m["cmc"]) else np
 SCORES = {"mAP": lambda m: 100*m["mAP"], "rank-1": _rank(1), "rank-5": _rank(5), "rank-10": _rank(10), "mINP": lambda m: 100*m["mINP"]}
 
 def scores(runs: Iterable[Run]) -> pd.DataFrame:
-    "A table, a row a run: recipe, family, seed, and the scores in per cent."
+    "A table, one row per run: recipe, family, seed, and the scores in per cent."
     return pd.DataFrame([{"recipe": r.config["recipe"], "family": get_recipe(r.config["recipe"]).family, "seed": r.config["seed"]}
                          | {name: float(score(r.metrics)) for name, score in SCORES.items()} for r in runs])
 
 # %% ../../nbs/80_report.tables.ipynb #adcebd33
 def score_summary(runs: Iterable[Run]) -> pd.DataFrame:
-    "A table, a row a recipe (family, recipe): mean and sample standard deviation of each score over seeds, in per cent."
+    "A table, one row per recipe (family, recipe): mean and sample standard deviation of each score over seeds, in per cent."
     return scores(runs).groupby(["family", "recipe"], sort=False)[list(SCORES)].agg(["mean", "std"])
 
 # %% ../../nbs/80_report.tables.ipynb #d77bf7c6
@@ -147,7 +147,7 @@ def _score_rows(runs, bold):
 
 # %% ../../nbs/80_report.tables.ipynb #1f99e284
 def results_table(runs: Sequence[Run]) -> str:
-    """HTML: a row a recipe, mean ± standard deviation over seeds in per cent, the best mean of each score bold, and the
+    """HTML: one row per recipe, mean ± standard deviation over seeds in per cent, the best mean of each score bold, and the
     median seconds of a training."""
     rows = [[named(recipe), family, *cells] for recipe, family, cells in _score_rows(runs, "<b>{}</b>".format)]
     return html_table(["recipe", "family", "seeds", *SCORES, "training (s)"], rows, numbers=range(2, 4 + len(SCORES)))
@@ -166,7 +166,7 @@ def identity_ap(runs: Iterable[Run]) -> pd.Series:
 
 # %% ../../nbs/80_report.tables.ipynb #f3608428
 def retrievals(runs: Iterable[Run]) -> pd.DataFrame:
-    "A table, a row a recipe, a column a retrieval distance: mean mAP in per cent of the same embeddings; NaN where it was not tried."
+    "A table, one row per recipe and one column per retrieval distance: mean mAP of the same embeddings in per cent; NaN: not tried."
     learned = lambda name: "learned with the loss" if name.startswith("learned by") else name
     of = lambda run: {learned(name): 100*found["mAP"] for name, found in run.metrics.get("retrievals", {}).items()}
     return pd.DataFrame({recipe: pd.DataFrame([of(run) for run in group]).mean() for recipe, group in by_recipe(runs).items()}).T
@@ -242,7 +242,7 @@ COSTS = {"training (s)": (lambda run: run.training_seconds, 1), "embedding (s)":
          "evaluation (s)": (_metric("evaluation_seconds"), 2), "parameters": (_metric("parameters"), 0)}      # the value, its decimals
 
 def run_cost_table(runs: Iterable[Run]) -> str:
-    "HTML: what a run's training, embedding and ranking cost, a row a recipe, mean ± standard deviation over seeds; a dash: not measured."
+    "HTML: what training, embedding and ranking cost, one row per recipe, mean ± standard deviation over seeds; a dash: not measured."
     rows = []
     for recipe, group in by_recipe(runs).items():
         cells = [named(recipe)]

@@ -286,7 +286,7 @@ def _answers(results):
 
 # %% ../../nbs/78_study.analysis.ipynb #6ea4fa60
 def each_part(found: pd.DataFrame) -> pd.DataFrame:
-    "`answers` with a row a part, in the same order, the verdict of its claim, and `part`: which of the claim's parts it is, from 0."
+    "`answers` with one row per part, in the same order, the verdict of its claim, and `part`: which of the claim's parts it is, from 0."
     rows = [row | part | {"part": i} for row in found.to_dict("records") for i, part in enumerate(row["parts"])]
     return pd.DataFrame(rows, columns=[*found.columns, "part"])
 

@@ -167,7 +167,7 @@ HELD = {"separability": ("separability", "distance_ratio"), "compactness": ("dis
 LEFT_OUT = {"failed": "whose runs failed", "under_trained": "under-trained"}     # column of a `geometry_table` -> why, in words
 
 def geometry_table(results: Results, arm: str = "main") -> pd.DataFrame:
-    """A row a run of the arm: recipe, family, seed, whether it has failed, whether the recipe is under-trained, and the measures
+    """One row per run of the arm: recipe, family, seed, whether it has failed, whether the recipe is under-trained, and the measures
     of geometry."""
     rows, short = results.table[results.table.arm == arm], under_trained(results, arm, results.recipes(arm))
     return pd.DataFrame([{"recipe": r.recipe, "family": RECIPES[r.recipe].family, "seed": r.seed, "failed": failed(r.run),

@@ -139,7 +139,7 @@ class RunEnvironment(BaseModel, strict=True):
 @dataclass(frozen=True, eq=False)
 class Run:
     """A finished run. `config`, `metrics` and `env` are dictionaries; `history` (a row an epoch), `identities` (a row an identity
-    of the queries: pid, queries, and means of AP, d_ap and d_an), `pairs` (a row a bin of distances), `view` and `ranking` are
+    of the queries: pid, queries, and means of AP, d_ap and d_an), `pairs` (one row per bin of distances), `view` and `ranking` are
     pandas tables, the last two None where they were not kept. `folder`: None for a run from a published table."""
     config: dict
     metrics: dict

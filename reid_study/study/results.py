@@ -33,7 +33,7 @@ from ..training.recipes import RECIPES
 # %% ../../nbs/73_study.results.ipynb #2db478e6
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """The tuning of a recipe. `config`: see `study.tuning`. `trials`: a row a trial, with the values tried, the seed, mAP, rank1,
+    """The tuning of a recipe. `config`: see `study.tuning`. `trials`: one row per trial, with the values tried, the seed, mAP, rank1,
     seconds, diverged; the last ones try the best values again with another seed. `env`: the machine."""
     config: dict
     trials: pd.DataFrame = field(repr=False)
@@ -62,7 +62,7 @@ def cell_name(arm: str, recipe: str, seed: int | str | None = None, change: Mapp
 # %% ../../nbs/73_study.results.ipynb #b34b421d
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The results of a study. `study`: what study.json says. `table`: a row a place in the study, with arm, recipe, seed, change
+    """The results of a study. `study`: what study.json says. `table`: one row per place in the study, with arm, recipe, seed, change
     (a dictionary) and run (a `Run`). `tuning`: recipe -> `Tuning`."""
     study: dict
     table: pd.DataFrame = field(repr=False)
@@ -136,7 +136,7 @@ def run_name(config: dict[str, Any]) -> str: return f"{config['recipe']}, seed {
 FLAT = ("dataset", "recipe", "seed", "score", "sampler", "lr", "epochs")     # fields of the configuration with a column of their own
 
 def runs_table(runs: Iterable[Run]) -> pd.DataFrame:
-    "A row a run: its id, the main fields and scores as columns, and config, metrics and environment as JSON."
+    "One row per run: its id, the main fields and scores as columns, and config, metrics and environment as JSON."
     rows = []
     for run in runs:
         parts = {"config": without_path(run.config), "metrics": run.metrics, "environment": run.env}
@@ -163,7 +163,7 @@ def examples_table(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.concat([_stacked(runs, kind).assign(kind=kind) for kind in ("view", "ranking")], ignore_index=True)
 
 def tuning_table(tuning: Mapping[str, Tuning]) -> pd.DataFrame:
-    "A row a trial of each recipe's tuning."
+    "One row per trial of each recipe's tuning."
     rows = []
     for recipe, t in tuning.items():
         for trial in t.trials.to_dict("records"):
@@ -334,7 +334,7 @@ def _check_examples(table, scores):
         _demand(rows[columns].notna().all(axis=1), rows.run, f"its {kind} has gaps")
 
 def _scores(runs):
-    "A row a run, by its id: what the other tables must agree with."
+    "One row per run, by its id: what the other tables must agree with."
     rows = [{"mAP": run.metrics["mAP"], "valid": run.metrics["queries"] - run.metrics["dropped"], "epochs": run.config["epochs"],
              "diverged": "diverged" in run.metrics} for run in runs.values()]
     return pd.DataFrame(rows, index=[*runs])
