@@ -46,8 +46,8 @@ def fake_run(root, recipe, seed, metrics=None, **changes):
     cmc = np.minimum(1, np.linspace(.5, 1, 50) + .05*rng.random()).tolist()
     about = dict(
         mAP=.4 + .2*rng.random(), mINP=.2 + .1*rng.random(), cmc=cmc, queries=40, dropped=0, gallery=90, cameras=True, chance=.05,
-        distance="Euclidean(normalize=True)", protocol=protocol, train_seconds=30 + rng.random(), train_classes=8, train_images=64, embedding_seconds=.4,
-        evaluation_seconds=.1, images_per_second=1500.0, parameters=10**6) | (metrics or {})
+        distance="Euclidean(normalize=True)", protocol=protocol, train_seconds=30 + rng.random(), embedding_seconds=.4,
+        train_classes=8, train_images=64, evaluation_seconds=.1, images_per_second=1500.0, parameters=10**6) | (metrics or {})
     env = dict(python="3.11.7", torch="2.14.1", cpu="Some processor", cores=4, threads=1, device="cpu", data="0"*12)
     epochs, terms = np.arange(1, config["epochs"] + 1), {}
     for term in recipe.split("+"): terms |= {term: 1/epochs, f"{term}.{'accuracy' if term == 'identity' else 'active'}": 1 - .9/epochs}
