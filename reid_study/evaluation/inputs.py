@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core import InputError
 
 # %% ../../nbs/60a_evaluation.inputs.ipynb #a7453d55
-Embeddings: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Sequence[Any]     # a row an image
+Embeddings: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Sequence[Any]     # one row per image
 
 def as_tensor(x: Embeddings, what: str) -> Tensor:
     """The numbers of a tensor, an array, a DataFrame, or a list of rows of any of these, as a tensor without gradients.

@@ -35,7 +35,7 @@ def gradient_share(terms: Mapping[str, Tensor], feature: Tensor) -> dict[str, fl
 def collapse(history: "pd.DataFrame", term: str, margin: float | None = None, chance: float | None = None) -> str:
     """One sentence that names why a term of the loss does not learn, with the likely cause and remedy; "" if all seems well.
 
-    `history`: a pandas table, a row an epoch, with columns `term`, `term.active`, `term.d_ap`, `term.d_an`, `mAP`; what is missing is not
+    `history`: a table, one row per epoch, with columns `term`, `term.active`, `term.d_ap`, `term.d_an`, `mAP`; what is missing is not
     judged. `margin`: of the term, in units of its distance, or "soft". `chance`: the mAP of a random ranking.
     """
     def column(name): return history[name].to_numpy(float) if name in history else np.empty(0)

@@ -194,7 +194,7 @@ def score_spread(runs: Sequence[Run]) -> Figure:
         _seeds_row(left, i, [100*run.metrics["mAP"] for run in group], styles[recipe][0])
         _identities_row(right, i, identity_ap(group), styles[recipe][0])
     name_rows(left, list(groups), top=-.7, xlabel="mAP (%), one dot per seed", title="Seeds")
-    name_rows(right, list(groups), top=-.7, xlabel="mean AP (%), a dot an identity", xlim=(-2, 102), title="Identities")
+    name_rows(right, list(groups), top=-.7, xlabel="mean AP (%), one dot per identity", xlim=(-2, 102), title="Identities")
     left.margins(x=.12)
     return figure
 

@@ -33,7 +33,7 @@ from ..study.hypotheses import hypotheses
 from ..study.results import Results
 from ..study.endpoints import (
     COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, failed, identity_rows, measure, p_words,
-    points, steps_per_epoch, training_state)
+    points, training_state, training_steps)
 from ..training.recipes import RECIPES, get_recipe
 
 # %% ../../nbs/82a_report.study_prose.ipynb #9bf156b9
@@ -285,7 +285,7 @@ def budget_table(results: Results, arm: str = "main") -> str:
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4dca4f0f
 def budget_sentence(results: Results, arm: str = "main") -> str:
-    "Markdown: which recipes of an arm still gain from half of the budget to all of it; empty where the study has no such arm."
+    "Markdown: which recipes of an arm still gain from half of the budget to all of it, or that the study cannot tell."
     states = [s for recipe in results.recipes(arm) if "gain" in (s := training_state(results, arm, recipe))]
     if not states:
         return ("The study has no runs at half of the budget, so how far its recipes are from being trained was not tested, and no "
@@ -310,7 +310,7 @@ def fit_sentence(results: Results, arm: str = "main") -> str:
         if (recipe := column.split(".")[0]) not in results.recipes(arm): continue
         runs = [run for run in results.runs(arm, recipe).values() if len(run.history) and column in run.history]
         if runs: found.append(words.format(100*np.mean([run.history[column].iloc[-1] for run in runs])))
-        steps |= {run.config["epochs"]*steps_per_epoch(run) for run in runs}
+        steps |= {training_steps(run) for run in runs}
     return f"In the last epoch, after {listed(f'{n:,}' for n in sorted(steps))} steps, {listed(found)}." if found else ""
 
 # %% ../../nbs/82a_report.study_prose.ipynb #f10f0178
@@ -319,8 +319,7 @@ BUDGETS = "quarter", HALF, "main"      # arms that differ in how long they train
 def budget_share(results: Results, arm: str) -> float:
     "How many steps the runs of an arm train, in units of those of the arm main."
     first = lambda of: results.table.run[results.table.arm == of].iloc[0]
-    steps, whole = (run.config["epochs"]*steps_per_epoch(run) for run in (first(arm), first("main")))
-    return steps/whole
+    return training_steps(first(arm))/training_steps(first("main"))
 
 def budget_contrasts(results: Results) -> str:
     """Markdown: each contrast of two recipes on mAP at every budget that the study has both at, from the seeds that all of these share;
@@ -344,7 +343,7 @@ def budget_contrasts(results: Results) -> str:
 TUNING = """{recipes}, {trials} trials of {epochs} each. On the validation identities, with the same seed, the chosen trial has a mAP
 {median:.1f} points (median) above that of the defaults, at most {most:.1f} ({recipe}); the defaults are chosen for {none}. {lost} diverged.
 These gains are maxima over several draws, so they are too high; the study's own runs have other seeds.{edge}"""
-EDGE = """ The search allows no learning rate below {least:g}, and {n} of the {all} chosen ones are within a tenth of its range of that: a
+EDGE = """The search allows no learning rate below {least:g}, and {n} of the {all} chosen ones are within a tenth of its range of that: a
 smaller one may serve these recipes better."""
 
 def tuning_sentence(results: Results) -> str:
@@ -389,7 +388,7 @@ def arms_sentence(results: Results, arm: str = "main") -> str:
     for other in comparable_arms(results, arm)[1:]:
         scores = paired_scores(results, arm, other)
         favoured = results.tuning and own_batches(results, other)
-        tuned_on = " Its settings were tuned with PK batches, which favours *{arm}*." if favoured else ""
+        tuned_on = f" Its settings were tuned with PK batches, which favours *{arm}*." if favoured else ""
         gap, alike = gains(scores[arm] - scores[other]), rank_agreement(scores[arm], scores[other])
         parts.append(f"*{arm}* − *{other}*: {gap}.{tuned_on}{alike}")
     return "\n\n".join(parts) or f"No other arm without conditions is scored on the same people as *{arm}*."

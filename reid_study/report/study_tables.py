@@ -27,7 +27,7 @@ from ..study.analysis import mean_interval
 from ..study.config import is_test, scored_on
 from reid_study.study.endpoints import (
     COLLAPSED, FAILS, UNITS, amount, geometry_table, identity_matrix, identity_rows, measure, p_words,
-    steps_per_epoch)
+    training_steps)
 from ..study.hypotheses import LEVELS
 from ..study.record import Run
 from ..study.replication import other_terms, replication
@@ -69,7 +69,7 @@ def predictions(answer: Any) -> list[str]:
 
 # %% ../../nbs/80a_report.study_tables.ipynb #51d07a85
 def hypothesis_table(found: pd.DataFrame) -> str:
-    "Markdown: what was named beforehand, a row an answer: hypothesis, contrast, endpoint, predicted difference."
+    "Markdown: what was named beforehand, one row per answer: hypothesis, contrast, endpoint, predicted difference."
     both = lambda words: ", and ".join(dict.fromkeys(words))
     of = lambda answer: both(part["contrast"] for part in answer.parts)
     measured = lambda answer: both(ENDPOINTS[part["endpoint"]] for part in answer.parts)
@@ -84,7 +84,7 @@ def _bounds(part):
 def _p(p): return "–" if math.isnan(p) else html.escape(p_words(p).removeprefix("p ").removeprefix("= "))
 
 def verdict_table(found: pd.DataFrame, pages: bool = False) -> str:
-    """HTML: a row an answer: the predicted difference, the estimated one, and the verdict; a line for each part.
+    """HTML: one row per answer: the predicted difference, the estimated one, and the verdict; a line for each part.
 
     `pages`: link names to their question's page."""
     rows = []
@@ -155,8 +155,7 @@ def protocol_table(results: Results, pages: bool = False) -> str:
     for arm, t in results.table.groupby("arm", sort=False):
         name = f'<a href="{page[arm]}.html">{arm}</a>' if arm in page else html.escape(arm)
         changes = "; ".join(condition_words(change) for change in [arm_changes(results, arm), *results.changes(arm)] if change)
-        steps = [run.config["epochs"]*steps_per_epoch(run) for run in t.run]
-        counts = t.recipe.nunique(), _range(t.groupby("recipe").seed.nunique()), len(t), _range(steps)
+        counts = t.recipe.nunique(), _range(t.groupby("recipe").seed.nunique()), len(t), _range([training_steps(run) for run in t.run])
         rows.append([f"<b>{name}</b>", *map(str, counts), _range([run.metrics["train_classes"] for run in t.run]),
                      html.escape(changes) or "–", html.escape(evaluated_on(t.run.iloc[0]))])
     header = ["arm", "recipes", "seeds", "runs", "steps", "training identities", "conditions", "scored on"]

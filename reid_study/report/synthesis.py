@@ -26,7 +26,7 @@ from .study_tables import VERDICTS, recipe_scores
 from .tables import html_table, named, number
 from ..study.analysis import answers, weighted_sum
 from ..study.config import start_of
-from ..study.endpoints import failed, points, steps_per_epoch
+from ..study.endpoints import failures, points, steps_per_epoch
 from ..study.hypotheses import MARGINS, QUESTIONS, difference
 from ..study.results import Results
 from ..training.recipes import FAMILY_COLOURS
@@ -143,7 +143,8 @@ def ranked(results: Results, arm: str = "main") -> pd.DataFrame:
     """
     table = recipe_scores(results, arm).rename(columns={"low": "mAP_low", "high": "mAP_high"})
     table["seconds"] = [step_seconds(results, arm, recipe) for recipe in table.recipe]
-    sound = [r for r in table.recipe if not any(map(failed, results.runs(arm, r).values()))]
+    lost = failures(results, arm, [(recipe, None) for recipe in table.recipe])
+    sound = [recipe for recipe in table.recipe if recipe not in lost]
     gaps = {recipe: _gap(results, arm, recipe, sound) for recipe in sound}
     table[["gap", "low", "high"]] = [gaps.get(recipe, [np.nan]*3) for recipe in table.recipe]
     return table.assign(near=(table.recipe == sound[0] if sound else False) | (table.low > -100*margin(results)))
@@ -212,7 +213,7 @@ def _recommended(results, arm, table):
     most = margin_words(results)
     if table.empty: return f"No recipe of the arm *{arm}* trains in all of its runs."
     first, cheapest, every = table.iloc[0], table.loc[table.seconds.idxmin()], results.recipes(arm)
-    lost = sum(any(map(failed, results.runs(arm, recipe).values())) for recipe in every)
+    lost = len(failures(results, arm, [(recipe, None) for recipe in every]))
     trained = f"the {len(every) - lost} of {len(every)} recipes whose runs all train" if lost else counted(len(every), "recipe")
     others = [f"{r.recipe} ({points(r.gap)} points)" for r in table[1:4].itertuples()] + [f"{len(table) - 4} more"]*(len(table) > 4)
     near = filled(NEAR, names=listed(others), are="is" if len(others) == 1 else "are", most=most) if others else \

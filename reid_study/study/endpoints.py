@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['UNITS', 'COLLAPSED', 'FAILS', 'HALF', 'UNDER_TRAINED', 'HELD', 'LEFT_OUT', 'FEWEST_RECIPES', 'amount', 'measure',
            'points', 'p_words', 'identity_rows', 'identity_matrix', 'validation_curve', 'epochs_to', 'steps_per_epoch',
-           'steps_to', 'collapsed', 'failed', 'arm_rates', 'trained_table', 'failures', 'failure_words',
-           'training_state', 'under_trained', 'geometry_table', 'family_fit', 'family_coefficients', 'family_interval',
-           'without_recipes', 'candidates', 'best_of', 'runner_up']
+           'training_steps', 'steps_to', 'collapsed', 'failed', 'arm_rates', 'trained_table', 'failures',
+           'failure_words', 'training_state', 'under_trained', 'geometry_table', 'family_fit', 'family_coefficients',
+           'family_interval', 'without_recipes', 'candidates', 'best_of', 'runner_up']
 
 # %% ../../nbs/77a_study.endpoints.ipynb #7c05d8e4
 import math
@@ -91,6 +91,10 @@ def steps_per_epoch(run: Run) -> int:
     "The batches of an epoch of a run: what its configuration says, else the full batches in its training images."
     c = run.config
     return c["steps"] or max(run.metrics["train_images"]//(c["p"]*c["k"]), 1)
+
+def training_steps(run: Run) -> int:
+    "The batches of all epochs that the configuration of a run asks for."
+    return run.config["epochs"]*steps_per_epoch(run)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #b0d36d0f
 def steps_to(run: Run, level: float) -> tuple[float, bool]:

@@ -138,7 +138,7 @@ class RunEnvironment(BaseModel, strict=True):
 # %% ../../nbs/71a_study.record.ipynb #5a7259a9
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run. `config`, `metrics` and `env` are dictionaries; `history` (a row an epoch), `identities` (a row an identity
+    """A finished run. `config`, `metrics` and `env` are dictionaries; `history` (one row per epoch), `identities` (one row per identity
     of the queries: pid, queries, and means of AP, d_ap and d_an), `pairs` (one row per bin of distances), `view` and `ranking` are
     pandas tables, the last two None where they were not kept. `folder`: None for a run from a published table."""
     config: dict
@@ -220,7 +220,7 @@ def _check_epochs(table, epochs, diverged=False):
 
 # %% ../../nbs/71a_study.record.ipynb #cad99b19
 def identity_table(per_query: pd.DataFrame) -> pd.DataFrame:
-    "Means of AP, d_ap and d_an over each identity's valid queries, and their number: a row an identity."
+    "Means of AP, d_ap and d_an over each identity's valid queries, and their number: one row per identity."
     valid = per_query[per_query.valid.astype(bool)].groupby("pid")
     return valid[MEANS].mean().assign(queries=valid.size()).reset_index()[["pid", "queries", *MEANS]]
 

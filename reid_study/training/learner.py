@@ -155,7 +155,7 @@ def fit(learn: QuickLearner, epochs: int, lr: float, schedule: Literal["one_cycl
 
     "one_cycle" climbs to learning rate `lr` and descends (Smith, *Super-Convergence*, 2018); "constant" stays at it, as curves
     that are compared step by step require. What a term owns trains at `lr` times its `lr_factor`. Returns the history, a pandas
-    table with a row an epoch. A second call trains `epochs` more. In a folder with a checkpoint the first call resumes the
+    table with one row per epoch. A second call trains `epochs` more. In a folder with a checkpoint the first call resumes the
     checkpoint's first fit, the second its second; finished epochs are reported and not trained again.
     Raises `InputError` for invalid epochs or an invalid rate, and where the checkpoint's fit has different ones.
     """
