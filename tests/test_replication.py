@@ -13,7 +13,7 @@ QUESTIONS = ["q1", "q2", "q3", "q4", "q9"]
 
 def small_study(first, seeds=5):
     "The main arm of a simulated study, with seeds of its own and the recipes that five questions read."
-    asked = [h for h in hypotheses("people", ["main"]) if h.question in QUESTIONS]
+    asked = [h for h in hypotheses("people", {"main": []}) if h.question in QUESTIONS]
     rows = [dict(arm="main", recipe=recipe, seed=seed, change=change, run=simulated_run(config, "main"))
             for recipe in dict.fromkeys(r for h in asked for r in h.recipes)
             for seed, change, config in recipe_configs("people", recipe, range(first, first + seeds), score="test")]

@@ -81,8 +81,8 @@ def ranking_picture(results: Results, arm: str = "main") -> Figure:
     """All recipes by their mean mAP. Dots are seeds, the pale bars are 95 % intervals over seeds and identities of a recipe on its own;
     intervals of differences between recipes are narrower, because they share people and seeds. Bold: the combination and the
     single losses that tuning chose as the best, for question 8 where the study asks it; not by this ranking."""
-    chosen = any("candidates" in h.needs for h in results.hypotheses)
-    table, best = recipe_scores(results, arm), best_of(results, arm)[0] if chosen else {}
+    chosen = [h.arm for h in results.hypotheses if "candidates" in h.needs]
+    table, best = recipe_scores(results, arm), best_of(results, chosen[0])[0] if chosen else {}
     figure = Figure((WIDTH, .8 + .27*len(table)), layout="constrained")
     ax = figure.subplots()
     for y, r in table.iterrows():

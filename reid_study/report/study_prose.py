@@ -29,7 +29,7 @@ from .tables import markdown_table
 from .study_tables import ENDPOINTS, VERDICTS, best_trials, comparable_arms, controls, evaluated_on
 from .study_tables import paired_scores, recipe_scores, shared_scores, step_cost_growth
 from ..study.analysis import each_part
-from ..study.hypotheses import hypotheses
+from ..study.hypotheses import DOUBLE, hypotheses
 from ..study.results import Results
 from ..study.endpoints import (
     COLLAPSED, FAILS, HALF, UNDER_TRAINED, UNITS, amount, candidates, failed, identity_rows, measure, p_words,
@@ -292,9 +292,9 @@ def budget_sentence(results: Results, arm: str = "main") -> str:
                 "hypothesis is left out for it.")
     short, gain = [s["recipe"] for s in states if s["under_trained"]], pd.Series({s["recipe"]: 100*s["gain"] for s in states})
     limit = f"more than {100*UNDER_TRAINED:g} points"
-    if short: more = f"Under-trained, with a gain of {limit}: {listed(short)}. Hypotheses about them have no verdict."
+    if short: more = f"Under-trained, with a gain of {limit}: {listed(short)}. Hypotheses about them in this arm have no verdict."
     else: more = f"None gains {limit}: none is under-trained."
-    return (f"From half of the training (arm *{HALF}*, with a schedule of its own) to all of it, the mAP of "
+    return (f"From half of the training (arm *{HALF[arm]}*, with a schedule of its own) to all of it (arm *{arm}*), the mAP of "
             f"{counted(len(states), 'recipe')} changes by {points(gain.median())} points (median), at most by "
             f"{points(gain.max())} ({gain.idxmax()}). {more}")
 
@@ -314,7 +314,7 @@ def fit_sentence(results: Results, arm: str = "main") -> str:
     return f"In the last epoch, after {listed(f'{n:,}' for n in sorted(steps))} steps, {listed(found)}." if found else ""
 
 # %% ../../nbs/82a_report.study_prose.ipynb #f10f0178
-BUDGETS = "quarter", HALF, "main"      # arms that differ in how long they train
+BUDGETS = "quarter", "half", "main", DOUBLE      # arms that differ in how long they train
 
 def budget_share(results: Results, arm: str) -> float:
     "How many steps the runs of an arm train, in units of those of the arm main."
@@ -328,7 +328,7 @@ def budget_contrasts(results: Results) -> str:
     if len(arms) < 2: return ""
     share = {arm: budget_share(results, arm) for arm in arms}
     for h in (part for whole in results.hypotheses for part in whole.parts):
-        if h.arm != "main" or not h.terms or h.endpoint != "AP": continue
+        if h.arm not in ("main", DOUBLE) or not h.terms or h.endpoint != "AP": continue
         runs = {arm: [results.runs(arm, recipe) for recipe in h.recipes] for arm in arms if {*h.recipes} <= {*results.recipes(arm)}}
         if len(runs) < 2: continue
         seeds = set.intersection(*({*of} for arm in runs.values() for of in arm))
@@ -337,7 +337,7 @@ def budget_contrasts(results: Results) -> str:
                for arm, each in runs.items()}
         rows.append([h.name, " − ".join(h.recipes), *(points(gap[arm]) if arm in gap else "–" for arm in arms),
                      str(len(seeds))])
-    return markdown_table(["", "contrast", *(f"mAP, {share[arm]:.0%} of the steps" for arm in arms), "seeds"], rows, numbers=range(2, 6))
+    return markdown_table(["", "contrast", *(f"mAP, {share[arm]:.0%} of the steps" for arm in arms), "seeds"], rows, numbers=range(2, 7))
 
 # %% ../../nbs/82a_report.study_prose.ipynb #227539d4
 TUNING = """{recipes}, {trials} trials of {epochs} each. On the validation identities, with the same seed, the chosen trial has a mAP

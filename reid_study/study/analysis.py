@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONTRASTS', 'Contrast', 'seed_interval', 'shared_seeds', 'weighted_sum', 'mean_interval', 'crossed_contrast',
-           'contrast_words', 'steps_contrast', 'loss_contrast', 'trains_contrast', 'family_contrast',
-           'under_trained_words', 'best_contrast', 'distance_to_others', 'term_contrast', 'contrast', 'Part',
-           'tested_p', 'equivalent_p', 'decide', 'part_row', 'answer', 'answers', 'each_part', 'about']
+           'contrast_words', 'unfit', 'steps_contrast', 'loss_contrast', 'trains_contrast', 'family_contrast',
+           'best_contrast', 'distance_to_others', 'term_contrast', 'contrast', 'Part', 'tested_p', 'equivalent_p',
+           'decide', 'part_row', 'answer', 'answers', 'each_part', 'about']
 
 # %% ../../nbs/78_study.analysis.ipynb #08b4d46e
 import math
@@ -35,14 +35,14 @@ class Contrast:
     """The estimate of a hypothesis' weighted sum.
 
     `interval`: in the unit of the endpoint. `by_seed`: Series [seed]. `words`: what is subtracted from what.
-    `identities`: how many it is a mean over; 0: it is no such mean. `note`: what one must know to read it. `untestable`: why these
+    `identities`: how many it is a mean over; 0: it is no such mean. `notes`: what one must know to read it. `untestable`: why these
     runs cannot answer the hypothesis; empty where they can.
     """
     interval: Interval
     by_seed: pd.Series
     words: str
     identities: int = 0
-    note: str = ""
+    notes: tuple[str, ...] = ()
     untestable: str = ""
 
 # %% ../../nbs/78_study.analysis.ipynb #9f4e07ab
@@ -86,6 +86,13 @@ def contrast_words(hypothesis: Hypothesis) -> str:
     "What is subtracted from what, in words."
     return hypothesis.contrast or " − ".join(hypothesis.recipes)
 
+# %% ../../nbs/78_study.analysis.ipynb #8f1bfab8
+def unfit(results: Results, arm: str, terms: Terms) -> str:
+    "Why the means of `terms` in an arm may not be compared, in words: failed runs, or recipes that are `under_trained`; empty if they may."
+    lost = failure_words(failures(results, arm, [(recipe, change) for _, recipe, change in terms]))
+    short = under_trained(results, arm, dict.fromkeys(recipe for _, recipe, _ in terms))
+    return lost or (f"under-trained: {listed(short)}" if short else "")
+
 # %% ../../nbs/78_study.analysis.ipynb #c04b7fa2
 def steps_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of how many steps two recipes take to the validation mAP that the study has fixed, over seeds."
@@ -96,11 +103,10 @@ def steps_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     first, second = (np.array([steps for steps, _ in each], float) for each in taken.values())
     reached = {recipe: sum(there for _, there in each) for recipe, each in taken.items()}
     late = listed(f"{n} of {counted(len(seeds), 'run')} of {recipe}" for recipe, n in reached.items())
-    note = "" if all(n == len(seeds) for n in reached.values()) else f"{late} reach {level:.0%}; the others count with all of their steps"
+    notes = () if all(n == len(seeds) for n in reached.values()) else (f"{late} reach {level:.0%}", "the others count with all of their steps")
     none = "" if any(reached.values()) else f"no run reaches a validation mAP of {level:.0%}"
-    lost = failure_words(failures(results, hypothesis.arm, [(recipe, change) for _, recipe, change in hypothesis.terms]))
-    by_seed = pd.Series(first - second, seeds)
-    return Contrast(seed_interval(by_seed), by_seed, contrast_words(hypothesis), note=note, untestable=none or lost)
+    by_seed, lost = pd.Series(first - second, seeds), unfit(results, hypothesis.arm, hypothesis.terms)
+    return Contrast(seed_interval(by_seed), by_seed, contrast_words(hypothesis), notes=notes, untestable=none or lost)
 
 # %% ../../nbs/78_study.analysis.ipynb #8d0e8d37
 def loss_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
@@ -110,8 +116,7 @@ def loss_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     (a, b), (first, second) = hypothesis.recipes, (max(rates, key=lambda rate: mean(recipe, rate)) for recipe in hypothesis.recipes)
     words = f"mAP that {a} loses at the other learning rates (best: × {first}) − mAP that {b} loses (best: × {second})"
     found = crossed_contrast(*weighted_sum(results, arm, rate_loss(a, 1, first, rates) + rate_loss(b, -1, second, rates)), words)
-    best = (a, {"lr_times": first}), (b, {"lr_times": second})
-    return replace(found, untestable=failure_words(failures(results, arm, best)))
+    return replace(found, untestable=unfit(results, arm, ((1, a, {"lr_times": first}), (-1, b, {"lr_times": second}))))
 
 # %% ../../nbs/78_study.analysis.ipynb #d82e4b9f
 def trains_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
@@ -136,24 +141,20 @@ def family_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     out = {words: table.recipe[table[column]].unique().tolist() for column, words in LEFT_OUT.items()}
     table = table[~table.recipe.isin(sum(out.values(), []))]
     few = [f for f in families if table.recipe[table.family == f].nunique() < FEWEST_RECIPES]
-    left, words = "; ".join(f"without {listed(names)}, {why}" for why, names in out.items() if names), contrast_words(hypothesis)
+    left, words = tuple(f"without {listed(names)}, {why}" for why, names in out.items() if names), contrast_words(hypothesis)
     if few:
         why = f"fewer than {FEWEST_RECIPES} recipes of the family {few[0]} are trained"
-        return Contrast(seed_interval([math.nan]), pd.Series(dtype=float), words, note=left, untestable=why)
+        return Contrast(seed_interval([math.nan]), pd.Series(dtype=float), words, notes=left, untestable=why)
     held = HELD[endpoint][1]
     if not table.groupby("recipe")[held].mean().std() > 1e-9:
         why = f"all recipes have the same {held.replace('_', ' ')}, at which they are to be compared"
-        return Contrast(seed_interval([math.nan]), pd.Series(dtype=float), words, note=left, untestable=why)
+        return Contrast(seed_interval([math.nan]), pd.Series(dtype=float), words, notes=left, untestable=why)
     by_seed = family_coefficients(table, endpoint, families[0])
     if by_seed.empty: raise InputError(f"no seed was run with every recipe of the arm {arm}; give them the same seeds")
-    note = "; ".join(filter(None, (f"{table.recipe.nunique()} recipes", without_recipes(table, endpoint, families[0]), left)))
-    return Contrast(family_interval(table, endpoint, families[0]), by_seed, words, note=note)
+    notes = f"{table.recipe.nunique()} recipes", without_recipes(table, endpoint, families[0]), *left
+    return Contrast(family_interval(table, endpoint, families[0]), by_seed, words, notes=notes)
 
 # %% ../../nbs/78_study.analysis.ipynb #7e48c0a6
-def under_trained_words(results: Results, arm: str, recipes: Iterable[str]) -> str:
-    "Which of `recipes` are `under_trained`, in words; empty where none is known to be."
-    return f"under-trained: {listed(short)}" if (short := under_trained(results, arm, recipes)) else ""
-
 def best_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of the best recipes of two families, by scores that did not choose them."
     best, how, kept = best_of(results, hypothesis.arm)
@@ -161,24 +162,22 @@ def best_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     sums, share = weighted_sum(results, hypothesis.arm, difference(a, b), hypothesis.endpoint)
     if kept is not None: sums, share = sums.loc[:, kept], share[kept]/share[kept].sum()
     found = crossed_contrast(sums, share, f"{a} − {b} (chosen {how})")
-    lost = failure_words(failures(results, hypothesis.arm, [(a, {}), (b, {})]))
     close = [runner_up(results, hypothesis.arm, family) for family in hypothesis.families] if kept is None else []
-    return replace(found, note="; ".join(filter(None, close)),
-                   untestable=lost or under_trained_words(results, hypothesis.arm, (a, b)))
+    return replace(found, notes=tuple(filter(None, close)), untestable=unfit(results, hypothesis.arm, difference(a, b)))
 
 # %% ../../nbs/78_study.analysis.ipynb #3c8f1ea6
-def distance_to_others(results: Results, hypothesis: Hypothesis) -> str:
+def distance_to_others(results: Results, hypothesis: Hypothesis) -> tuple[str, ...]:
     "How the distance to other people changes, in words, where the hypothesis is about that to the matches."
-    if hypothesis.endpoint != "d_ap": return ""
+    if hypothesis.endpoint != "d_ap": return ()
     found = crossed_contrast(*weighted_sum(results, hypothesis.arm, hypothesis.terms, "d_an"), "")
-    return f"the distance to others changes by {amount(found.interval.estimate, 'd_ap', '+')}"
+    return (f"the distance to others changes by {amount(found.interval.estimate, 'd_ap', '+')}",)
 
 # %% ../../nbs/78_study.analysis.ipynb #0d92e7c4
 def term_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of the weighted sum of a hypothesis' terms."
     sums, share = weighted_sum(results, hypothesis.arm, hypothesis.terms, hypothesis.endpoint)
-    ended = failures(results, hypothesis.arm, [(recipe, change) for _, recipe, change in hypothesis.terms])
-    return replace(crossed_contrast(sums, share, contrast_words(hypothesis)), untestable=failure_words(ended))
+    found = crossed_contrast(sums, share, contrast_words(hypothesis))
+    return replace(found, notes=distance_to_others(results, hypothesis), untestable=unfit(results, hypothesis.arm, hypothesis.terms))
 
 # %% ../../nbs/78_study.analysis.ipynb #e2c7a90f
 CONTRASTS = {"steps": steps_contrast, "loss": loss_contrast, "trains": trains_contrast, **dict.fromkeys(HELD, family_contrast)}
@@ -188,11 +187,9 @@ def contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     compute = CONTRASTS.get(hypothesis.endpoint, best_contrast if hypothesis.families else term_contrast)
     try:
         found = compute(results, hypothesis)
-        notes = found.note, distance_to_others(results, hypothesis)
-        short = under_trained_words(results, hypothesis.arm, hypothesis.recipes)
     except InputError as e: raise InputError(f"{hypothesis.name}: {e}") from None
     few = f"{counted(len(found.by_seed), 'seed')}, and a verdict needs {MIN_SEEDS}" if len(found.by_seed) < MIN_SEEDS else ""
-    return replace(found, note="; ".join(filter(None, notes)), untestable=found.untestable or few or short)
+    return replace(found, untestable=found.untestable or few)
 
 # %% ../../nbs/78_study.analysis.ipynb #a20751f5
 @dataclass(frozen=True, eq=False)
@@ -256,8 +253,8 @@ def part_row(part: Part) -> dict[str, Any]:
 def answer(hypothesis: Hypothesis, parts: Sequence[Part], p: float, p_holm: float, p_equivalent: float) -> dict[str, Any]:
     "A row of `answers`, a dictionary: of a hypothesis, its `Part`s, and p-values before and after Holm (NaN: not tested)."
     rows, contrasts = [part_row(part) for part in parts], [part.contrast for part in parts]
-    unique = lambda words: "; ".join(dict.fromkeys(part for note in words for part in note.split("; ") if part))
-    reason, note = unique(c.untestable for c in contrasts), unique(c.note for c in contrasts)
+    unique = lambda words: "; ".join(dict.fromkeys(filter(None, words)))     # parts may say the same
+    reason, note = unique(c.untestable for c in contrasts), unique(note for c in contrasts for note in c.notes)
     asked = {name: getattr(hypothesis, name) for name in ("name", "question", "text")}
     tested = dict(p=p, p_holm=p_holm, p_equivalent=p_equivalent, p_flip=max(row["p_flip"] for row in rows))
     return asked | rows[0] | tested | dict(note=note, reason=reason, testable=not reason, parts=tuple(rows),

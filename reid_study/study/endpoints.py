@@ -21,7 +21,7 @@ from scipy import stats
 from ..core import InputError, check_number, counted, listed
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
 from .config import is_test
-from .hypotheses import RATES, eligible
+from .hypotheses import DOUBLE, RATES, eligible
 from .record import Run
 from .results import Results, cell_name
 from ..training.recipes import RECIPES
@@ -148,23 +148,24 @@ def failure_words(failures: Mapping[str, tuple[int, int]]) -> str:
     return f"{listed(counts)} failed to train" if failures else ""
 
 # %% ../../nbs/77a_study.endpoints.ipynb #b6728052
-HALF, UNDER_TRAINED = "half", 0.02     # the arm of half the epochs; the gain of mAP from there above which a recipe is under-trained
+HALF = {"main": "half", DOUBLE: "main"}     # arm -> that of half its epochs
+UNDER_TRAINED = 0.02                        # the gain of mAP from there above which a recipe is under-trained
 
 def training_state(results: Results, arm: str, recipe: str) -> dict[str, Any]:
     """How far a recipe was trained in an arm without conditions: a dictionary with recipe, runs, trained (share of them that did not
-    fail), and, where the study has an arm `HALF` with the recipe, half, full (mean mAP over the seeds of both), gain, under_trained."""
+    fail), and, where the study has the arm's `HALF` with the recipe, half, full (mean mAP over the seeds of both), gain, under_trained."""
     runs = results.runs(arm, recipe)
     state = dict(recipe=recipe, runs=len(runs), trained=1 - float(np.mean([failed(run) for run in runs.values()])))
-    if HALF not in results.arms or recipe not in results.recipes(HALF): return state
-    half = results.runs(HALF, recipe)
+    if (before := HALF.get(arm)) not in results.arms or recipe not in results.recipes(before): return state
+    half = results.runs(before, recipe)
     if not (seeds := sorted(half.keys() & runs.keys())): return state
     first, last = (float(np.mean([them[seed].metrics["mAP"] for seed in seeds])) for them in (half, runs))
     return state | dict(half=first, full=last, gain=last - first, under_trained=last - first > UNDER_TRAINED)
 
 # %% ../../nbs/77a_study.endpoints.ipynb #4d4e2a7e
 def under_trained(results: Results, arm: str, recipes: Iterable[str]) -> list[str]:
-    "Those of `recipes` that are known to be under-trained, which the arm main alone can tell."
-    return [recipe for recipe in recipes if arm == "main" and training_state(results, arm, recipe).get("under_trained")]
+    "Those of `recipes` that are known to be under-trained in an arm, which one without a `HALF` cannot tell."
+    return [recipe for recipe in recipes if arm in HALF and training_state(results, arm, recipe).get("under_trained")]
 
 # %% ../../nbs/77a_study.endpoints.ipynb #648f131a
 HELD = {"separability": ("separability", "distance_ratio"), "compactness": ("distance_ratio", "separability")}     # measured, held equal

@@ -73,7 +73,8 @@ class Results:
     def dataset(self) -> str: return self.study["dataset"]
     @property
     def hypotheses(self) -> list[Hypothesis]:
-        return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.study["questions"]]
+        arms = {arm: self.recipes(arm) for arm in self.arms}
+        return [h for h in hypotheses(self.dataset, arms) if h.question in self.study["questions"]]
     @property
     def level(self) -> float:
         "The validation mAP that steps are counted to."

@@ -25,7 +25,7 @@ from ..data.datasets import DATASETS, full_name, get_dataset, is_path
 from ..networks.embedder import make_embedder
 from .config import (MOST_EPOCHS, MOST_TRIALS, Config, Plan, absolute, check_data, checked_by, make_config, protocol,
                                      recipe_configs, validated)
-from .hypotheses import QUESTIONS, Hypothesis, eligible, hypotheses
+from .hypotheses import NEEDS, QUESTIONS, Hypothesis, eligible, hypotheses
 from ..training.recipes import CORE, RECIPES, get_recipe
 
 if TYPE_CHECKING:
@@ -110,7 +110,9 @@ class Study(BaseModel, extra="forbid", strict=True, frozen=True):
         "The recipes that are tuned, for arms with tuned settings."
         return list(dict.fromkeys(recipe for arm in self.arms.values() if arm.settings == "tuned" for recipe in arm.names))
     @property
-    def hypotheses(self) -> list[Hypothesis]: return [h for h in hypotheses(self.dataset, self.arms) if h.question in self.questions]
+    def hypotheses(self) -> list[Hypothesis]:
+        arms = {name: arm.names for name, arm in self.arms.items()}
+        return [h for h in hypotheses(self.dataset, arms) if h.question in self.questions]
 
 # %% ../../nbs/70_study.spec.ipynb #bab52b49
 def arm_parameters(study: Study, arm: str, recipe: str, seeds: int | None = None) -> dict[str, Any]:
@@ -231,27 +233,25 @@ def _check_questions(study):
     for h in found:
         lookup(h.arm, study.arms, f"arm, which question {h.question} needs:")
         if lacking := next(filter(None, (_lacking(study, part) for part in h.parts)), None):
-            raise InputError(f"question {h.question} ({h.name}) needs {lacking} in the arm {h.arm}; add it, or leave the question out")
+            raise InputError(f"question {h.question} ({h.name}) needs, in the arm {h.arm}, {lacking}; add it, or leave the question out")
 
 def _lacking(study, hypothesis):
     "What a hypothesis needs of its arm and the study does not give, in words; None if nothing."
     h, arm = hypothesis, study.arms[hypothesis.arm]
-    if "validation" in h.needs and arm.is_test: return "scores on validation identities, epoch by epoch,"
-    if "steps" in h.needs and not (study.protocol | arm.changes).get("steps"): return "a fixed number of steps"
-    if "constant" in h.needs and (study.protocol | arm.changes).get("schedule") != "constant": return "schedule: constant"
-    for family, members in _families(h, arm):
-        if len(members) < 1 + ("families" in h.needs):
-            return f"{'two recipes' if 'families' in h.needs else 'a recipe that can be the best'} of the family {family}"
-    if "candidates" in h.needs and arm.is_test and arm.settings != "tuned":
-        return "tuned settings, because the test split may not choose the best recipe,"
+    changes, small = study.protocol | arm.changes, _small_family(h, arm)
+    lacks = {"validation": arm.is_test, "steps": not changes.get("steps"), "constant": changes.get("schedule") != "constant",
+             "families": small, "candidates": small, "choice": arm.is_test and arm.settings != "tuned"}
+    for need in h.needs:
+        if lacks[need]: return NEEDS[need].format(family=small)
     for _, recipe, change in h.terms:
         if recipe not in arm.names: return recipe
         if change not in arm.each: return f"{change} among the changes of each"
 
-def _families(hypothesis, arm):
-    "Family -> its recipes in an arm that a hypothesis about families reads; nothing for one about named recipes."
-    if "candidates" in hypothesis.needs: return eligible(arm.names).items()
-    return [(family, [name for name in arm.names if RECIPES[name].family == family]) for family in hypothesis.families]
+def _small_family(hypothesis, arm):
+    "The first family that has fewer recipes in an arm than a hypothesis needs; empty if all have enough."
+    if "candidates" in hypothesis.needs: return next((family for family, names in eligible(arm.names).items() if not names), "")
+    of = [RECIPES[name].family for name in arm.names]
+    return next((family for family in hypothesis.families if of.count(family) < 2), "")
 
 # %% ../../nbs/70_study.spec.ipynb #08715325
 WORDS = {     # tag -> (pattern, first characters, what it means)
