@@ -91,7 +91,7 @@ def _mark(ax, x, y, verdict):
     colour, hollow, thin = VERDICTS[verdict], verdict == "undecided", verdict in ("undecided", "not testable")
     ax.plot(x, y, SYMBOLS[verdict], color=colour, mfc="white" if hollow else colour, ms=6.5, mew=1.5 if thin else 0)
 
-def _places(n, wide=6, step=.13, tall=.26):
+def _places(n, wide=6, step=.13, tall=.46):
     "Where n symbols stand around the middle of a cell: rows of at most `wide`."
     rows = [min(wide, n - start) for start in range(0, n, wide)]
     return [((i - (k - 1)/2)*step, (j - (len(rows) - 1)/2)*tall) for j, k in enumerate(rows) for i in range(k)]
@@ -110,8 +110,10 @@ def synthesis_picture(found: pd.DataFrame, narrow: bool = False) -> Figure:
     for y, t in enumerate(table.itertuples()):
         if y: ax.axhline(y - .5, color="#e4e4e8", lw=.7)
         for x, regime in enumerate(regimes):
-            verdicts = found.verdict[(found.question == t.question) & (found.regime == regime)].tolist()
-            for (right, down), verdict in zip(_places(len(verdicts)), verdicts): _mark(ax, x + right, y + down, verdict)
+            asked = found[(found.question == t.question) & (found.regime == regime)]
+            for (right, down), h in zip(_places(len(asked)), asked.itertuples()):
+                _mark(ax, x + right, y + down - (0 if narrow else .08), h.verdict)
+                if not narrow: ax.text(x + right, y + down + .15, h.name, ha="center", va="center", fontsize=5.8, color="#66666e")
     columns = table.question.str.upper() + "  " + table.title, table.conclusion
     titles, conclusions = ([textwrap.fill(words, wrap) for words in column] for column, wrap in zip(columns, wraps))
     for side, words in ((ax, titles), (ax.twinx(), conclusions)):
