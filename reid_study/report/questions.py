@@ -24,7 +24,8 @@ from ..losses.many_identities import cost_picture
 from .figures import WIDTH, band, caption, name_ends, name_rows, styled
 from .html import picture
 from .study_figures import colour_of, name_points, ranking_picture
-from .study_prose import failure_counts, sampler_sentence, step_cost_sentence
+from .checks import sampler_sentence
+from .study_prose import failure_counts, step_cost_sentence
 from .study_tables import VERDICTS, geometry_markdown, mAP_points, step_cost_table, step_costs
 from .tables import attribute_means, retrievals
 from .textbook import textbook_picture

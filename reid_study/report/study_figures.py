@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from .figures import WIDTH, curve_panels, name_rows, styled
-from .study_prose import study_names
+from .checks import study_names
 from .study_tables import MARKS, VERDICTS, best_trials, comparable_arms, mAP_points, recipe_scores, shared_scores
 from ..study.analysis import each_part
 from ..study.config import is_test
