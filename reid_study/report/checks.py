@@ -9,6 +9,8 @@ __all__ = ['FITS', 'BUDGETS', 'TUNING', 'EDGE', 'OWN_BATCHES', 'budget_table', '
            'study_cost', 'study_cost_sentence']
 
 # %% ../../nbs/82b_report.checks.ipynb #adf482cb
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -18,7 +20,7 @@ from ..evaluation.shares import FEWEST_RANKED, rank_correlation
 from ..evaluation.statistics import MIN_SEEDS
 from ..evaluation.verdicts import least_p
 from .prose import filled
-from .tables import markdown_table
+from .tables import markdown_table, number
 from .study_tables import best_trials, comparable_arms, controls, paired_scores, recipe_scores, shared_scores
 from ..study.hypotheses import DOUBLE
 from ..study.results import Results
@@ -124,8 +126,9 @@ def rank_agreement(x: pd.Series, y: pd.Series) -> str:
     "A sentence with the rank correlation of two scores of the same recipes; empty for fewer than `FEWEST_RANKED`."
     if len(x) < FEWEST_RANKED: return ""
     tau, i = rank_correlation(x, y)
-    descriptive = ", descriptive" if i.descriptive else ""
-    return f" Kendall's τ of the two rankings is {tau:.2f} (95 % interval {i.low:.2f} to {i.high:.2f}{descriptive}; {len(x)} recipes)."
+    value, descriptive = partial(number, digits=2), ", descriptive" if i.descriptive else ""
+    return (f" Kendall's τ of the two rankings is {value(tau)} (95 % interval {value(i.low)} to {value(i.high)}{descriptive}; "
+            f"{len(x)} recipes).")
 
 # %% ../../nbs/82b_report.checks.ipynb #09454d57
 def own_batches(results: Results, arm: str) -> bool:

@@ -226,7 +226,7 @@ skewness of how often an image is among the ten nearest of others."""
 def geometry_markdown(results: Results, arm: str = "main") -> str:
     "Markdown: the measures of geometry of unseen people, mean over seeds, one row per recipe, and what they are."
     table = geometry_table(results, arm).groupby("recipe", sort=False)[list(GEOMETRY)].mean()
-    rows = [[recipe, *(f"{factor*v:.{digits}f}" for v, (_, factor, digits) in zip(values, GEOMETRY.values()))]
+    rows = [[recipe, *(number(factor*v, digits=digits) for v, (_, factor, digits) in zip(values, GEOMETRY.values()))]
             for recipe, values in zip(table.index, table.to_numpy())]
     names = ["recipe", *(name for name, _, _ in GEOMETRY.values())]
     return f"{markdown_table(names, rows, numbers=range(1, len(names)))}\n\n*{' '.join(MEASURES.split())}*"

@@ -189,10 +189,10 @@ def ranking_table(results: Results, arm: str = "main", most: int | None = None) 
     table = ranked(results, arm)
     head = table[:most]
     scale = head.mAP_low.min(), head.mAP_high.max()
-    span = lambda low, high: "–" if np.isnan(low) else f"{number(low)} to {number(high)}".replace("-", "−")
+    span = lambda low, high: "–" if np.isnan(low) else f"{number(low)} to {number(high)}"
     bold = lambda text, row: f"<b>{text}</b>" if row.near else text
     rows = [[bold(named(r.recipe), r), bold(number(r.mAP), r), _bar(r.mAP_low, r.mAP_high, *scale, FAMILY_COLOURS[r.family])
-             + span(r.mAP_low, r.mAP_high), number(r.gap).replace("-", "−"), span(r.low, r.high),
+             + span(r.mAP_low, r.mAP_high), number(r.gap), span(r.low, r.high),
              f"{r.seconds:.2g}"] for r in head.itertuples()]
     header = ["recipe", "mAP (%)", "95 % interval", "to the best (points)", "95 % interval", "a step (s)"]
     left = len(table) - len(head)

@@ -128,9 +128,10 @@ def score_summary(runs: Iterable[Run]) -> pd.DataFrame:
 
 # %% ../../nbs/80_report.tables.ipynb #d77bf7c6
 def number(mean: float, std: float = np.nan, digits: int = 1) -> str:
-    "A mean, with its spread where there is one, as text; a dash for NaN."
+    "A mean, with its spread where there is one, as text with a minus sign (−); a dash for NaN."
     if np.isnan(mean): return "–"
-    return f"{mean:,.{digits}f}" if np.isnan(std) else f"{mean:,.{digits}f} ± {std:,.{digits}f}"
+    text = f"{round(mean, digits) + 0.0:,.{digits}f}".replace("-", "−")
+    return text if np.isnan(std) else f"{text} ± {std:,.{digits}f}"
 
 # %% ../../nbs/80_report.tables.ipynb #590d193c
 def _score_rows(runs, bold):
