@@ -8,7 +8,7 @@ from reid_study.report.pages import write_page
 from reid_study.report.synthesis import ranked
 from reid_study.study.results import read_results
 from reid_study.study.simulated import simulated_study
-from reid_study.study.workflow import pages
+from reid_study.study.jobs import pages
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")

@@ -18,7 +18,7 @@ from reid_study.study.config import make_config, run_id
 from reid_study.study.record import read_run
 from reid_study.study.run import make_run
 from reid_study.study.tuning import trial_config
-from reid_study.study.workflow import Workflow, planned, tunings
+from reid_study.study.jobs import Workflow, planned, tunings
 
 import_all("reid_study.networks")
 SMALL = dict(validation=4, epochs=1, p=4, k=2, height=32, width=16, steps=2)

@@ -26,7 +26,7 @@ from reid_study.study.results import read_results
 from reid_study.study.run import PROJECT
 from reid_study.study.simulated import simulated_study
 from reid_study.study.worker import execute as run_notebook
-from reid_study.study.workflow import pages
+from reid_study.study.jobs import pages
 
 TEMPLATE = PROJECT/"nbs"/"study"/"compare.ipynb"
 RECIPES = "identity", "triplet", "identity+triplet"

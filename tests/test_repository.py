@@ -16,7 +16,7 @@ from reid_study.study.results import read_results
 from reid_study.study.spec import arm_configs, read_study
 from reid_study.study.config import run_id
 from reid_study.study.tuning import best_settings
-from reid_study.study.workflow import tunings
+from reid_study.study.jobs import tunings
 from reid_study.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]

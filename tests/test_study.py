@@ -26,7 +26,8 @@ from reid_study.study.run import make_run, make_runs, open_data
 from reid_study.study.spec import arm_configs, read_study
 from reid_study.study.tuning import best_settings, read_tuning, tune
 from reid_study.study.worker import PRELOAD
-from reid_study.study.workflow import run_study, tunings
+from reid_study.study.jobs import tunings
+from reid_study.study.workflow import run_study
 
 SMALL = dict(validation=4, epochs=4, p=4, k=4, height=32, width=16)
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}

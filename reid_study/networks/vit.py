@@ -95,7 +95,8 @@ def timm_network(name: str, pretrained: bool = False, **options: Any) -> nn.Modu
     with extra("timm"): import timm
     if not timm.is_model(name):
         close = " or ".join(difflib.get_close_matches(name, timm.list_models()))
-        raise InputError(f"timm has no network {name!r}; {f'did you mean {close}?' if close else 'timm.list_models() names all that it has'}")
+        remedy = f"did you mean {close}?" if close else "timm.list_models() names all that it has"
+        raise InputError(f"timm has no network {name!r}; {remedy}")
     try: return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except OSError as e:
         raise InputError(f"the weights of {name} could not be had ({str(e).splitlines()[0]}); connect to a network, "

@@ -15,7 +15,7 @@ from ..core import InputError, writable
 from .html import to_html
 from ..study.results import read_results
 from ..study.worker import execute
-from ..study.workflow import TEMPLATES, pages
+from ..study.jobs import TEMPLATES, pages
 
 # %% ../../nbs/85_report.pages.ipynb #9bab32fa
 def write_page(template: str, parameters: dict[str, Any], html: str | Path) -> None:

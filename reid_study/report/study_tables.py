@@ -33,7 +33,7 @@ from ..study.record import Run
 from ..study.replication import other_terms, replication
 from ..study.results import Results
 from ..study.run import PROJECT
-from ..study.workflow import arm_pages
+from ..study.jobs import arm_pages
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/80a_report.study_tables.ipynb #c5914482

@@ -67,7 +67,7 @@ def _detail(rows):
     "How the hypotheses of a question end in each regime, in words."
     def of(them):
         ends = {v: them.name[them.verdict == v].tolist() for v in VERDICTS if (them.verdict == v).any()}
-        return next(iter(ends)) if len(ends) == 1 else listed(f"{v} {', '.join(names)}" for v, names in ends.items())
+        return next(iter(ends)) if len(ends) == 1 else ", ".join(f"{listed(names)} {v}" for v, names in ends.items())
     return "; ".join(f"{regime}: {of(them)}" for regime, them in rows.groupby("regime", sort=False))
 
 def synthesis(found: pd.DataFrame) -> pd.DataFrame:
