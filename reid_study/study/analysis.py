@@ -103,7 +103,8 @@ def steps_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     first, second = (np.array([steps for steps, _ in each], float) for each in taken.values())
     reached = {recipe: sum(there for _, there in each) for recipe, each in taken.items()}
     late = listed(f"{n} of {counted(len(seeds), 'run')} of {recipe}" for recipe, n in reached.items())
-    notes = () if all(n == len(seeds) for n in reached.values()) else (f"{late} reach {level:.0%}", "the others count with all of their steps")
+    some = not all(n == len(seeds) for n in reached.values())
+    notes = (f"{late} reach {level:.0%}", "the others count with all of their steps") if some else ()
     none = "" if any(reached.values()) else f"no run reaches a validation mAP of {level:.0%}"
     by_seed, lost = pd.Series(first - second, seeds), unfit(results, hypothesis.arm, hypothesis.terms)
     return Contrast(seed_interval(by_seed), by_seed, contrast_words(hypothesis), notes=notes, untestable=none or lost)

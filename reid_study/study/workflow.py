@@ -29,10 +29,10 @@ from ..core import (InputError, alive, brief, check_number, counted, end_with_pa
 from ..data.datasets import fingerprinted
 from ..networks.embedder import check_device, default_device
 from .config import run_id
-from .jobs import (PROFILES, PUBLISHED, Workflow, check_published, collect, pages, planned, published_tables,
-    put_aside_damaged, tunings, write_jobs)
+from reid_study.study.jobs import (PROFILES, PUBLISHED, Workflow, check_published, collect, planned, published_tables, put_aside_damaged,
+    tunings, write_jobs)
 from .pace import StudyBar, Work, effort, left_words, seconds_left
-from .record import Run, run_folder
+from .record import run_folder
 from .replication import replication_report
 from .results import read_results, write_results
 from .spec import Study, check_with_data, protocols
