@@ -216,6 +216,6 @@ def study_cost(results: Results) -> pd.Series:
 def study_cost_sentence(results: Results) -> str:
     "Markdown: what the training of a study took, in all, in tuning and arm by arm."
     cost, device = study_cost(results), results.table.run.iloc[0].env["device"]
-    parts = listed(f"{name} {hours:.1f}" for name, hours in cost.items() if hours)
+    parts = listed(f"{name} {hours:.1f}" if hours >= 1 else f"{name} {hours:.2g}" for name, hours in cost.items() if hours)
     unit = "core-hours" if device == "cpu" else f"hours of one {device}"
     return f"Training took {cost.sum():.1f} {unit}, without pauses and scoring: {parts}."
