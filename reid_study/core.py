@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LARGEST_JSON', 'InputError', 'LeftOut', 'shown', 'printable', 'lookup', 'plain', 'check_number', 'listed', 'counted',
-           'capital', 'digest', 'file_sum', 'irregular', 'regular_file', 'damage_named', 'brief', 'last_line',
-           'writable', 'scratch_name', 'remove_dead', 'alive', 'atomic', 'write_json', 'read_json', 'private_folder',
-           'end_with', 'end_with_parent', 'import_all', 'lazy_names', 'MissingExtra', 'extra']
+           'decimal', 'capital', 'digest', 'file_sum', 'irregular', 'regular_file', 'damage_named', 'brief',
+           'last_line', 'writable', 'scratch_name', 'remove_dead', 'alive', 'atomic', 'write_json', 'read_json',
+           'private_folder', 'end_with', 'end_with_parent', 'import_all', 'lazy_names', 'MissingExtra', 'extra']
 
 # %% ../nbs/00_core.ipynb #8278cb14
 import ast
@@ -102,6 +102,11 @@ def listed(words: Iterable[Any]) -> str:
 def counted(n: int, one: str, many: str | None = None) -> str:
     "A number with the word for what is counted, in the singular or the plural."
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+# %% ../nbs/00_core.ipynb #3eb5ab2a
+def decimal(value: float, digits: int, flags: str = "") -> str:
+    "A number with so many digits after the point, and a minus sign (−); `flags`: + for a sign of positive ones too, and , for thousands."
+    return f"{round(value, digits) + 0.0:{flags}.{digits}f}".replace("-", "−")      # adding 0.0 takes the sign from zero
 
 # %% ../nbs/00_core.ipynb #216500e9
 def capital(text: str) -> str:

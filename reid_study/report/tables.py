@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import InputError
+from ..core import InputError, decimal
 from ..study.record import FILES, Run, read_run
 from ..study.results import FREE, Results, check_comparable
 from ..training.recipes import FAMILY_COLOURS, RECIPES, get_recipe
@@ -130,7 +130,7 @@ def score_summary(runs: Iterable[Run]) -> pd.DataFrame:
 def number(mean: float, std: float = np.nan, digits: int = 1) -> str:
     "A mean, with its spread where there is one, as text with a minus sign (−); a dash for NaN."
     if np.isnan(mean): return "–"
-    text = f"{round(mean, digits) + 0.0:,.{digits}f}".replace("-", "−")
+    text = decimal(mean, digits, ",")
     return text if np.isnan(std) else f"{text} ± {std:,.{digits}f}"
 
 # %% ../../nbs/80_report.tables.ipynb #590d193c

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..core import InputError, check_number, counted, listed
+from ..core import InputError, check_number, counted, decimal, listed
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
 from .config import is_test
 from .hypotheses import DOUBLE, RATES, eligible
@@ -39,7 +39,7 @@ UNITS = {     # endpoint -> factor, digits, unit
 def amount(value: float, endpoint: str, sign: str = "") -> str:
     "A value of an endpoint as text, without its unit; `sign` \"+\" writes the sign of positive ones too."
     factor, digits, _ = UNITS[endpoint]
-    return f"{round(factor*value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
+    return decimal(factor*value, digits, sign)
 
 def measure(endpoint: str) -> str:
     "What an endpoint measures, in words: its unit without the amount, as mAP, or distance to the matches."
