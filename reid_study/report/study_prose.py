@@ -246,8 +246,8 @@ def low_recipes(results: Results, arm: str = "main", than: str = "triplet") -> s
 
 # %% ../../nbs/82a_report.study_prose.ipynb #04495991
 STEP_COST = """The cost of a step, measured and not tested: with more identities, that of identity loss **{grows}** in time and memory,
-as that of every loss with a proxy for each identity does. From {i.few:,.0f} to {i.many:,.0f} identities the loss alone, of a batch of 64,
-goes from {i_few} to {i_many}; that of the triplet from {t_few} to {t_many} (benchmarks/identities.py)."""
+as that of every loss with a proxy for each identity does. From {i.few:,.0f} to {i.many:,.0f} identities the loss alone, of a batch of
+{images}, goes from {i_few} to {i_many}; that of the triplet from {t_few} to {t_many} (benchmarks/identities.py)."""
 
 def _cost(seconds, megabytes):
     "Time and memory of a step, in words; `step_cost_growth` counts less than a megabyte as one."
@@ -263,4 +263,4 @@ def step_cost_sentence(rows: Sequence[dict[str, Any]]) -> str:
     clear = (identity[["time", "memory"]] > 2*triplet[["time", "memory"]]).all()
     costs = {f"{name}_{end}": _cost(loss[f"cpu_{end}"], loss[f"megabytes_{end}"])
              for name, loss in (("i", identity), ("t", triplet)) for end in ("few", "many")}
-    return filled(STEP_COST, grows="grows" if clear else "hardly grows", i=identity, **costs)
+    return filled(STEP_COST, grows="grows" if clear else "hardly grows", i=identity, images=rows[0]["images"], **costs)

@@ -233,8 +233,12 @@ def geometry_markdown(results: Results, arm: str = "main") -> str:
 
 # %% ../../nbs/80a_report.study_tables.ipynb #bda7809a
 def step_costs(path: str | Path = PROJECT/"results"/"benchmarks"/"identities.json") -> list[dict[str, Any]]:
-    "The benchmark of a step's time and memory against the number of identities: rows with name, family, classes, cpu (s), megabytes."
-    return read_json(path, f"make it with: python benchmarks/identities.py --out {path}")["table"]
+    """The benchmark of a step's time and memory against the number of identities.
+
+    Rows with name, family, classes, images (of the batch), cpu (s), megabytes.
+    """
+    found = read_json(path, f"make it with: python benchmarks/identities.py --out {path}")
+    return [row | {"images": found["setting"]["images"]} for row in found["table"]]
 
 # %% ../../nbs/80a_report.study_tables.ipynb #6c902628
 def step_cost_growth(rows: Sequence[dict[str, Any]], floor: float = 1.0) -> pd.DataFrame:
