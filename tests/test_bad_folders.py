@@ -1,4 +1,5 @@
 """Folders, archives, attribute files and files of embeddings that are not what they seem: everything in them is taken or named."""
+import bz2
 import gzip
 import io
 import json
@@ -232,7 +233,7 @@ def tarred(folder, members, name="m.tar.gz", tail=b""):
             info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(member)
             info.size = info.size or (0 if isinstance(data, tarfile.TarInfo) else len(data))
             archive.addfile(info, None if isinstance(data, tarfile.TarInfo) else io.BytesIO(data))
-    pack = {"gz": gzip.compress, "xz": partial(lzma.compress, preset=0), "tar": bytes}[name.rsplit(".", 1)[1]]
+    pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": partial(lzma.compress, preset=0), "tar": bytes}[name.rsplit(".", 1)[1]]
     (folder/name).write_bytes(pack(content.getvalue() + tail))
     return folder/name
 
@@ -260,16 +261,15 @@ def untouched(folder, path):
 ARCHIVES = [
     *[Case(f"a dataset as {name}", partial(lambda f, n, make: read_market(make(f, PACKED, name=n)), n=name, make=make),
            gives=lambda t: len(t) == 4, means="is unpacked and read")
-      for name, make in (("m.zip", zipped), ("m.tar", tarred), ("m.tar.gz", tarred), ("m.tar.xz", tarred))],
+      for name, make in (("m.zip", zipped), ("m.tar", tarred), ("m.tar.gz", tarred), ("m.tar.bz2", tarred), ("m.tar.xz", tarred))],
     Case("a link inside an archive to another of its images",
          lambda f: read_market(tarred(f, PACKED | {"l": special(tarfile.SYMTYPE, "m/query/0001_c3.jpg",
          "0001_c1.jpg")})), gives=lambda t: len(t) == 5, means="is unpacked as a link"),
     archive("a zip archive that unpacks to a thousand times its size", lambda f: zipped(f, PACKED | {"m/x.bmp": LARGE}), "m.zip", "16 MB",
             "authors"),
-    archive("a .tar.gz archive that unpacks to a thousand times its size", lambda f: tarred(f, PACKED | {"m/x.bmp": LARGE}),
-            "m.tar.gz", "16 MB"),
-    archive("a .tar.xz archive that unpacks to a thousand times its size", lambda f: tarred(f, PACKED | {"m/x.bmp": LARGE}, "m.tar.xz"),
-            "m.tar.xz", "16 MB"),
+    *[archive(f"a .tar.{kind} archive that unpacks to a thousand times its size",
+              partial(lambda f, name: tarred(f, PACKED | {"m/x.bmp": LARGE}, name), name=f"m.tar.{kind}"), f"m.tar.{kind}", "16 MB")
+      for kind in ("gz", "bz2", "xz")],
     archive("a tar archive that is followed by a long row of zeros", lambda f: tarred(f, PACKED, tail=LARGE), "m.tar.gz", "too large"),
     archive("a tar archive of five thousand empty files", lambda f: tarred(f, PACKED | {f"m/{i}": b"" for i in range(5000)}), "m.tar.gz",
             "16 MB"),

@@ -118,7 +118,7 @@ def test_the_command_line_from_data_to_report(data, tmp_path, monkeypatch, capsy
     runs = [read_run(f) for f in (tmp_path/"runs"/"run").glob("[!.]*")]
     assert len(runs) == 4 and (tmp_path/"runs"/"logs"/"two"/"recipe-main-identity.ipynb").exists()
     assert sorted(run.id for run in read_results(tmp_path/"results").table.run) == sorted(r.id for r in runs)
-    assert "identity+triplet" in (tmp_path/"reports"/"two"/"recipe_main_identity_triplet.html").read_text()
+    assert "identity+triplet" in (tmp_path/"reports"/"two"/"recipe-main-identity_triplet.html").read_text()
 
     (tmp_path/"two.yaml").write_text((tmp_path/"two.yaml").read_text().replace("epochs", "epocs"))
     code, out, err = call("study", "two.yaml", "--data", str(data))
@@ -154,7 +154,7 @@ def test_a_training_that_diverges_is_a_failed_run_of_its_study(data, tmp_path):
     run_study(tmp_path/"lost.yaml", data, tmp_path/"runs", tmp_path/"out", device="cpu")
     runs = [row.run for row in read_results(tmp_path/"runs"/"results"/"lost").table.itertuples()]
     assert failed(runs[0]) and [len(run.history) for run in runs] == [0, SMALL["epochs"]]
-    assert "not finite in epoch 1" in (tmp_path/"out"/"lost"/"recipe_main_triplet.html").read_text()
+    assert "not finite in epoch 1" in (tmp_path/"out"/"lost"/"recipe-main-triplet.html").read_text()
 
 
 def test_a_failing_run_is_reported_and_others_are_kept(data, tmp_path):
@@ -167,7 +167,7 @@ def test_a_failing_run_is_reported_and_others_are_kept(data, tmp_path):
         run_study(tmp_path/"bad.yaml", data, tmp_path/"runs", tmp_path/"out", device="cpu")
     kept, = (tmp_path/"runs"/"run").glob("[!.]*")
     pages = [page.name for page in (tmp_path/"out").rglob("*.html")]
-    assert read_run(kept).config["recipe"] == "identity" and pages == ["recipe_other_identity.html"]
+    assert read_run(kept).config["recipe"] == "identity" and pages == ["recipe-other-identity.html"]
     told = [json.loads(line) for line in (tmp_path/"runs"/".jobs"/"bad"/"events.jsonl").read_text().splitlines()]
     failed = {e["job"] for e in told if e["event"] == "failed"}
     assert len(failed) == 1 and [e["event"] for e in told if e["job"] in failed] == ["started", "failed"]*2      # tried again

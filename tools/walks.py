@@ -35,7 +35,7 @@ print(evaluate_retrieval(found[::2], found[1::2], pids[::2], pids[1::2]))
 """
 FILES = {"people.py": PEOPLE, "loss.py": LOSS}
 WALKS = {
-    "An engineer lifts one loss": ("The core alone, beside torch. `loss.py` is the example of the README.", [
+    "An engineer lifts one loss": ("The core alone, beside torch. `loss.py` calls a loss and the evaluation, much as the README does.", [
         "pip install WHEEL",
         "python loss.py"]),
     "A student runs the study": ("From here on with the extra `study`. The published runs are taken, so that only the pages are made.", [

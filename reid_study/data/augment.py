@@ -18,7 +18,7 @@ from ..core import InputError, check_number
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)   # of ImageNet, as the published weights expect
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] normalised by ImageNet's mean and deviation (channels last in memory).
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] normalised by ImageNet's mean and standard deviation (channels last in memory).
 
     Of the maps of images and their mirror images, float32 [B, 2, h, w, C], the first: [B, C, h, w].
     """

@@ -105,7 +105,7 @@ def _check_names(path, members):
         if above := next((str(p) for p in PurePosixPath(spelt[name]).parents if str(p) in files), None):
             raise InputError(f"{path}: the member {name!r} lies below {above!r}, no folder; get the archive again from its authors")
 
-ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz"
+ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"
 
 # %% ../../nbs/11_data.market1501.ipynb #6849e738
 def unpack(path: str | Path) -> Path:

@@ -139,11 +139,11 @@ def _write_attributes(path, people):
 
 # %% ../../nbs/10a_data.people.ipynb #858951f6
 def _settings(seed, n_train, n_test, n_distractors, n_junk, difficulty):
-    "The settings of a data set as a dict, checked."
+    "The settings of a dataset as a dict, checked."
     out = dict(seed=seed, n_train=n_train, n_test=n_test, n_distractors=n_distractors, n_junk=n_junk)
     least = dict(seed=0, n_train=2, n_test=2, n_distractors=0, n_junk=0)
     for name, value in out.items():
-        most = 10**4*(1 + 10**5*(name == 'seed'))
+        most = 2**63 - 1 if name == 'seed' else 10**4
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least[name] <= value <= most:
             wanted = f"a whole number from {least[name]} up" + ('' if name == 'seed' else ' to 10000')
             raise InputError(f"{name}={value!r} is not usable; give {wanted}")
@@ -153,7 +153,7 @@ def _settings(seed, n_train, n_test, n_distractors, n_junk, difficulty):
     return dict(out, difficulty=difficulty_level(difficulty), version=VERSION)
 
 def people_cast(seed: int = 0, n_train: int = 240, n_test: int = 120, difficulty: float | str = .5) -> dict[str, dict[int, Person]]:
-    "The identities of a data set without drawing them: `{'train': {pid: Person}, 'test': {pid: Person}}`, pids from 1 to 1501."
+    "The identities of a dataset without drawing them: `{'train': {pid: Person}, 'test': {pid: Person}}`, pids from 1 to 1501."
     _settings(seed, n_train, n_test, 0, 0, difficulty)
     pids = 1 + np.random.default_rng([seed, 0]).permutation(1501)
     own = dict(train=sorted(pids[:n_train].tolist()), test=sorted(pids[n_train:n_train + n_test].tolist()))
@@ -162,7 +162,7 @@ def people_cast(seed: int = 0, n_train: int = 240, n_test: int = 120, difficulty
 # %% ../../nbs/10a_data.people.ipynb #b24896b1
 def make_people(root: str | Path, seed: int = 0, n_train: int = 240, n_test: int = 120, n_distractors: int = 350, n_junk: int = 350,
                 difficulty: float | str = .5, workers: int | None = None, progress: bool = True) -> Path:
-    """Write a data set of drawn pedestrians at `root` in the layout of Market-1501, and return `root` as a `Path`.
+    """Write a dataset of drawn pedestrians at `root` in the layout of Market-1501, and return `root` as a `Path`.
 
     JPEG images of 128 x 64 pixels in `bounding_box_train`, `query` and `bounding_box_test`, the attributes in
     `market_attribute.mat`; settings, counts and the images' fingerprint in `people.json`. About 15 images an identity; the
@@ -198,7 +198,7 @@ def _write(root, people, settings, workers, progress):
 
 # %% ../../nbs/10a_data.people.ipynb #0c3715c8
 def _same(root, settings):
-    "Does `root` hold a data set of these settings?"
+    "Does `root` hold a dataset of these settings?"
     try: return _made(root)['settings'] == settings
     except InputError: return False
 

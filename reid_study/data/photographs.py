@@ -158,7 +158,7 @@ def _check_people(root, table):
     people, found = table.person.nunique(), searchable(table)
     if people < 2: raise InputError(f"{root} shows one person, {shown(table.person[0])}; give two at least")
     if n := int(((table.camera == "") & (table.camera != "").any()).sum()):
-        say(root, f"{counted(n, 'image')} without a camera, where others have one, counted as of one camera more")
+        say(root, f"{counted(n, 'image')} without a camera, where others have one, counted as one further camera")
     if n := people - len(found):
         why = "seen by one camera only" if table.camid.nunique() > 1 else "shown by one image only"
         who = table.person[~table.pid.isin(found)].iloc[0]
@@ -215,8 +215,8 @@ def photographs_fingerprint(root: str | Path, table: pd.DataFrame) -> str:
 def suited_protocol(table: pd.DataFrame) -> dict[str, int]:
     """The fields in which a small table's protocol differs from that of large datasets, field -> value.
 
-    A fifth of the training people, 150 at most, are held out for validation; a batch has 16 people or all; an epoch has 20 batches
-    where the images fill fewer, and there are 12 epochs."""
+    A fifth of the training people, 150 at most, are held out for validation; a batch has 16 people or all; where the images fill
+    fewer than 20 batches, an epoch has 20 all the same, and there are 12 epochs."""
     train = table[table.split == "train"]
     people, images = train.pid.nunique(), len(train)
     validation = min(150, people//5, len(searchable(train, twice=True)))

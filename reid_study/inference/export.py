@@ -27,6 +27,7 @@ from ..core import InputError, atomic, brief, check_number, extra, lookup, read_
 from ..data.augment import MEAN, STD
 from ..data.images import as_rgb, read_image
 from ..distances import DISTANCES, Distance, get_distance
+from ..networks.backbones import WIDEST
 from ..networks.embedder import check_device, embed_all, make_embedder
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _of_run(folder):
     return parse_weights((model := run.folder/"model.safetensors").read_bytes(), model), describe_embedder(run), model, run
 
 # %% ../../nbs/90_inference.export.ipynb #b60d82fe
-LARGEST = {"dim": 2**16, "height": 2**12, "width": 2**12}
+LARGEST = {"dim": WIDEST, "height": 2**12, "width": 2**12}
 FIXED = {"channels": "RGB", "normalize": True, "embedding": "what retrieval compares"}      # what has one value in this format
 FIELDS = ("format", "backbone", *LARGEST, "resize", "mean", "std", "distance", "sha256", *FIXED)     # of embedder.json, that are read
 NAMES = ("dataset", "recipe", "run", "config", "pairs")     # that say where it comes from, and how its distances lie

@@ -27,7 +27,7 @@ class Backbone:
     version: int = 1
     load: Callable | None = None
 
-WIDEST = 16_384     # an embedding's most coordinates: its neck, head and statistics stay below a gigabyte
+WIDEST = 16_384     # the largest embedding dimension; neck, head and statistics then stay below a gigabyte
 BACKBONES = {}     # name -> Backbone, of the chapters that have been imported
 
 # %% ../../nbs/20_networks.backbones.ipynb #f858e387
@@ -97,7 +97,7 @@ def _resnet(name, pretrained):
     weights = "DEFAULT" if pretrained else None
     try: network = getattr(torchvision.models, name)(weights=weights)
     except OSError as e:
-        raise InputError(f"the ImageNet weights of {name} could not be downloaded ({e}); connect to a network, "
+        raise InputError(f"the ImageNet weights of {name} could not be downloaded ({e}); connect to the internet, "
                          "put them into torch's cache, or train with pretrained=False") from e
     first = network.layer4[0]   # its stride is in conv1 of a basic block, in conv2 of a bottleneck
     for conv in (first.conv1, first.conv2, first.downsample[0]): conv.stride = (1, 1)

@@ -20,7 +20,7 @@ from ..data.augment import normalize
 class FrozenStem(nn.Module):
     """Layers that training leaves as they are, weights and statistics: [B, 3, H, W] -> [B, C, h, w].
 
-    Maps that the layers made before pass unchanged.
+    Maps that it has already made pass through unchanged.
     """
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()

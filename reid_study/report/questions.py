@@ -29,8 +29,8 @@ from .study_prose import failure_counts, step_cost_sentence
 from .study_tables import VERDICTS, geometry_markdown, mAP_points, step_cost_table, step_costs
 from .tables import attribute_means, retrievals
 from .textbook import textbook_picture
-from ..study.endpoints import FEWEST_RECIPES, LEFT_OUT, family_fit, geometry_table, identity_matrix
-from ..study.hypotheses import FEW_MANY
+from ..study.endpoints import LEFT_OUT, family_fit, geometry_table, identity_matrix
+from ..study.hypotheses import FEW_MANY, FEWEST_RECIPES
 from ..study.results import Results
 from ..study.run import PROJECT
 from ..training.recipes import FAMILY_COLOURS, get_recipe

@@ -50,11 +50,13 @@ def ablation(recipe: str, over: tuple[str, list], seeds: tuple[int, int] = (0, 3
     to the recipe, for all runs. Raises `InputError` where the setting stands in `changes` too.
     """
     (name, values), (first, n), changes = over, seeds, absolute(changes or {})
+    if name == "sampler": raise InputError("--over sampler: an arm has one sampler; make an ablation with --set sampler=pk and one with "
+                                           "--set sampler=uniform")
     if name in changes: raise InputError(f"{name} is varied by --over and fixed by --set; leave it out of one of them")
     arm = {"recipes": [recipe], "seeds": n} | ({name: value for name, value in changes.items() if name == "sampler"})
     fixed = {"changes": {name: value for name, value in changes.items() if name != "sampler"}}
     return {"title": f"{recipe}: {name}", "dataset": full_name(dataset), "first_seed": first,
-            "arms": {"ablation": arm | fixed | {"each": [{name: value} for value in values]}}, "questions": []}
+            "arms": {"ablation": arm | fixed | {"each": [absolute({name: value}) for value in values]}}, "questions": []}
 
 # %% ../../nbs/76a_study.ablate.ipynb #f65eb0dd
 def write_ablation(content: dict, path: str | Path) -> Path:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/71_study.config.ipynb #c2264e28
 def checked_by(check: Callable[[Any], Any]) -> AfterValidator:
-    "What is written in `Annotated` beside a type: `check(value)` raises `InputError` for a value that is refused."
+    "A pydantic validator for `Annotated` that calls `check(value)`, which raises `InputError` for a value it refuses."
     def checked(value):
         check(value)
         return value
@@ -175,8 +175,8 @@ def absolute(changes: dict[str, Any]) -> dict[str, Any]:
     return changes | {"weights": os.path.abspath(os.path.expanduser(weights))}
 
 def _identified(path, given):
-    """The field `weights_sum` of a configuration that starts from the weights at `path`; `given`: the one that they must have, if any;
-    it is trusted where the file is missing, which naming a run does not need."""
+    """The field `weights_sum` of a configuration that starts from the weights at `path`. `given`: the checksum it must have, if any.
+    Where the file is missing, `given` is trusted, because a run can be named without its weights."""
     if not path and not given: return {}
     if given and path and not os.path.lexists(path): return {"weights_sum": given}
     if given not in ("", now := _checksum(path)):
@@ -187,7 +187,7 @@ def _identified(path, given):
 def _checksum(path):
     "The first digits of the SHA-256 of a file of weights."
     try:
-        about = os.stat(regular_file(path, "give the path of a checkpoint; make weights gets that of MobileNetV2"))
+        about = os.stat(regular_file(path, "give the path of a checkpoint; reid-study weights gets that of MobileNetV2"))
         return _sum_of(path, about.st_mtime_ns, about.st_size)
     except InputError as e: raise InputError(f"weights={e}") from None
 
@@ -250,7 +250,7 @@ def identifying(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name != "weights" or not config.get("weights_sum")}
 
 def without_path(config: dict[str, Any]) -> dict[str, Any]:
-    "A configuration, or a change, with the file name alone of weights to start from, for tables that others read; no name changes."
+    "A configuration or change with only the file name of its weights, for published tables; run ids stay the same."
     if "first" in config: return config | {"first": without_path(config["first"])}
     return config | {"weights": os.path.basename(config["weights"])} if config.get("weights") else config
 

@@ -40,7 +40,7 @@ class Workflow:
     def __init__(self, study: str | Path, data: str | Path = "data", runs: str | Path = "runs", out: str | Path = "reports",
                  results: str | Path | None = None, device: str = "cpu", side_by_side: int = 1, share: int = 1,
                  first_seed: int | None = None, dataset: str | Path | None = None) -> None:
-        self.path, self.study = Path(study).resolve(), read_study(study, first_seed, data, dataset)
+        self.path, self.study = Path(os.path.abspath(study)), read_study(study, first_seed, data, dataset)      # the name of a link counts
         self.data, self.runs, self.out = Path(data).resolve(), Path(runs).resolve(), Path(out).resolve()/self.study.name
         self.published = Path(results).resolve() if results else None
         self.device, self.side_by_side, self.share = device, side_by_side, share
@@ -153,7 +153,7 @@ def _recipe_job(workflow, arm, recipe, where, tuned):
 # %% ../../nbs/75c_study.jobs.ipynb #3d4da7d4
 def recipe_page(arm: str, recipe: str) -> str:
     "The file name of the page of a recipe in an arm."
-    return f"recipe_{arm}_{recipe.replace('+', '_')}.html"
+    return f"recipe-{arm}-{recipe.replace('+', '_')}.html"
 
 # %% ../../nbs/75c_study.jobs.ipynb #233db81c
 def collect(study: Study, runs: str | Path = "runs", known: Mapping[str, Run] | None = None, partial: bool = False) -> Results:
@@ -198,7 +198,7 @@ def check_published(workflow: Workflow, images: str) -> dict[str, Run]:
                 raise InputError(f"{folder} was made {how} {then}, now {now}: read it with reid-study report, "
                                  "or give another folder for results to begin anew")
     known, plan = results.by_id, [config for _, config in planned(workflow)]
-    if None not in plan and (more := known.keys() - {run_id(config) for config in plan if config}):
+    if (more := known.keys() - {run_id(config) for config in plan if config}):
         raise InputError(f"{folder} has {counted(len(more), 'run')} that {workflow.path} does not ask for and would lose; "
                          "give another folder")
     return known

@@ -17,7 +17,7 @@ from tqdm import tqdm
 # %% ../../nbs/75b_study.pace.ipynb #2cd268b9
 @dataclass(frozen=True)
 class Work:
-    "What is done as a whole, a run or a page: the job that does it, what it can be compared with, and how much it is."
+    "A run or a page: its job, the kind of work it is timed with, and its amount."
     job: str
     kind: str
     effort: float = 1
@@ -39,8 +39,10 @@ def seconds_left(works: dict[str, Work], done: dict[str, float | None], events: 
     for name, work in works.items(): jobs[work.job][name] = work
     last = {job: _last(own, done, events.get(job)) for job, own in jobs.items()}
     for job, own in jobs.items():
-        for name, work in own.items() if last[job] else (): made[work.kind] += work.effort*bool(done.get(name))
-        if last[job]: spent[next(iter(own.values())).kind] += max(last[job] - events[job]["started"], 0)
+        finished = [work for name, work in own.items() if last[job] and (done.get(name) or 0) >= events[job]["started"]]
+        for work in finished:
+            made[work.kind] += work.effort
+            spent[work.kind] += max(last[job] - events[job]["started"], 0)*work.effort/sum(other.effort for other in finished)
     left = {}
     for job, own in jobs.items():
         if not (rest := [work for name, work in own.items() if name not in done]): continue
@@ -51,9 +53,9 @@ def seconds_left(works: dict[str, Work], done: dict[str, float | None], events: 
     return max(max(left.values(), default=0), sum(left.values())/max(side, 1))
 
 def _last(own, done, event):
-    "When a job last finished a run or page since the study was started; of a finished job, when it ended. None: it finished none."
-    times = [time for name in own if (time := done.get(name))]
-    return (event["time"] if event["event"] == "finished" else max(times)) if event and times else None
+    "When a job last finished a run or page since it was started; of a finished job, when it ended. None: it finished none."
+    times = [time for name in own if event and (time := done.get(name)) and time >= event["started"]]
+    return (event["time"] if event["event"] == "finished" else max(times)) if times else None
 
 # %% ../../nbs/75b_study.pace.ipynb #1fd98d4e
 def left_words(training: float | None, pages: float | None, n_pages: int) -> str:

@@ -37,8 +37,8 @@ def replication(published: Results, replicate: Results) -> pd.DataFrame:
 
     Columns: name, endpoint, contrast; `was` and `now`, the means over seeds of the contrast in the endpoint's unit; low and high, the
     95 % prediction interval of `now` from the published seeds; `inside` it (NaN where a single seed was published, where a recipe
-    failed, or where the two contrast other recipes, because another one was the best or the arm has others); `verdict_was`,
-    `verdict_now`, and whether these `agree` (NaN unless both studies could test the claim).
+    failed, or where the two contrast other recipes or test in other arms, because another recipe was the best or an arm has others);
+    `verdict_was`, `verdict_now`, and whether these `agree` (NaN unless both studies could test the claim).
     """
     first, second = (each_part(answers(results)) for results in (published, replicate))
     both = first.merge(second, on=["name", "part", "endpoint"], suffixes=("_was", "_now"), validate="one_to_one")
@@ -54,11 +54,14 @@ def replication(published: Results, replicate: Results) -> pd.DataFrame:
                              agree=(both.verdict_was == both.verdict_now).astype(float).where(tested)))
 
 def _other_runs(first, second):
-    "The hypotheses that read whole arms, about families, rates and the best, in arms that the two studies do not fill alike."
+    """The hypotheses that the two studies test in different arms, and those that read whole arms, about families, rates and the best, in
+    arms that the two do not fill alike."""
+    arms = {h.name: h.arm for h in second.hypotheses}
+    moved = [h.name for h in first.hypotheses if arms.get(h.name, h.arm) != h.arm]
     whole = [h for h in first.hypotheses if h.families or h.endpoint in ("loss", "trains")]
     filled = [{h.arm: {(r.recipe, str(r.change)) for r in results.table.itertuples() if r.arm == h.arm} for h in whole}
               for results in (first, second)]
-    return [h.name for h in whole if filled[0][h.arm] != filled[1][h.arm]]
+    return moved + [h.name for h in whole if filled[0][h.arm] != filled[1][h.arm]]
 
 # %% ../../nbs/79a_study.replication.ipynb #22caaf8c
 def replication_sentence(table: pd.DataFrame) -> str:
@@ -66,7 +69,7 @@ def replication_sentence(table: pd.DataFrame) -> str:
     known, claims = table[table.inside.notna()], table.groupby("name", sort=False).first()
     tested = claims[claims.agree.notna()]
     turned = [f"{name} ({a.verdict_was}, now {a.verdict_now})" for name, a in tested[tested.agree == 0].iterrows()]
-    opposite = claims.apply(lambda a: {a.verdict_was, a.verdict_now} == {"supported", "reversed"}, axis=1).sum()
+    opposite = sum({a.verdict_was, a.verdict_now} == {"supported", "reversed"} for a in tested.itertuples())
     other = len(table) - len(known)
     left = f"; {other} cannot be compared" if other else ""
     changed = f" Other verdicts: {', '.join(turned)}." if turned else ""
@@ -79,14 +82,17 @@ def replication_sentence(table: pd.DataFrame) -> str:
 # %% ../../nbs/79a_study.replication.ipynb #76a86b48
 def other_terms(published: Results, replicate: Results) -> dict[str, tuple[Any, Any]]:
     """What the experiments of two `Results` do not have in common: {field of a configuration: (then, now)}. Empty if one replicates
-    the other. What the tuning decides, settings, learning rate and sampler, may differ, since it is made again as well."""
-    decided = {"seed", "settings", "lr", "sampler", "versions", "threads"}
+    the other. What the tuning decides, settings, learning rate and sampler, may differ for recipes that both have tuned, since it is
+    made again as well."""
+    decided, tuned = ("settings", "lr", "sampler"), published.tuning.keys() & replicate.tuning.keys()
     terms = [{(r.arm, r.recipe, str(r.change)): r.run.config for r in results.table.itertuples()} for results in (published, replicate)]
     differ = {}
     for cell in filter(terms[1].__contains__, terms[0]):
         was, now = (own[cell] for own in terms)
-        differ = {name: (was.get(name), now.get(name)) for name in was.keys() | now.keys() if was.get(name) != now.get(name)} | differ
-    return {name: values for name, values in sorted(differ.items()) if name not in decided}
+        free = {"seed", "threads", *(decided if was["recipe"] in tuned else ())}
+        names = [name for name in was.keys() | now.keys() if name not in free and was.get(name) != now.get(name)]
+        differ = {name: (was.get(name), now.get(name)) for name in names} | differ
+    return dict(sorted(differ.items()))
 
 # %% ../../nbs/79a_study.replication.ipynb #22a24a83
 def replication_report(published: Results, replicate: Results) -> str:

@@ -54,7 +54,7 @@ class Tuning:
                 "mAP": float(best.mAP), "default_mAP": float(self.trials.mAP.iloc[0]), "diverged": int(self.trials.diverged.sum())}
 
 # %% ../../nbs/73_study.results.ipynb #ba51fc2c
-def cell_name(arm: str, recipe: str, seed: int | str | None = None, change: Mapping[str, Any] | None = None) -> str:
+def cell_name(arm: str, recipe: str, seed: int | None = None, change: Mapping[str, Any] | None = None) -> str:
     "A place in a study, in words."
     words = [f"seed {seed}"]*(seed is not None) + [f"{name} {value}" for name, value in (change or {}).items()]
     return ", ".join([f"arm {arm}", recipe, *words])

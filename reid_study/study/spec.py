@@ -25,7 +25,7 @@ from ..data.datasets import DATASETS, full_name, get_dataset, is_path
 from ..networks.embedder import make_embedder
 from .config import (MOST_EPOCHS, MOST_TRIALS, Config, Plan, absolute, check_data, checked_by, make_config, protocol,
                                      recipe_configs, validated)
-from .hypotheses import NEEDS, QUESTIONS, Hypothesis, eligible, hypotheses
+from .hypotheses import FEWEST_RECIPES, HALF, NEEDS, QUESTIONS, Hypothesis, eligible, hypotheses
 from ..training.recipes import CORE, RECIPES, get_recipe
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MOST_SEEDS, MOST_LISTED, MOST_RUNS = 1000, 1000, 10_000      # of an arm, in a list, and of a study
 
 def listing(what: str, some: bool = True) -> AfterValidator:
-    "What is written in `Annotated` beside the type of a list that names nothing twice, not too much, and (`some`) something."
+    "A pydantic validator for lists: no item twice, at most `MOST_LISTED`, and at least one if `some`."
     def check(items):
         if len(items) > MOST_LISTED: raise InputError(f"lists {len(items)}, and at most {MOST_LISTED} are possible; take some out")
         if some and not items: raise InputError(f"must list at least one {what}")
@@ -60,10 +60,13 @@ class Arm(BaseModel, extra="forbid", strict=True, frozen=True):
     @property
     def is_test(self) -> bool: return self.score != "validation"
     @property
+    def listed(self) -> list[str]:
+        "What `recipes` stands for, as it is written."
+        return [*{"core": CORE, "all": RECIPES}[self.recipes]] if isinstance(self.recipes, str) else self.recipes
+    @property
     def names(self) -> list[str]:
         "The recipes of the arm, in the library's order."
-        given = {"core": CORE, "all": RECIPES}[self.recipes] if isinstance(self.recipes, str) else self.recipes
-        chosen = {get_recipe(name).name for name in given}
+        chosen = {get_recipe(name).name for name in self.listed}
         return [name for name in RECIPES if name in chosen and (self.sampler != "native" or RECIPES[name].native != "pk")]
 
 # %% ../../nbs/70_study.spec.ipynb #13383eb1
@@ -153,7 +156,7 @@ Changes = create_model("Changes", __config__=Config.model_config, lr_times=(Anno
 
 def _check_changes(where, changes):
     "Check fields of the protocol and lr_times, and their values. Settings, which have a dot, depend on the recipe."
-    if "sampler" in changes: raise InputError(f"{where}: sampler is a key of an arm, not a change")
+    if "sampler" in changes: raise InputError(f"{where}: sampler is a key of an arm, not a change; write it beside recipes")
     validated(Changes, {name: value for name, value in changes.items() if "." not in name}, where)
 
 # %% ../../nbs/70_study.spec.ipynb #36c4beaa
@@ -167,7 +170,8 @@ def _check_arm(study, name):
     _check_score(study, arm, where)
     try: recipes = arm.names
     except InputError as e: raise InputError(f"{where}: {e}") from None
-    if not recipes: raise InputError(f"{where}: none of its recipes has a native sampler other than pk")
+    if not recipes: raise InputError(f"{where}: none of its recipes has a native sampler other than pk; leave sampler out, or add "
+                                      "one that has")
     _check_changes(f"{where}: changes", arm.changes)
     for i, change in enumerate(arm.each, 1):
         place = f"{where}: each {i}"
@@ -175,7 +179,7 @@ def _check_arm(study, name):
         if both := change.keys() & arm.changes.keys():
             raise InputError(f"{place}: {min(both)} stands in changes too; leave it in one of them")
         if arm.is_test and (arm.changes | change).get("validation"):
-            raise InputError(f"{where}: score: {arm.score} trains on all identities; validation contradicts it")
+            raise InputError(f"{where}: score: {arm.score} trains on all identities; leave validation out")
         places = {place: change, f"{where}: changes": arm.changes, "protocol": study.protocol}
         for recipe in recipes:
             with _placed(places, where): recipe_configs(**arm_parameters(study, name, recipe, seeds=1) | {"each": [change]})
@@ -196,12 +200,26 @@ def _placed(places, where):
         name = re.match(r"[\w.]*", str(e))[0]
         raise InputError(f"{next((place for place, changes in places.items() if name in changes), where)}: {e}") from None
 
+# %% ../../nbs/70_study.spec.ipynb #d02f2547
+def _check_half(study, name):
+    "Check that the `HALF` of an arm has half of its epochs and differs from it in nothing else."
+    if not {name, HALF[name]} <= study.arms.keys(): return
+    def terms(arm): return {k: v for k, v in (study.protocol | arm.changes).items() if k not in ("epochs", "validate_every")}
+    def epochs(arm): return (protocol(study.dataset) | study.protocol | arm.changes)["epochs"]
+    arm, half = study.arms[name], study.arms[HALF[name]]
+    alike = all(getattr(arm, key) == getattr(half, key) for key in ("settings", "score", "sampler", "each")) and terms(arm) == terms(half)
+    if not alike or epochs(arm) != 2*epochs(half):
+        raise InputError(f"arm {HALF[name]}: it must have half of the {epochs(arm)} epochs of {name}, and everything else but recipes and "
+                         "seeds as that has; change it, or give the arm another name")
+
 # %% ../../nbs/70_study.spec.ipynb #903f0299
 def _check_tuning(study):
     "Check that there is a tuning exactly if an arm needs one, with possible trials."
     tuned = [name for name, arm in study.arms.items() if arm.settings == "tuned"]
-    if tuned and not study.tuning: raise InputError(f"the arm {tuned[0]} has settings: tuned, but there is no key tuning")
-    if study.tuning and not tuned: raise InputError("there is a key tuning, but no arm has settings: tuned")
+    if tuned and not study.tuning: raise InputError(f"the arm {tuned[0]} has settings: tuned, but there is no key tuning; add "
+                                              "tuning: {trials: 8, seed: 100}, or let it have settings: default")
+    if study.tuning and not tuned: raise InputError("there is a key tuning, but no arm has settings: tuned; leave it out, or let "
+                                                  "an arm have them")
     if study.tuning: _check_trials(study)
 
 def first_trial(study: Study, recipe: str) -> dict[str, Any]:
@@ -209,7 +227,7 @@ def first_trial(study: Study, recipe: str) -> dict[str, Any]:
     return make_config(study.dataset, recipe, study.tuning.seed, **study.protocol | study.tuning.changes)
 
 def _check_trials(study):
-    "Check that the trials have seeds and validation identities of their own, and leave the recipes' settings free."
+    "Check that the trials have seeds of their own, hold identities out, and leave the recipes' settings free."
     budget, most = study.tuning, max(max(arm.seeds, arm.seeds_contrasted) for arm in study.arms.values())
     if study.first_seed <= budget.seed + bool(budget.finalists) and budget.seed < study.first_seed + most:
         raise InputError(f"tuning: seed {budget.seed}, or the next one of its finalists, is also a seed of an arm, which are "
@@ -251,7 +269,7 @@ def _small_family(hypothesis, arm):
     "The first family that has fewer recipes in an arm than a hypothesis needs; empty if all have enough."
     if "candidates" in hypothesis.needs: return next((family for family, names in eligible(arm.names).items() if not names), "")
     of = [RECIPES[name].family for name in arm.names]
-    return next((family for family in hypothesis.families if of.count(family) < 2), "")
+    return next((family for family in hypothesis.families if of.count(family) < FEWEST_RECIPES), "")
 
 # %% ../../nbs/70_study.spec.ipynb #08715325
 WORDS = {     # tag -> (pattern, first characters, what it means)
@@ -335,12 +353,13 @@ def _located(item, *folders):
     and each path of photographs that one of them has."""
     if isinstance(item, list): return [_located(part, *folders) for part in item]
     if not isinstance(item, dict): return item
+    def own(name, value):
+        return name in ("dataset", "score") and value not in ("validation", "test") and (is_path(value) or value not in DATASETS)
     def found(name, value):
-        own = name in ("dataset", "score") and isinstance(value, str) and (is_path(value) or value not in {*DATASETS, "validation", "test"})
-        if not own and name != "weights" or not value or not isinstance(value, str): return _located(value, *folders)
+        if not isinstance(value, str) or not value or not own(name, value) and name != "weights": return _located(value, *folders)
         places = [os.path.abspath(os.path.join(folder, os.path.expanduser(value))) for folder in folders]
         there = next((place for place in places if os.path.lexists(place)), None)
-        return there or (value if own else places[-1])
+        return there or (value if own(name, value) else places[-1])
     return {name: found(name, value) for name, value in item.items()}
 
 # %% ../../nbs/70_study.spec.ipynb #b0d64d0e
@@ -354,15 +373,14 @@ def make_study(name: str, content: Any) -> Study:
     _check_changes("protocol", study.protocol)
     _check_number_of_runs(study)
     for arm in study.arms: _check_arm(study, arm)
+    for arm in HALF: _check_half(study, arm)
     _check_tuning(study)
     for question in study.questions: lookup(question, QUESTIONS, "question in questions")
     _check_questions(study)
     return study
 
 def _check_number_of_runs(study):
-    named = {"core": CORE, "all": RECIPES}
-    runs = sum(len(named[a.recipes] if isinstance(a.recipes, str) else a.recipes)*max(a.seeds, a.seeds_contrasted)*len(a.each)
-               for a in study.arms.values())
+    runs = sum(len(a.listed)*max(a.seeds, a.seeds_contrasted)*len(a.each) for a in study.arms.values())
     if runs > MOST_RUNS:
         raise InputError(f"arms: they ask for {runs} runs, and at most {MOST_RUNS} are possible; use fewer seeds or changes")
 

@@ -29,7 +29,7 @@ from .run import begin, disk_full_named, environment, images_of, reused, train
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/74_study.tuning.ipynb #ec5dcb3e
-LR = (1e-3, 3e-2)     # below, the few hundred steps of these studies leave a network short of trained
+LR = (1e-3, 3e-2)     # below this, the few hundred steps of these studies do not train a network
 
 Bounds: TypeAlias = Sequence[float] | Sequence[str]     # (low, high), or words to choose from
 

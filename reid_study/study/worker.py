@@ -110,8 +110,8 @@ def is_done(file: str | Path, job: dict[str, Any]) -> bool:
 # %% ../../nbs/75_study.worker.ipynb #c844001d
 @contextlib.contextmanager
 def gpu(share: int = 1, devices: Sequence[str] | None = None, folder: str | Path | None = None, every: float = 1.0) -> Iterator[str]:
-    """Wait for a GPU that fewer than `share` jobs of this user on this machine have, and fewer than each of these jobs allows;
-    hold a share of it and give its name, as "cuda:0". Of several, it is the one that fewest jobs have. `devices`: unique names.
+    """Wait for a GPU on which fewer than `share` jobs of this user run, and fewer than each of those jobs allows; hold a share of it
+    and yield its name, as "cuda:0". Of several, it is the one with the fewest jobs. `devices`: unique names.
     `folder`: of the locks; None: the user's `private_folder`. Raises `InputError` without a GPU, and for locks that cannot be used."""
     if devices is None:
         import torch

@@ -55,7 +55,7 @@ def run_study(path: str | Path, data: str | Path = "data", runs: str | Path = "r
     device = device or default_device()
     settings, here = _check_options(jobs, device, profile, share)
     side = jobs or num_cpus()
-    together = side if device == "cpu" else max(1, min(side, _gpus()*share))
+    together = 1 if not here else side if device == "cpu" else max(1, min(side, _gpus()*share))      # a cluster's nodes are not known
     workflow = Workflow(path, data, runs, out, results, device, together, share, first_seed, dataset)
     for folder in (workflow.runs, workflow.out): _check_place(folder)
     table, images = checked(workflow)
@@ -143,7 +143,7 @@ def _need_executor(executor):
 # %% ../../nbs/76_study.workflow.ipynb #aabd9080
 @contextlib.contextmanager
 def _alone(runs):
-    "One engine at a time for a folder of runs, which is made; a second one is refused while the first is alive."
+    "Lock a folder of runs, which is made if need be, for one study at a time."
     lock = FileLock(writable(runs/".lock"), timeout=0)
     try: lock.acquire()
     except Timeout:

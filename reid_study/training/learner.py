@@ -28,6 +28,7 @@ from ..data.market1501 import ATTRIBUTES
 from ..data.samplers import make_sampler
 from ..evaluation.retrieval import Protocol
 from ..losses.attributes import attribute_counts
+from ..networks.backbones import WIDEST
 from ..networks.embedder import check_device, make_embedder
 from .recipes import PRECISIONS, SCHEDULES, Recipe, get_recipe
 from .callbacks import Checkpoint, EpochTable, History, LossLog, RetrievalMetrics, check_validation
@@ -90,7 +91,8 @@ def make_learner(recipe: str | Recipe, table: pd.DataFrame, images: np.ndarray |
     `folder`: where history and checkpoint are kept, one folder for each training; None keeps neither.
     `log`: "tensorboard" or "wandb", to watch it there; see `log_callbacks`.
     `save_every`: seconds at least between two checkpoints. A checkpoint must agree in recipe, settings, seed, sampler, steps, batch,
-    backbone, width, augmentation, precision, kind of device, protocol, and numbers of images and identities; and, when it is fitted,
+    backbone, initial weights, width, augmentation, weight decay, clipping, precision, kind of device, protocol, image size, and numbers
+    of images and identities; and, when it is fitted,
     in epochs and learning rate. Raises `InputError` for what cannot be built, trained or evaluated.
     """
     recipe, device = get_recipe(recipe) if not isinstance(recipe, Recipe) else recipe, check_device(device)
@@ -131,7 +133,7 @@ def _check_arguments(settings, protocol, dim, seed, weight_decay, clip, save_eve
     if settings is not None and not isinstance(settings, dict):
         raise InputError(f"settings={settings!r} must be a dictionary, as {{'triplet.margin': 0.5}}")
     if not isinstance(protocol, Protocol): raise InputError(f"protocol={protocol!r} must be a Protocol of reid_study.evaluation.retrieval")
-    check_number("dim", dim, least=1, most=2**16, whole=True)
+    check_number("dim", dim, least=1, most=WIDEST, whole=True)
     check_number("seed", seed, least=0, below=2**63, whole=True)
     check_number("weight_decay", weight_decay, least=0)
     check_number("clip", clip, above=0)
