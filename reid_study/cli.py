@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TORCHRUN', 'SET_OPTION', 'COMMANDS', 'parse_changes', 'DatasetParam', 'data', 'weights', 'summary',
            'is_first_process', 'run', 'study', 'ablate', 'report', 'export', 'open_embedder', 'embed', 'images_in',
-           'search', 'serve', 'evaluate', 'compare', 'call', 'told', 'main']
+           'search', 'serve', 'evaluate', 'compare', 'call', 'told', 'resumes', 'main']
 
 # %% ../nbs/95_cli.ipynb #fd08f9b0
 import contextlib
@@ -97,7 +97,8 @@ def summary(run: "Run") -> str:
     "A finished run in a line: its folder and its scores."
     folder, m = run.folder, run.metrics
     if "mAP" not in m: return f"{folder}: trained on all {m['train_classes']} identities"
-    return f"{folder}: mAP {m['mAP']:.1%}, rank-1 {m['cmc'][0]:.1%}, mINP {m['mINP']:.1%} on {m['queries'] - m['dropped']} queries"
+    queries = counted(m["queries"] - m["dropped"], "query", "queries")
+    return f"{folder}: mAP {m['mAP']:.1%}, rank-1 {m['cmc'][0]:.1%}, mINP {m['mINP']:.1%} on {queries}"
 
 # %% ../nbs/95_cli.ipynb #2243c15d
 def is_first_process() -> bool:
@@ -148,8 +149,11 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
         folder = run_over_ranks(config, data, runs, shard)
     else: folder = make_run(config, data, runs, device, log=log)
     if not is_first_process(): return
-    print(summary(made := read_run(folder)))
-    if told := made.metrics.get("diverged"): raise InputError(told)
+    made = read_run(folder)
+    if told := made.metrics.get("diverged"):
+        print(f"{folder}: diverged; its scores are those of the weights before that")
+        raise InputError(told)
+    print(summary(made))
 
 # %% ../nbs/95_cli.ipynb #fc5bfc09
 def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/embedded.yaml",
@@ -176,7 +180,7 @@ def study(file: Param("The study file", str, opt=False, nargs="?") = "studies/em
 def ablate(recipe: str,              # Name of the recipe, such as triplet
            over: Param("The setting, or field of the protocol, and its values, as triplet.margin=0.1,0.3,0.5", str, required=True) = None,
            seeds: str = "0,1,2",     # Seeds that every value is trained with
-           dataset: str = "people",  # A dataset that reid-study data knows
+           dataset: str = "people",  # A dataset that reid-study data knows, or the path of photographs
            set: SET_OPTION = None,
            data: str = "data",       # Folder that holds the datasets
            runs: str = "runs",       # Folder for finished runs, and for the study file
@@ -396,6 +400,10 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
     text = f"reid-study: {_on_one_line(message)}\n" if own else warnings.formatwarning(message, category, filename, lineno, line)
     with contextlib.suppress(OSError): print(text, end="", file=file or sys.stderr)
 
+def resumes(argv: Sequence[str]) -> bool:
+    "Whether a command keeps what it has finished when it is stopped."
+    return argv[:1] in (["run"], ["study"], ["ablate"]) and "--check" not in argv
+
 def main(argv: Sequence[str] | None = None) -> int:
     "Entry point of `reid-study`: run a command and return its exit code."
     argv, shown_before = sys.argv[1:] if argv is None else argv, warnings.showwarning
@@ -408,7 +416,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _own_words(): call(argv)
         _flush()
     except KeyboardInterrupt:
-        print("reid-study: stopped; finished work is kept, and the same command resumes from there", file=sys.stderr)
+        kept = "; finished work is kept, and the same command resumes from there"*resumes(argv)
+        print(f"reid-study: stopped{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:                      # the reader, such as head, has seen enough
         _drop_output()

@@ -142,7 +142,7 @@ class Reranked:
         check_number("weight", weight, least=0, most=1, note=", from the Jaccard distance alone to the original ranking")
         if k2 > k1: raise InputError(f"k2={k2} is more than k1={k1}; the averaged images are among the neighbours, so give k2 up to {k1}")
         x, self.first = _together(query, gallery)
-        self.weight, self.queries = weight, self.first or len(x)
+        self.weight, self.queries, self.own_gallery = weight, self.first or len(x), gallery is None
         self.shape = self.queries, len(x) - self.first       # of all distances
         self.distance = copy.deepcopy(get_distance(distance)).eval()     # a later change of its weights must not mix with lists made now
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False): self.x = self.distance.prepare(x)

@@ -18,10 +18,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import InputError, check_number, counted, lookup
+from ..core import InputError, check_number, counted, lookup, shown
 from ..distances import Distance, Euclidean, Labels, as_pids, get_distance
 from .inputs import Embeddings, as_embeddings, as_matrix, as_tensor
-from .ties import expected_cmc, tie_groups, tie_scores
+from .ties import expected_cmc, tie_groups, tie_scores, twins
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #246bd744
 INT64 = {"least": -2**63, "most": 2**63 - 1}     # what a pid may be
@@ -115,7 +115,7 @@ def as_dict(self: Retrieval) -> dict[str, Any]:
 @patch
 def __repr__(self:Retrieval):
     ranks = "  ".join(f"rank-{k} {self.rank(k):.1%}" for k in (1, 5, 10) if k <= len(self.cmc))
-    return (f"mAP {self.mAP:.1%}  {ranks}  mINP {self.mINP:.1%}  ({len(self.AP) - self.dropped} queries, "
+    return (f"mAP {self.mAP:.1%}  {ranks}  mINP {self.mINP:.1%}  ({counted(len(self.AP) - self.dropped, 'query', 'queries')}, "
             f"{self.dropped} dropped, {self.n_gallery} in the gallery)")
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #f3860212
@@ -137,7 +137,9 @@ def _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol):
     if (query_camids is None) != (gallery_camids is None) and not (own and gallery_camids is None):
         raise InputError("camids are given for one side only; give query_camids and gallery_camids, or neither")
     q_cams = None if query_camids is None else as_pids(query_camids, q_pids, "query_camids")
-    g_cams = q_cams if own or q_cams is None else as_pids(gallery_camids, g_pids, "gallery_camids")
+    g_cams = q_cams if gallery_camids is None or q_cams is None else as_pids(gallery_camids, g_pids, "gallery_camids")
+    if own and gallery_camids is not None and not g_cams.equal(q_cams):
+        raise InputError("gallery_camids differ from query_camids, and the query set is its own gallery; leave gallery_camids out")
     return *(ids if ids is None else ids.cpu().numpy() for ids in (q_pids, g_pids, q_cams, g_cams)), own
 
 # %% ../../nbs/60_evaluation.retrieval.ipynb #ca689e9a
@@ -166,11 +168,13 @@ def _from_embeddings(query, gallery, kept, distance):
     if len(kept) < len(gallery): gallery = gallery[torch.as_tensor(kept, device=gallery.device)]
     dtype = torch.promote_types(query.dtype, gallery.dtype)
     with torch.autocast(gallery.device.type, enabled=False): prepared = distance.prepare(gallery.to(dtype))
+    later, first = twins(prepared)
     def blocks(start, stop):
         rows = query[start:stop].to(dtype)
-        if stop - start == 1: rows = rows.expand(2, -1)    # one row takes another kernel, which rounds otherwise and breaks ties
+        if stop - start == 1: rows = rows.expand(2, -1)    # one row takes another kernel, which rounds otherwise than that of a block
         with torch.autocast(gallery.device.type, enabled=False):
             numbers, root = distance.order(distance.prepare(rows), prepared)
+        if len(later): numbers[:, later] = numbers[:, first]      # a product may round equal columns differently
         return numbers[:stop - start], root
     return blocks
 
@@ -194,6 +198,9 @@ def _distances(query, gallery, q_pids, g_pids, own, kept, distance):
         if shape != (len(q_pids), len(g_pids)):
             raise InputError(f"the function gives distances {list(shape)}, and there are {len(q_pids)} query_pids and {len(g_pids)} "
                              "gallery_pids; give one per image, in the same order")
+        if getattr(query, "own_gallery", own) != own:
+            raise InputError("the function has a gallery of its own; pass gallery_pids" if own else
+                             "the function's images are their own gallery; pass gallery_pids=None, so that none meets itself")
         return _from_function(query, len(g_pids), kept), getattr(query, "__qualname__", type(query).__name__)
     if own != (gallery is None):
         raise InputError("gallery and gallery_pids go together; give both, or neither if the query set is its own gallery")
@@ -271,6 +278,7 @@ def evaluate_retrieval(query: Embeddings | Callable[[int, int], Embeddings], gal
     Raises `InputError` for lengths, shapes or types that do not fit, for NaN and infinity, for a query with the junk or
     distractor pid, and when no query has a match.
     """
+    if not isinstance(protocol, Protocol): raise InputError(f"protocol={shown(protocol)} must be a Protocol, as Protocol(ap='trapezoid')")
     q_pids, g_pids, q_cams, g_cams, own = _ids(query_pids, gallery_pids, query_camids, gallery_camids, protocol)
     kept = np.flatnonzero(g_pids != protocol.junk_pid) if protocol.junk_pid is not None else np.arange(len(g_pids))
     if not len(kept): raise InputError(f"every gallery image has the junk pid {protocol.junk_pid}; check gallery_pids")

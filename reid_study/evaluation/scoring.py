@@ -154,7 +154,8 @@ def view(embeddings: Tensor, table: pd.DataFrame, identities: int = 12, protocol
     pids = np.unique(table.pid[_people(table.pid, protocol)])
     rows = np.flatnonzero(table.pid.isin(pids[evenly(len(pids), identities)]))
     x = torch.nn.functional.normalize(embeddings[rows], dim=1).numpy()
-    xy = TSNE(perplexity=min(15, (len(rows) - 1)/3), init="pca", max_iter=500, random_state=0).fit_transform(x)
+    if (x == x[0]).all(): xy = np.zeros((len(x), 2), np.float32)      # of a collapsed network; t-SNE has no first axis there, and crashes
+    else: xy = TSNE(perplexity=min(15, (len(rows) - 1)/3), init="pca", max_iter=500, random_state=0).fit_transform(x)
     part = table.iloc[rows]
     return pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], "pid": part.pid.to_numpy(), "camid": part.camid.to_numpy()})
 

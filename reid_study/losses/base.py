@@ -10,7 +10,7 @@ __all__ = ['REDUCTIONS', 'FILLED', 'NOT_A_MARGIN', 'NOT_POSITIVE', 'NOT_A_COUNT'
 
 # %% ../../nbs/39_losses.base.ipynb #eac37918
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,14 +20,15 @@ from torch.nn import functional as F
 
 from ..core import InputError, lookup
 from ..distances import Distance, Labels, as_pids, check_embeddings, get_distance, gradient_with_graph
-from .mining import get_miner, positive_negative
+from .mining import MINERS, get_miner, positive_negative
 
 # %% ../../nbs/39_losses.base.ipynb #64a4e143
 class MetricLoss(nn.Module):
     """Base of the losses on distances within a batch. Subclasses define `from_distances`.
 
     `distance`: a name or a `Distance`. `miner`: a name from `MINERS`, or a function (distances [M, N], pids [M],
-    ref_pids [N] or None) -> tuple of index tensors; None or "batch_all": every tuple of the batch.
+    ref_pids [N] or None) -> tuple of indices, as `as_indices` takes them; None or "batch_all": every tuple of the batch. A miner of
+    pytorch-metric-learning takes embeddings: call it yourself and give its tuples as `indices_tuple`.
     """
     def __init__(self, distance: str | Distance = "euclidean", miner: str | Callable | None = None) -> None:
         "`distance`: a name or a `Distance`. `miner`: a name from `MINERS`, a function, or None."
@@ -52,7 +53,9 @@ class MetricLoss(nn.Module):
         distances = self.distance(embeddings, ref_emb)
         indices: tuple[Tensor, ...] | None = None
         if indices_tuple is not None: indices = as_indices(indices_tuple, distances)
-        elif self.miner: indices = self.miner(distances.detach(), pids, ref_labels)
+        elif self.miner:
+            indices = self.miner(distances.detach(), pids, ref_labels)
+            if self.miner not in MINERS.values(): indices = as_indices(indices, distances)      # whoever made it
         value, statistics = self.from_distances(distances, pids, ref_labels, indices)
         value = value + zero_or_nan(distances)
         penalty = self.distance.penalty(embeddings)
@@ -90,10 +93,17 @@ def with_nan(value: Tensor, statistics: dict[str, Tensor]) -> tuple[Tensor, dict
 def as_indices(indices: Sequence[Labels], distances: Tensor) -> tuple[Tensor, ...]:
     """Tuples (a, p, n) or (a1, p, a2, n), each a tensor, an array or a list [T], as tensors on the device of distances [M, N].
 
-    Raises `InputError` for another number of them, for what is not whole numbers and, on a CPU, for an index out of range.
+    Raises `InputError` for another number of them, for what is not whole numbers, for lists that belong together and differ in length
+    and, on a CPU, for an index out of range.
     """
-    if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not a tuple of {len(indices)}")
-    indices = tuple(as_pids(i, distances.new_empty(len(i)), "indices") for i in indices)
+    given = tuple(indices) if isinstance(indices, Iterable) else ()
+    if len(given) not in (3, 4):
+        raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not a {type(indices).__name__} of {len(given)}")
+    indices = tuple(as_pids(i, name="indices").to(distances.device) for i in given)
+    a, p, *others = map(len, indices)
+    if a != p or len({*others, *([a] if len(given) == 3 else [])}) > 1:
+        raise InputError(f"indices of {', '.join(map(str, (a, p, *others)))} places do not fit: (a, p, n) have one length, of "
+                         "(a1, p, a2, n) the first two and the last two")
     if distances.device.type != "cpu": return indices
     rows, columns = distances.shape
     for of, i in zip((rows, columns, rows if len(indices) == 4 else columns, columns), indices):

@@ -62,7 +62,8 @@ class CrossBatchMemory(nn.Module):
     `dim`: width of the embeddings. `loss`: "contrastive" or "triplet", made with `margin`, `distance` and `reduction` (None: its
     own defaults), or any loss of the shape of `MetricLoss` that accepts references. `size`: how many embeddings are kept, the latest ones.
     `start`: batches that only fill the memory before it counts. A batch enters after it has been compared, so no image meets itself.
-    In evaluation mode the memory is read but not filled. A distance's `penalty` enters with both parts.
+    In evaluation mode the memory is read but not filled. An embedding that is NaN or infinite enters as well, and makes
+    the loss NaN until it has left. A distance's `penalty` enters with both parts.
     Statistics: the loss's; the same against the memory, prefixed `memory_`; and `memory`, the memory's loss.
     Raises `InputError` for bad settings.
     """

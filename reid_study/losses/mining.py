@@ -32,6 +32,7 @@ def checked_pids(distances: Tensor, pids: Labels, ref_pids: Labels | None = None
 
     Raises `InputError` for distances that are no matrix, for labels that are not whole numbers, and for another number of them.
     """
+    if not torch.is_tensor(distances): raise InputError(f"distances are a {type(distances).__name__}; give a tensor, as by torch.as_tensor")
     if distances.ndim != 2: raise InputError(f"distances must be [M, N], not of shape {list(distances.shape)}")
     columns = None if ref_pids is None else as_pids(ref_pids, distances.T, "ref_pids")
     if columns is None and len(distances) != distances.shape[1]:
@@ -106,6 +107,7 @@ class DistanceWeighted:
 
     def __call__(self, rows: Tensor, d_ap: Tensor, allowed: Tensor) -> Tensor:
         "Rows [T, N], d_ap [T], allowed [T, N] -> the columns drawn [T]."
+        if rows.dtype not in (torch.float32, torch.float64): rows = rows.float()
         least = self.log_density(rows.new_tensor(self.cutoff))
         weight = (least - self.log_density(rows.clamp(self.cutoff, self.farthest))).clamp_(max=0)      # log of min(λ, 1/q)/λ
         weight.masked_fill_(rows >= self.farthest, -1e5).nan_to_num_(nan=1e5).masked_fill_(~allowed, -torch.inf)

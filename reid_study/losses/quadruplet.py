@@ -91,6 +91,9 @@ class QuadrupletLoss(MetricLoss):
                indices: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
         "As `all_hinges`, over triplets (a, p, n1) or quadruplets (a, p, n1, n2)."
         if len(indices) not in (3, 4): raise InputError(f"indices must be (a, p, n1) or (a, p, n1, n2), not a tuple of {len(indices)}")
+        if len({*map(len, indices)}) > 1:
+            raise InputError(f"indices of {', '.join(str(len(i)) for i in indices)} places: (a, p, n1, n2) have one length; pairs "
+                             "(a1, p, a2, n) are for other losses")
         a, p, n1, *n2 = indices
         if n2: n2, valid = n2[0], None
         elif self.miner is None:

@@ -22,9 +22,11 @@ def draw_pairs(pids: Tensor, negatives: int) -> tuple[Tensor, Tensor, int]:
     """Every unordered positive pair of a batch, then `negatives` times as many negative pairs, drawn at random: one from each of as many
     equal stretches of their list. A pair on the border of two stretches may come twice, and then counts twice.
 
+    pids: see `as_pids`.
     Returns indices (i, j) with i < j and the number of positives. Where the batch has fewer negative pairs, all of them once;
     where it has no positive or no negative pair, none at all. Draws from torch's global generator.
     """
+    pids = as_pids(pids)
     i, j = torch.triu_indices(len(pids), len(pids), 1, device=pids.device)
     same = pids[i] == pids[j]
     positive = same.nonzero()[:, 0]           # a GPU waits here, once: the number of pairs depends on the batch

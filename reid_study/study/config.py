@@ -157,7 +157,7 @@ def _scored(config):
     if score not in (None, "validation", "test"): score = get_dataset(score).name
     if score == config["dataset"]: raise InputError(f"score={score!r} is the dataset that trains; use score='test'")
     if score == "validation" and not held_out:
-        raise InputError("score='validation' needs identities that are held out; set validation above 0")
+        raise InputError("score='validation' needs identities that are held out; set validation, how many, as validation=4")
     if score not in (None, "validation") and held_out:
         raise InputError(f"validation={held_out}: score={score!r} needs a training on all identities; set validation=0")
     return score or ("validation" if held_out else None)

@@ -32,7 +32,7 @@ from ..data.datasets import fingerprinted, is_path
 from ..data.images import image_store, load_store, write_store
 from ..data.market1501 import ATTRIBUTES
 from ..networks.backbones import get_backbone
-from ..networks.embedder import NotFinite, check_device, default_device
+from ..networks.embedder import NotFinite, check_device, default_device, outputs_all
 from ..networks.frozen import FrozenStem, stem_maps
 from .config import Plan, check_data, is_test, run_id, scored_on, training_config, training_table
 from .record import (BEGUN, HISTORY, Run, check_sums, one_at_a_time, partial_folder, read_run, run_folder, seal,
@@ -226,8 +226,8 @@ def make_run(config: dict[str, Any], data: str | Path = "data", runs: str | Path
     test split with the weights of such a training. `side_by_side`: how many runs share the machine, which its times depend on.
     `opened`: a dictionary, shared by runs that follow each other, that keeps datasets open. `log`: "tensorboard" or "wandb",
     to watch the training there, which changes no number. A training that diverges, with a loss or a weight that is not finite,
-    is scored with the weights of its last checkpoint, and `diverged` in its metrics says what happened. Raises `InputError`
-    for a run that was made, or has been begun, from other images than `data` holds.
+    is scored with the weights of its last checkpoint, or of its start, and `diverged` in its metrics says what happened.
+    Raises `InputError` for a run that was made, or has been begun, from other images than `data` holds.
     """
     if "ranks" in config: raise InputError(f"this run is made by {config['ranks']} processes; start it with torchrun --nproc-per-node")
     final, opened = run_folder(config, runs), {} if opened is None else opened
@@ -247,9 +247,15 @@ def make_run(config: dict[str, Any], data: str | Path = "data", runs: str | Path
 
 def train_or_diverge(config: dict[str, Any], data: str | Path, device: str | torch.device | None, folder: str | Path, opened: Opened | None,
                      log: str | None = None) -> tuple["QuickLearner", str | None]:
-    "(the trained learner, None), or (it as it was at its last checkpoint, else at its start, why training could not go on)."
+    "(the trained learner, None), or (it as at its last checkpoint if that gives numbers, else at its start, and why training ended)."
     try: return train(config, data, device, folder, opened, log), None
-    except NotFinite as e: return prepare(config, data, device, folder, opened), last_line(e)      # from its checkpoint
+    except NotFinite as e: why = last_line(e)
+    learn = prepare(config, data, device, folder, opened)      # from its checkpoint
+    try: outputs_all(learn.model, learn.dls.valid if len(learn.dls.valid.dataset) else learn.dls.train)
+    except NotFinite:
+        (folder/"checkpoint.pt").unlink(missing_ok=True)
+        learn = prepare(config, data, device, folder, opened)
+    return learn, why
 
 # %% ../../nbs/72_study.run.ipynb #67803a10
 def trained(config: dict[str, Any], data: str | Path = "data", runs: str | Path = "runs", device: str | torch.device | None = None,
