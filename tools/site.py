@@ -79,7 +79,7 @@ def badges(path):
     "What stands below the title of a chapter: where it can be run, and where it comes from."
     place, git = path.relative_to(ROOT), SETTINGS["git_url"]
     colab = f"https://colab.research.google.com/github/{SETTINGS['user']}/{SETTINGS['repo']}/blob/gh-pages/colab/{path.name}"
-    module = re.search(r'"#\|\s*default_exp\s+([\w.]+)', path.read_text(encoding="utf-8"))
+    module = re.search(r'"#\|\s*(?:default_exp|export)[ \t]+([\w.]+)', path.read_text(encoding="utf-8"))
     links = [f"[Open in Colab]({colab}){{ .badge }}", f"[Notebook]({git}/blob/{SETTINGS['branch']}/{place}){{ .badge }}"]
     if module: links.append(f"[Reference](../reference/{module[1]}.md){{ .badge }}")
     return " ".join(links)
@@ -127,10 +127,10 @@ def reference():
     for module in sorted((ROOT/package).rglob("*.py")):
         name = ".".join(module.relative_to(ROOT).with_suffix("").parts)
         if module.name.startswith("_"): continue
-        source = re.search(r"\.\./nbs/(\S+?\.ipynb)", module.read_text(encoding="utf-8"))
         short = name.removeprefix(f"{package}.")
-        chapter = f"[Its chapter](../nbs/{source[1].removesuffix('.ipynb')}.md){{ .badge }}\n\n" if source else ""
-        found[f"reference/{short}.md"] = f"# {short}\n\n{chapter}::: {name}\n"
+        sources = sorted({*re.findall(r"\.\./nbs/(\S+?)\.ipynb #", module.read_text(encoding="utf-8"))})
+        links = " ".join(f"[Chapter {source.split('_')[0]}](../nbs/{source}.md){{ .badge }}" for source in sources)
+        found[f"reference/{short}.md"] = f"# {short}\n\n{links}\n\n::: {name}\n"
     return found
 
 
