@@ -9,7 +9,6 @@ __all__ = ['LEVEL', 'D_AP', 'TENFOLD', 'RUINED', 'TIME', 'GAIN', 'PEOPLE', 'QUER
 
 # %% ../../nbs/79_study.simulated.ipynb #79d80fde
 import math
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -116,9 +115,9 @@ def simulated_run(config: dict[str, Any], place: str = "") -> Run:
     return Run(config, _metrics(config, mAP, rng), environment(1, "cpu") | {"side_by_side": 1, "data": "0"*12}, tables)
 
 # %% ../../nbs/79_study.simulated.ipynb #85bc0d0e
-def simulated_tuning(recipe: str, trials: int = 4) -> Tuning:
+def simulated_tuning(recipe: str) -> Tuning:
     "The `Tuning` of a recipe, whose validation mAPs rank recipes nearly as the levels do."
-    config = tuning_config("people", recipe, trials, epochs=3)
+    trials, config = 4, tuning_config("people", recipe, 4, epochs=3)
     rng, values = np.random.default_rng([5, *recipe.encode()]), {name: bounds[0] for name, bounds in config["search"].items()}
     n = trials + config["finalists"]
     mAP = LEVEL[recipe] - .1 + .02*rng.normal(size=n) + .02*np.arange(n)/n
@@ -143,12 +142,12 @@ def _runs(seeds, first):
                      for seed, change, config in plan]
     return pd.DataFrame(rows)
 
-def simulated_results(seeds: int = 6, tuned: bool = True, questions: Sequence[str] = tuple(QUESTIONS), first: int = 0) -> Results:
-    "The `Results` of a study. `seeds`: of all arms but defaults and native, which have three. `first`: the lowest. `tuned`: was it tuned?"
-    study = dict(study="simulated", title="A simulated study", dataset="people", questions=list(questions))
-    return Results(study, _runs(seeds, first).copy(), {r: simulated_tuning(r) for r in LEVEL} if tuned else {})
+def simulated_results(seeds: int = 6, first: int = 0) -> Results:
+    "The `Results` of a study. `seeds`: of all arms but defaults and native, which have three. `first`: the lowest."
+    study = dict(study="simulated", title="A simulated study", dataset="people", questions=list(QUESTIONS))
+    return Results(study, _runs(seeds, first).copy(), {r: simulated_tuning(r) for r in LEVEL})
 
 # %% ../../nbs/79_study.simulated.ipynb #379f76e5
-def simulated_study(folder: str | Path, seeds: int = 6, tuned: bool = True) -> Path:
+def simulated_study(folder: str | Path, seeds: int = 6) -> Path:
     "Write the tables of `simulated_results` into `folder`, which is returned: the parameter of the templates of pages."
-    return write_results(simulated_results(seeds, tuned), folder)
+    return write_results(simulated_results(seeds), folder)
