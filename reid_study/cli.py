@@ -151,7 +151,7 @@ def run(recipe: str,              # Name of the recipe, such as identity+triplet
     if not is_first_process(): return
     made = read_run(folder)
     if told := made.metrics.get("diverged"):
-        print(f"{folder}: diverged; its scores are those of the weights before that")
+        print(f"{folder}: diverged{'; its scores are those of its last usable weights' if 'mAP' in made.metrics else ''}")
         raise InputError(told)
     print(summary(made))
 
@@ -402,7 +402,7 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
 
 def resumes(argv: Sequence[str]) -> bool:
     "Whether a command keeps what it has finished when it is stopped."
-    return argv[:1] in (["run"], ["study"], ["ablate"]) and "--check" not in argv
+    return bool(argv) and argv[0] in ("run", "study", "ablate") and "--check" not in argv
 
 def main(argv: Sequence[str] | None = None) -> int:
     "Entry point of `reid-study`: run a command and return its exit code."

@@ -431,5 +431,5 @@ def packed_hamming(x: Tensor, y: Tensor, dim: int, block: int = 8192) -> Tensor:
     `block`: rows of y that are unpacked at a time.
     """
     check_number("block", block, least=1, whole=True)
-    x = unpack_bits(x, dim)
+    x, y = unpack_bits(x, dim), torch.as_tensor(y)
     return torch.cat([Hamming().compare(x, unpack_bits(part, dim)) for part in y.split(block)], 1)

@@ -167,14 +167,14 @@ def _from_embeddings(query, gallery, kept, distance):
     "A function of (start, stop): what `Distance.order` says of these queries and the kept gallery, which is prepared once."
     if len(kept) < len(gallery): gallery = gallery[torch.as_tensor(kept, device=gallery.device)]
     dtype = torch.promote_types(query.dtype, gallery.dtype)
+    later, first = twins(gallery)
     with torch.autocast(gallery.device.type, enabled=False): prepared = distance.prepare(gallery.to(dtype))
-    later, first = twins(prepared)
     def blocks(start, stop):
         rows = query[start:stop].to(dtype)
         if stop - start == 1: rows = rows.expand(2, -1)    # one row takes another kernel, which rounds otherwise than that of a block
         with torch.autocast(gallery.device.type, enabled=False):
             numbers, root = distance.order(distance.prepare(rows), prepared)
-        if len(later): numbers[:, later] = numbers[:, first]      # a product may round equal columns differently
+        if len(later): numbers = numbers.index_copy(1, later, numbers[:, first])      # a product may round equal columns differently
         return numbers[:stop - start], root
     return blocks
 

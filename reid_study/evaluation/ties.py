@@ -28,15 +28,25 @@ def _levels(rows, matches):
 # %% ../../nbs/60b_evaluation.ties.ipynb #f7ed966f
 def twins(x: Tensor) -> tuple[Tensor, Tensor]:
     "(the rows of x [N, D], floats, that equal an earlier one, that first one of each): two index tensors, usually empty."
-    bits = (x + 0.0).contiguous().view(torch.int32)     # minus zero is zero
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-2**62, 2**62, (bits.shape[1],), generator=generator).to(x.device)
-    sums = torch.cat([(part*factors).sum(1) for part in bits.split(max(1, 2**22//bits.shape[1]))])      # whole numbers: exact in any order
+    if x.dtype != torch.float64: x = x.float()
+    order, first = _alike(x[:, :16])      # few columns tell most rows apart
+    rows = torch.cat([order, first]).unique()
+    order, first = (rows[at] for at in _alike(x[rows]))
+    kept = (x[first] == x[order]).all(1)
+    return order[kept], first[kept]
+
+def _alike(x):
+    "(rows of x [N, D] with the hash of an earlier one, that first one of each)."
+    if not len(x): return (torch.empty(0, dtype=torch.long, device=x.device),)*2
+    words = x.shape[1]*x.element_size()//4
+    factors = torch.randint(-2**62, 2**62, (words,), generator=torch.Generator().manual_seed(0)).to(x.device)
+    parts = ((part + 0.0).contiguous().view(torch.int32) for part in x.split(max(1, 2**22//words)))     # minus zero is zero
+    sums = torch.cat([(bits*factors).sum(1) for bits in parts])     # whole numbers: exact in any order
     order = sums.sort(stable=True).indices
     start = F.pad(sums[order].diff() != 0, (1, 0), value=True)
     first = order[start.nonzero()[:, 0][start.cumsum(0) - 1]]
-    kept = (first != order) & (x[first] == x[order]).all(1)
-    return order[kept], first[kept]
+    again = first != order
+    return order[again], first[again]
 
 # %% ../../nbs/60b_evaluation.ties.ipynb #28807658
 def _tied(levels, root):

@@ -98,7 +98,8 @@ def as_indices(indices: Sequence[Labels], distances: Tensor) -> tuple[Tensor, ..
     """
     given = tuple(indices) if isinstance(indices, Iterable) else ()
     if len(given) not in (3, 4):
-        raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not a {type(indices).__name__} of {len(given)}")
+        what = f"a {type(indices).__name__} of {len(given)}" if isinstance(indices, Iterable) else f"{indices}"
+        raise InputError(f"indices must be (a, p, n) or (a1, p, a2, n), not {what}")
     indices = tuple(as_pids(i, name="indices").to(distances.device) for i in given)
     a, p, *others = map(len, indices)
     if a != p or len({*others, *([a] if len(given) == 3 else [])}) > 1:

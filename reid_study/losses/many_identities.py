@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InputError, check_number, extra
-from ..distances import Labels, as_pids, differentiable_once
+from ..distances import Labels, as_pids, check_embeddings, differentiable_once
 from .base import cross_entropy, mean, with_nan
 from .margin_softmax import checked_batch
 
@@ -100,6 +100,7 @@ class ShardedIdentityLoss(nn.Module):
 
     def compute(self, embeddings: Tensor, pids: Labels) -> tuple[Tensor, dict[str, Tensor]]:
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
+        check_embeddings(embeddings)
         pids = as_pids(pids, embeddings)
         each, best = _sharded_softmax(embeddings, self.shards, pids)
         return with_nan(mean(each), {"accuracy": mean((best == pids).float())})

@@ -206,7 +206,7 @@ question_figure("q5")(failure_counts)
 # %% ../../nbs/84_report.questions.ipynb #4110a291
 def _regression_lines(ax, table):
     "The parallel regression lines of both families over recipes that train, each over the range of its own."
-    single = table[(table.family != "both") & ~table.out]
+    single = table[(table.family != "both") & ~table.out].dropna(subset=["distance_ratio", "separability"])
     if single.family.value_counts().reindex(["metric", "representation"]).fillna(0).min() < FEWEST_RECIPES: return
     start, slope, more = family_fit(single, "separability", "representation")[1]
     for family, height in (("metric", start), ("representation", start + more)):

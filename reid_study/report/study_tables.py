@@ -225,7 +225,7 @@ skewness of how often an image is among the ten nearest of others."""
 
 def geometry_markdown(results: Results, arm: str = "main") -> str:
     "Markdown: the measures of geometry of unseen people, mean over seeds, one row per recipe, and what they are."
-    table = geometry_table(results, arm).groupby("recipe", sort=False)[list(GEOMETRY)].mean()
+    table = geometry_table(results, arm).set_index("recipe").reindex(columns=list(GEOMETRY)).groupby("recipe", sort=False).mean()
     rows = [[recipe, *(number(factor*v, digits=digits) for v, (_, factor, digits) in zip(values, GEOMETRY.values()))]
             for recipe, values in zip(table.index, table.to_numpy())]
     names = ["recipe", *(name for name, _, _ in GEOMETRY.values())]

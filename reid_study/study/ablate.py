@@ -51,7 +51,7 @@ def ablation(recipe: str, over: tuple[str, list], seeds: tuple[int, int] = (0, 3
     """
     (name, values), (first, n), changes = over, seeds, absolute(changes or {})
     if name == "sampler": raise InputError("--over sampler: an arm has one sampler; make an ablation with --set sampler=pk and one with "
-                                           "--set sampler=uniform")
+                                           "--set sampler=native")
     if name in changes: raise InputError(f"{name} is varied by --over and fixed by --set; leave it out of one of them")
     arm = {"recipes": [recipe], "seeds": n} | ({name: value for name, value in changes.items() if name == "sampler"})
     fixed = {"changes": {name: value for name, value in changes.items() if name != "sampler"}}

@@ -26,7 +26,7 @@ def effort(config: dict, images: int) -> int:
     "How many images a run or a tuning trains on, over all of its epochs. `images`: those of the training split, for whole passes."
     if "search" in config: return (config["trials"] + config["finalists"])*effort(config["first"], images)
     batch = config["p"]*config["k"]
-    return config["epochs"]*(config["steps"] or images//batch)*batch
+    return config["epochs"]*(config["steps"] or max(images//batch, 1))*batch
 
 # %% ../../nbs/75b_study.pace.ipynb #7d1d74d5
 def seconds_left(works: dict[str, Work], done: dict[str, float | None], events: dict[str, dict], now: float, side: int = 1) -> float | None:

@@ -89,7 +89,7 @@ def other_terms(published: Results, replicate: Results) -> dict[str, tuple[Any, 
     differ = {}
     for cell in filter(terms[1].__contains__, terms[0]):
         was, now = (own[cell] for own in terms)
-        free = {"seed", "threads", *(decided if was["recipe"] in tuned else ())}
+        free = {"seed", "threads", "versions", *(decided if was["recipe"] in tuned else ())}
         names = [name for name in was.keys() | now.keys() if name not in free and was.get(name) != now.get(name)]
         differ = {name: (was.get(name), now.get(name)) for name in names} | differ
     return dict(sorted(differ.items()))

@@ -253,7 +253,7 @@ def train_or_diverge(config: dict[str, Any], data: str | Path, device: str | tor
     learn = prepare(config, data, device, folder, opened)      # from its checkpoint
     try: outputs_all(learn.model, learn.dls.valid if len(learn.dls.valid.dataset) else learn.dls.train)
     except NotFinite:
-        (folder/"checkpoint.pt").unlink(missing_ok=True)
+        (Path(folder)/"checkpoint.pt").unlink(missing_ok=True)
         learn = prepare(config, data, device, folder, opened)
     return learn, why
 

@@ -202,15 +202,17 @@ def _placed(places, where):
 
 # %% ../../nbs/70_study.spec.ipynb #d02f2547
 def _check_half(study, name):
-    "Check that the `HALF` of an arm has half of its epochs and differs from it in nothing else."
+    "Check that the `HALF` of an arm has half of its epochs, and that their runs without a change differ in nothing else."
     if not {name, HALF[name]} <= study.arms.keys(): return
-    def terms(arm): return {k: v for k, v in (study.protocol | arm.changes).items() if k not in ("epochs", "validate_every")}
-    def epochs(arm): return (protocol(study.dataset) | study.protocol | arm.changes)["epochs"]
-    arm, half = study.arms[name], study.arms[HALF[name]]
-    alike = all(getattr(arm, key) == getattr(half, key) for key in ("settings", "score", "sampler", "each")) and terms(arm) == terms(half)
-    if not alike or epochs(arm) != 2*epochs(half):
-        raise InputError(f"arm {HALF[name]}: it must have half of the {epochs(arm)} epochs of {name}, and everything else but recipes and "
-                         "seeds as that has; change it, or give the arm another name")
+    def terms(arm):
+        own = {"settings": arm.settings, "score": arm.score, "sampler": arm.sampler, "each": {} in arm.each}
+        return own | protocol(study.dataset) | study.protocol | arm.changes | ({"validation": 0} if arm.is_test else {})
+    arm, half = (terms(study.arms[one]) for one in (name, HALF[name]))
+    other = next((key for key in arm | half if key not in ("epochs", "validate_every") and arm.get(key) != half.get(key)), None)
+    if other or half["epochs"] not in (arm["epochs"]//2, -(-arm["epochs"]//2)):
+        told = f"{other}" if other else f"epochs={half['epochs']}"
+        raise InputError(f"arm {HALF[name]}: {told}: it must have half of the {arm['epochs']} epochs of {name}, and all else as that has; "
+                         "change it, or give the arm another name")
 
 # %% ../../nbs/70_study.spec.ipynb #903f0299
 def _check_tuning(study):
@@ -256,7 +258,7 @@ def _check_questions(study):
 def _lacking(study, hypothesis):
     "What a hypothesis needs of its arm and the study does not give, in words; None if nothing."
     h, arm = hypothesis, study.arms[hypothesis.arm]
-    changes, small = study.protocol | arm.changes, _small_family(h, arm)
+    changes, small = study.protocol | arm.changes, _small_family(study, h)
     lacks = {"validation": arm.is_test, "steps": not changes.get("steps"), "constant": changes.get("schedule") != "constant",
              "families": small, "candidates": small, "choice": arm.is_test and arm.settings != "tuned"}
     for need in h.needs:
@@ -265,9 +267,12 @@ def _lacking(study, hypothesis):
         if recipe not in arm.names: return recipe
         if change not in arm.each: return f"{change} among the changes of each"
 
-def _small_family(hypothesis, arm):
-    "The first family that has fewer recipes in an arm than a hypothesis needs; empty if all have enough."
-    if "candidates" in hypothesis.needs: return next((family for family, names in eligible(arm.names).items() if not names), "")
+def _small_family(study, hypothesis):
+    "The first family that has fewer recipes in its arm than a hypothesis needs, or in main than it chooses from; empty if all have enough."
+    arm = study.arms[hypothesis.arm]
+    if "candidates" in hypothesis.needs:
+        chosen = [eligible(study.arms[name].names) for name in {hypothesis.arm, "main"} & study.arms.keys()]
+        return next((family for each in chosen for family, names in each.items() if not names), "")
     of = [RECIPES[name].family for name in arm.names]
     return next((family for family in hypothesis.families if of.count(family) < FEWEST_RECIPES), "")
 
