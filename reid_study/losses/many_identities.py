@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InputError, check_number, extra
-from ..distances import Labels, as_pids, check_embeddings, differentiable_once
+from ..distances import Labels, differentiable_once
 from .base import cross_entropy, mean, with_nan
 from .margin_softmax import checked_batch
 
@@ -61,7 +61,7 @@ class _ShardedSoftmax(torch.autograd.Function):
 
 # %% ../../nbs/35_losses.many_identities.ipynb #8d9127a6
 def _sharded_softmax(x, weight_shards, labels):
-    "(cross-entropy [B], predicted class [B]), in float32 or better."
+    "(cross-entropy [B], in float32 or better; whether the predicted class is right [B])."
     shards = list(weight_shards)
     if not shards or any(w.ndim != 2 or not len(w) or w.shape[1] != shards[0].shape[1] for w in shards):
         raise InputError("weight_shards must be at least one matrix [classes of the shard, dim], all of one dim, "
@@ -69,7 +69,7 @@ def _sharded_softmax(x, weight_shards, labels):
     labels = checked_batch(x, labels, sum(map(len, shards)), shards[0].shape[1])
     dtype = torch.promote_types(torch.promote_types(x.dtype, shards[0].dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False): each, best = _ShardedSoftmax.apply(x.to(dtype), labels, *shards)
-    return differentiable_once(each, "a classifier in shards"), best
+    return differentiable_once(each, "a classifier in shards"), best == labels
 
 # %% ../../nbs/35_losses.many_identities.ipynb #b80f0539
 def sharded_cross_entropy(x: Tensor, weight_shards: Sequence[Tensor], labels: Tensor) -> Tensor:
@@ -100,10 +100,8 @@ class ShardedIdentityLoss(nn.Module):
 
     def compute(self, embeddings: Tensor, pids: Labels) -> tuple[Tensor, dict[str, Tensor]]:
         "(loss, statistics). Raises `InputError` for shapes that do not fit and, on a CPU, for pids out of range."
-        check_embeddings(embeddings)
-        pids = as_pids(pids, embeddings)
-        each, best = _sharded_softmax(embeddings, self.shards, pids)
-        return with_nan(mean(each), {"accuracy": mean((best == pids).float())})
+        each, right = _sharded_softmax(embeddings, self.shards, pids)
+        return with_nan(mean(each), {"accuracy": mean(right.float())})
 
     def forward(self, embeddings: Tensor, pids: Labels) -> Tensor:
         "The loss, a scalar: the first of what `compute` returns, for the same arguments."

@@ -21,7 +21,7 @@ from scipy import stats
 from ..core import InputError, check_number, counted, decimal, listed
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
 from .config import is_test
-from .hypotheses import DOUBLE, FEWEST_RECIPES, HALF, RATES, eligible
+from .hypotheses import FEWEST_RECIPES, HALF, RATES, chosen_in, eligible
 from .record import Run
 from .results import Results
 from ..training.recipes import RECIPES
@@ -227,12 +227,10 @@ def without_recipes(table: pd.DataFrame, endpoint: str, family: str) -> str:
     return f"between {' and '.join(ends)} when one recipe is left out"
 
 # %% ../../nbs/77a_study.endpoints.ipynb #592be45e
-def _chosen_in(results, arm): return "main" if arm == DOUBLE and "main" in results.arms else arm
-
 def candidates(results: Results, arm: str = "main") -> dict[str, list[str]]:
     """Family -> the recipes of an arm among which its best is chosen, for the arm double those of main; `InputError` for a family that
     has none."""
-    found = eligible(results.recipes(_chosen_in(results, arm)))
+    found = eligible(results.recipes(chosen_in(arm, results.arms)))
     for family, members in found.items():
         if not members: raise InputError(f"the arm {arm} has no candidate of the family {family}; add one, or leave the question out")
     return found
@@ -240,7 +238,7 @@ def candidates(results: Results, arm: str = "main") -> dict[str, list[str]]:
 # %% ../../nbs/77a_study.endpoints.ipynb #c7e81d54
 def best_of(results: Results, arm: str = "main") -> tuple[dict[str, str], str, np.ndarray | None]:
     "(Family -> its best recipe, how it was chosen, mask [pid] of the identities held out of the choice or None), of an arm's candidates."
-    arm = _chosen_in(results, arm)
+    arm = chosen_in(arm, results.arms)
     families, kept = candidates(results, arm), None
     every = [recipe for members in families.values() for recipe in members]
     if all(is_test(run.config) for run in results.table.run[results.table.arm == arm]):

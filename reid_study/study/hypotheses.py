@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MARGINS', 'QUESTIONS', 'HYPOTHESES', 'FEWEST_RECIPES', 'NEEDS', 'Terms', 'IMPROVED', 'WEAK', 'RATES', 'LEVELS',
            'COMPARED_MINERS', 'FEW_MANY', 'DOUBLE', 'HALF', 'Hypothesis', 'difference', 'rate_loss', 'rate_mean',
-           'growth', 'eligible', 'hypotheses']
+           'growth', 'eligible', 'chosen_in', 'hypotheses']
 
 # %% ../../nbs/77_study.hypotheses.ipynb #8916da90
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
@@ -204,6 +204,10 @@ HYPOTHESES += [Hypothesis(f"Q9.{i}", "q9", f"Training with {distance} distance g
 # %% ../../nbs/77_study.hypotheses.ipynb #b3e75d28
 DOUBLE = "double"                           # the arm of twice the epochs
 HALF = {"main": "half", DOUBLE: "main"}     # arm -> that of half its epochs
+
+def chosen_in(arm: str, arms: Container[str]) -> str:
+    "The arm among whose recipes the best are chosen for a contrast in `arm`: for `DOUBLE`, main, if it is among the `arms`."
+    return "main" if arm == DOUBLE and "main" in arms else arm
 
 def hypotheses(dataset: str, arms: Mapping[str, Sequence[str]] | None = None) -> list[Hypothesis]:
     """The hypotheses for a dataset, a list in the order of the questions. An unknown dataset is an `InputError`.

@@ -25,7 +25,7 @@ from ..data.datasets import DATASETS, full_name, get_dataset, is_path
 from ..networks.embedder import make_embedder
 from .config import (MOST_EPOCHS, MOST_TRIALS, Config, Plan, absolute, check_data, checked_by, make_config, protocol,
                                      recipe_configs, validated)
-from .hypotheses import FEWEST_RECIPES, HALF, NEEDS, QUESTIONS, Hypothesis, eligible, hypotheses
+from .hypotheses import FEWEST_RECIPES, HALF, NEEDS, QUESTIONS, Hypothesis, chosen_in, eligible, hypotheses
 from ..training.recipes import CORE, RECIPES, get_recipe
 
 if TYPE_CHECKING:
@@ -253,7 +253,8 @@ def _check_questions(study):
     for h in found:
         lookup(h.arm, study.arms, f"arm, which question {h.question} needs:")
         if lacking := next(filter(None, (_lacking(study, part) for part in h.parts)), None):
-            raise InputError(f"question {h.question} ({h.name}) needs, in the arm {h.arm}, {lacking}; add it, or leave the question out")
+            arm = chosen_in(h.arm, study.arms) if "candidates" in h.needs else h.arm
+            raise InputError(f"question {h.question} ({h.name}) needs, in the arm {arm}, {lacking}; add it, or leave the question out")
 
 def _lacking(study, hypothesis):
     "What a hypothesis needs of its arm and the study does not give, in words; None if nothing."
@@ -268,12 +269,11 @@ def _lacking(study, hypothesis):
         if change not in arm.each: return f"{change} among the changes of each"
 
 def _small_family(study, hypothesis):
-    "The first family that has fewer recipes in its arm than a hypothesis needs, or in main than it chooses from; empty if all have enough."
-    arm = study.arms[hypothesis.arm]
+    "The first family that has fewer recipes in an arm than a hypothesis needs; empty if all have enough."
     if "candidates" in hypothesis.needs:
-        chosen = [eligible(study.arms[name].names) for name in {hypothesis.arm, "main"} & study.arms.keys()]
-        return next((family for each in chosen for family, names in each.items() if not names), "")
-    of = [RECIPES[name].family for name in arm.names]
+        chosen = eligible(study.arms[chosen_in(hypothesis.arm, study.arms)].names)
+        return next((family for family, names in chosen.items() if not names), "")
+    of = [RECIPES[name].family for name in study.arms[hypothesis.arm].names]
     return next((family for family in hypothesis.families if of.count(family) < FEWEST_RECIPES), "")
 
 # %% ../../nbs/70_study.spec.ipynb #08715325
