@@ -105,7 +105,9 @@ def counted(n: int, one: str, many: str | None = None) -> str:
 
 # %% ../nbs/00_core.ipynb #3eb5ab2a
 def decimal(value: float, digits: int, flags: str = "") -> str:
-    "A number with so many digits after the point, and a minus sign (−); `flags`: + for a sign of positive ones too, and , for thousands."
+    """A number with so many digits after the point, and a minus sign (−); a dash (–) for NaN. `flags`: + for a sign of positive ones too,
+    and , for thousands."""
+    if math.isnan(value): return "–"
     return f"{round(value, digits) + 0.0:{flags}.{digits}f}".replace("-", "−")      # adding 0.0 takes the sign from zero
 
 # %% ../nbs/00_core.ipynb #216500e9

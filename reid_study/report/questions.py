@@ -29,6 +29,7 @@ from .study_prose import failure_counts, step_cost_sentence
 from .study_tables import VERDICTS, geometry_markdown, mAP_points, step_cost_table, step_costs
 from .tables import attribute_means, retrievals
 from .textbook import textbook_picture
+from ..study.analysis import waits
 from ..study.endpoints import LEFT_OUT, family_fit, geometry_table, identity_matrix
 from ..study.hypotheses import FEW_MANY, FEWEST_RECIPES
 from ..study.results import Results
@@ -59,7 +60,10 @@ def question_figure(question: str, section: str = "What it looks like", **given:
 
 # %% ../../nbs/84_report.questions.ipynb #2506928f
 def question_figures(results: Results, question: str, section: str = "What it looks like") -> list[HTML | Markdown]:
-    "What the page of a question shows in a section, made from a study's results: a list of objects to display."
+    """What the page of a question shows in a section, made from a study's results: a list of objects to display; one sentence where
+    runs of the question are not all made yet."""
+    if any(waits(results, h) for h in results.hypotheses if h.question == question):
+        return [Markdown("What is shown here is made when all runs of this question are.")]
     return [_displayed(draw(results, **given), draw) for where, draw, given in SHOWN.get(question, []) if where == section]
 
 def _displayed(found, draw):

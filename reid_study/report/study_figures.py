@@ -59,11 +59,13 @@ def _forest_panel(ax, rows, endpoint):
 
 # %% ../../nbs/81a_report.study_figures.ipynb #a6f568f5
 @styled
-def forest_plot(found: pd.DataFrame) -> Figure:
+def forest_plot(found: pd.DataFrame) -> Figure | None:
     """Estimate and 95 % interval of each answer: one row per part of a hypothesis, one panel per endpoint, predictions to the right.
-    The colour is that of the verdict; the parts of a claim of several are grey, since its verdict is on all of them together."""
-    parts = each_part(found).assign(several=lambda rows: rows.duplicated("name", keep=False))
+    The colour is that of the verdict; the parts of a claim of several are grey, since its verdict is on all of them together. Parts
+    without an estimate have no row; None if no part has one."""
+    parts = each_part(found).assign(several=lambda rows: rows.duplicated("name", keep=False)).dropna(subset="estimate")
     groups = {endpoint: rows for endpoint in UNITS if len(rows := parts[parts.endpoint == endpoint])}
+    if not groups: return None
     heights = [len(rows)*0.40 + 0.75 for rows in groups.values()]
     figure = Figure((WIDTH, sum(heights) + 0.1), layout="constrained")
     axes = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]

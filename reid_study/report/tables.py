@@ -129,7 +129,6 @@ def score_summary(runs: Iterable[Run]) -> pd.DataFrame:
 # %% ../../nbs/80_report.tables.ipynb #d77bf7c6
 def number(mean: float, std: float = np.nan, digits: int = 1) -> str:
     "A mean, with its spread where there is one, as text with a minus sign (−); a dash for NaN."
-    if np.isnan(mean): return "–"
     text = decimal(mean, digits, ",")
     return text if np.isnan(std) else f"{text} ± {std:,.{digits}f}"
 

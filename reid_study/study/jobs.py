@@ -11,6 +11,7 @@ __all__ = ['TEMPLATES', 'PROFILES', 'PUBLISHED', 'Workflow', 'tunings', 'best_of
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,21 +161,22 @@ def collect(study: Study, runs: str | Path = "runs", known: Mapping[str, Run] | 
     """The `Results` of a study (a `Study`) from its finished runs under `runs`, and from `known`, published runs by id.
 
     Raises `InputError` for the first run that is missing, unless `partial`."""
-    best, rows = best_of_tunings(study, runs), []
+    best, rows, missing = best_of_tunings(study, runs), [], {}
     for arm, a in study.arms.items():
         for recipe in a.names:
-            if a.settings == "tuned" and recipe not in best:
-                if partial: continue
-                raise InputError(f"{recipe} is not tuned yet; run the study")
+            waits = a.settings == "tuned" and recipe not in best
+            if waits and not partial: raise InputError(f"{recipe} is not tuned yet; run the study")
             for seed, change, config in arm_configs(study, arm, recipe, best.get(recipe) if a.settings == "tuned" else None):
                 folder = run_folder(config, runs)
-                run = (known or {}).get(run_id(config)) or (read_run(folder, config) if folder.exists() else None)
+                run = None if waits else (known or {}).get(run_id(config)) or (read_run(folder, config) if folder.exists() else None)
                 if run: rows.append({"arm": arm, "recipe": recipe, "seed": seed, "change": change, "run": run})
-                elif not partial: raise InputError(f"there is no run of {cell_name(arm, recipe, seed, change)} at {folder}; run the study")
+                elif partial: missing.setdefault(arm, Counter())[recipe] += 1
+                else: raise InputError(f"there is no run of {cell_name(arm, recipe, seed, change)} at {folder}; run the study")
     table = pd.DataFrame(rows, columns=["arm", "recipe", "seed", "change", "run"]).sort_values("seed", kind="stable", ignore_index=True)
     if len(table): check_one_study(table)
     about: dict[str, Any] = {"study": study.name, "title": study.title, "dataset": study.dataset, "questions": list(study.questions)}
     if study.level: about["level"] = study.level
+    if missing: about["missing"] = missing
     return Results(about, table, {r: read_tuning(run_folder(config, runs)) for r, config in tunings(study).items() if r in best})
 
 # %% ../../nbs/75c_study.jobs.ipynb #692d6e1f

@@ -28,7 +28,7 @@ from .config import Config, checked_by, identifying, run_id, validated, without_
 from .hypotheses import LEVELS, QUESTIONS, Hypothesis, hypotheses
 from .record import (ENCODINGS, EXAMPLES, HISTORY, MEANS, Run, RunConfig, RunEnvironment, RunMetrics, check_columns,
                                      one_at_a_time, possible_epochs, possible_pairs, possible_scores)
-from ..training.recipes import RECIPES
+from ..training.recipes import RECIPES, get_recipe
 
 # %% ../../nbs/73_study.results.ipynb #2db478e6
 @dataclass(frozen=True, eq=False)
@@ -73,8 +73,12 @@ class Results:
     def dataset(self) -> str: return self.study["dataset"]
     @property
     def hypotheses(self) -> list[Hypothesis]:
-        arms = {arm: self.recipes(arm) for arm in self.arms}
+        arms = {arm: {*self.recipes(arm), *self.missing.get(arm, {})} for arm in [*self.arms, *self.missing]}
         return [h for h in hypotheses(self.dataset, arms) if h.question in self.study["questions"]]
+    @property
+    def missing(self) -> dict[str, dict[str, int]]:
+        "How many runs a study that is not complete lacks: arm -> recipe -> runs."
+        return self.study.get("missing", {})
     @property
     def level(self) -> float:
         "The validation mAP that steps are counted to."
@@ -254,6 +258,7 @@ class _Contents(BaseModel, extra="forbid", strict=True):
     dataset: Annotated[str, checked_by(get_dataset)]
     questions: list[Annotated[str, checked_by(lambda name: lookup(name, QUESTIONS, "question"))]]
     level: Annotated[float, Field(gt=0, lt=1)] | None = None
+    missing: dict[str, dict[Annotated[str, checked_by(get_recipe)], Annotated[int, Field(gt=0)]]] = {}
     runs: list[_Place] = Field(min_length=1)
     tuning: dict[str, str]
     files: dict[str, str]

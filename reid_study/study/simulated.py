@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVEL', 'D_AP', 'TENFOLD', 'RUINED', 'TIME', 'GAIN', 'PEOPLE', 'QUERIES', 'GALLERY', 'ARMS', 'DEFAULTS_LOSE',
            'POINTS', 'EACH', 'RECIPES_OF', 'level', 'simulated_run', 'simulated_tuning', 'simulated_results',
-           'simulated_study']
+           'without_runs', 'simulated_study']
 
 # %% ../../nbs/79_study.simulated.ipynb #79d80fde
 import math
@@ -146,6 +146,12 @@ def simulated_results(seeds: int = 6, first: int = 0) -> Results:
     "The `Results` of a study. `seeds`: of all arms but defaults and native, which have three. `first`: the lowest."
     study = dict(study="simulated", title="A simulated study", dataset="people", questions=list(QUESTIONS))
     return Results(study, _runs(seeds, first).copy(), {r: simulated_tuning(r) for r in LEVEL})
+
+def without_runs(results: Results, arm: str, *recipes: str) -> Results:
+    "The `Results` as they were before an arm, or some of its recipes, was run."
+    gone = (results.table.arm == arm) & results.table.recipe.isin(recipes or results.recipes(arm))
+    missing = {arm: results.table.recipe[gone].value_counts().to_dict()}
+    return Results(results.study | {"missing": missing}, results.table[~gone].reset_index(drop=True), results.tuning)
 
 # %% ../../nbs/79_study.simulated.ipynb #379f76e5
 def simulated_study(folder: str | Path, seeds: int = 6) -> Path:
