@@ -156,12 +156,12 @@ where both parts lie on the predicted side, else twice the least of those that d
 of a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), those
 with a recipe that is under-trained, and those about something that happened in no run."""
 
-WAITING = """Not testable yet: {names}, whose runs are not all made. Holm's correction counts them already, so what is supported or
+WAITING = """Not made yet are runs of {names}. Holm's correction counts them already, so what is supported or
 reversed stays so; what is negligible or undecided may change."""
 
 def rule(found: pd.DataFrame) -> str:
     "Markdown: how verdicts are drawn."
-    waiting = found.name[found.reason.str.contains(NOT_MADE)].tolist()
+    waiting = found.name[found.verdict == NOT_MADE].tolist()
     numbers = dict(tests=len(waiting) + int(found.p_holm.notna().sum()), seeds=MIN_SEEDS, least=least_p(MIN_SEEDS), fails=FAILS,
                    names=listed(waiting))
     return "\n\n".join(filled(part, **numbers) for part in [*RULE.split("\n\n"), *[WAITING]*bool(waiting)])

@@ -23,7 +23,7 @@ from ..core import capital, counted, read_json
 from ..data.datasets import get_dataset
 from ..evaluation.statistics import aa_control
 from .tables import html_table, markdown_table, number
-from ..study.analysis import mean_interval
+from ..study.analysis import NOT_MADE, mean_interval
 from ..study.config import is_test, scored_on
 from reid_study.study.endpoints import (
     COLLAPSED, FAILS, UNITS, amount, geometry_table, identity_matrix, identity_rows, measure, p_words,
@@ -38,8 +38,9 @@ from ..training.recipes import get_recipe
 
 # %% ../../nbs/80a_report.study_tables.ipynb #c5914482
 VERDICTS = {     # and their colours
-    "supported": "#1f7a4a", "reversed": "#b3372f", "negligible": "#2b6fb3", "undecided": "#55555d", "not testable": "#70707a"}
-MARKS = dict(zip(VERDICTS, "▲▼■○×"))      # for those who do not see the colours
+    "supported": "#1f7a4a", "reversed": "#b3372f", "negligible": "#2b6fb3", "undecided": "#55555d", "not testable": "#70707a",
+    NOT_MADE: "#a0a0a8"}
+MARKS = dict(zip(VERDICTS, "▲▼■○×·"))      # for those who do not see the colours
 LEVEL_WORDS = ", ".join(f"{level:.0%} on {kind}" for kind, level in LEVELS.items()).replace("drawn", "drawn people")
 ENDPOINTS = {
     "AP": "mAP",

@@ -24,7 +24,7 @@ from .figures import WIDTH, styled
 from .prose import filled
 from .study_tables import VERDICTS, recipe_scores
 from .tables import html_table, named, number
-from ..study.analysis import answers, weighted_sum
+from ..study.analysis import NOT_MADE, answers, weighted_sum
 from ..study.config import start_of
 from ..study.endpoints import failures, points, steps_per_epoch
 from ..study.hypotheses import MARGINS, QUESTIONS, difference
@@ -51,12 +51,14 @@ def conclusion(rows: pd.DataFrame) -> str:
 
     "holds in all", "fails in all", "undecided in all", "not testable"; "holds where tested" and the like, where a regime can test none;
     "holds in part" and "fails in part", where the rest is undecided; "depends on the regime", "depends on the part", "depends on the part
-    and the regime", where some hold and some fail, and "mixed" where these are never the same hypothesis or the same regime.
+    and the regime", where some hold and some fail, and "mixed" where these are never the same hypothesis or the same regime. "holds so
+    far" and the like, and "not made yet", where a study still lacks runs.
     """
     ends = rows.assign(end=rows.verdict.map(ENDS)).dropna(subset="end")
     decided = ends[ends.end != "undecided"]
-    if ends.empty: return "not testable"
-    everywhere = "in all" if ends.regime.nunique() == rows.regime.nunique() else "where tested"
+    waiting = (rows.verdict == NOT_MADE).any()
+    if ends.empty: return NOT_MADE if waiting else "not testable"
+    everywhere = "so far" if waiting else "in all" if ends.regime.nunique() == rows.regime.nunique() else "where tested"
     if decided.empty: return f"undecided {everywhere}"
     if decided.end.nunique() == 1: return f"{decided.end.iloc[0]} {everywhere if len(decided) == len(ends) else 'in part'}"
     parts, regimes = (bool(decided.groupby(unit).end.nunique().max() > 1) for unit in ("regime", "name"))
@@ -84,7 +86,8 @@ def synthesis_table(found: pd.DataFrame) -> str:
     return html_table(["", "question", "conclusion", "hypotheses"], rows)
 
 # %% ../../nbs/86_report.synthesis.ipynb #250f6698
-SYMBOLS = {"supported": "^", "reversed": "v", "negligible": "s", "undecided": "o", "not testable": "x"}      # verdict -> marker
+SYMBOLS = {"supported": "^", "reversed": "v", "negligible": "s", "undecided": "o", "not testable": "x",
+           NOT_MADE: "."}      # verdict -> marker
 
 def _mark(ax, x, y, verdict):
     "Draw the symbol of a verdict; what is open is hollow."
@@ -124,7 +127,7 @@ def synthesis_picture(found: pd.DataFrame, narrow: bool = False) -> Figure:
     if several: ax.set_xticklabels([textwrap.fill(name, 16) for name in regimes])
     ax.xaxis.tick_top()
     key = [mpl.lines.Line2D([], [], ls="", marker=SYMBOLS[v], color=c, mfc="white" if v == "undecided" else c, label=v)
-           for v, c in VERDICTS.items()]
+           for v, c in VERDICTS.items() if v != NOT_MADE or v in {*found.verdict}]
     figure.legend(handles=key, loc="outside lower center", ncols=3 if narrow else len(key))
     return figure
 

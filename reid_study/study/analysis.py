@@ -187,7 +187,7 @@ def term_contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     return replace(found, notes=distance_to_others(results, hypothesis), untestable=unfit(results, hypothesis.arm, hypothesis.terms))
 
 # %% ../../nbs/78_study.analysis.ipynb #e2c7a90f
-NOT_MADE = "its runs are not all made yet"
+NOT_MADE = "not made yet"      # the verdict on a hypothesis of a study that is not complete
 
 def waits(results: Results, hypothesis: Hypothesis) -> bool:
     "Whether a study that is not complete lacks runs that a hypothesis reads."
@@ -198,7 +198,7 @@ CONTRASTS = {"steps": steps_contrast, "loss": loss_contrast, "trains": trains_co
 
 def contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
     "The `Contrast` of a hypothesis' first endpoint in a study's results. `InputError` for runs that are missing or do not fit together."
-    if waits(results, hypothesis): return unanswered(contrast_words(hypothesis), NOT_MADE)
+    if waits(results, hypothesis): return unanswered(contrast_words(hypothesis), "its runs are not all made yet")
     compute = CONTRASTS.get(hypothesis.endpoint, best_contrast if hypothesis.families else term_contrast)
     try:
         found = compute(results, hypothesis)
@@ -277,14 +277,14 @@ def answer(hypothesis: Hypothesis, parts: Sequence[Part], p: float, p_holm: floa
 
 # %% ../../nbs/78_study.analysis.ipynb #1d7124f3
 def answers(results: Results) -> pd.DataFrame:
-    """A table with a row for each hypothesis of the study's questions: name, question, text, verdict (one of `DECIDED`), testable and the
-    reason why not, note (in words); p, p_holm and p_flip (sign-flip test over seeds; the worst of the parts) of the claim,
+    """A table with a row for each hypothesis of the study's questions: name, question, text, verdict (one of `DECIDED`, or `NOT_MADE`), testable and
+    the reason why not, note (in words); p, p_holm and p_flip (sign-flip test over seeds; the worst of the parts) of the claim,
     p_equivalent (of the equivalence test, after Holm); parts, a tuple of dictionaries, and the values of the first of these:
     endpoint, kind, sign, contrast (in words), seeds, identities, estimate, low, high (95 %), margin, detectable (the smallest
     difference that 80 % power would have found, before Holm; NaN for "no worse"), seed_mean and seed_sd (over seeds).
 
-    Differences are as the contrast says, in the endpoint's unit; p-values are NaN where nothing is tested. Hypotheses whose runs are not
-    made yet are not testable, and count in Holm's correction: one that is supported or reversed stays so.
+    Differences are as the contrast says, in the endpoint's unit; p-values are NaN where nothing is tested. Hypotheses whose
+    runs are not made yet count in Holm's correction, so that one which is supported or reversed stays so.
     Raises `InputError` for runs that are missing or do not fit together.
     """
     if "answers" not in results.cache: results.cache["answers"] = _answers(results)
@@ -296,7 +296,8 @@ def _answers(results):
     tested, equal = ({name: p(parts) for name, parts in able.items()} for p in (tested_p, equivalent_p))
     waiting = {h.name: 1.0 for h, _ in rows if any(waits(results, one) for one in h.parts)}
     adjusted, even = (_corrected(family, waiting) for family in (tested, equal))
-    return pd.DataFrame([answer(h, parts, *(p.get(h.name, math.nan) for p in (tested, adjusted, even))) for h, parts in rows])
+    each = [answer(h, parts, *(p.get(h.name, math.nan) for p in (tested, adjusted, even))) for h, parts in rows]
+    return pd.DataFrame([row | {"verdict": NOT_MADE} if row["name"] in waiting else row for row in each])
 
 def _corrected(family, waiting):
     "Holm's adjusted p-values of those that can be tested, in a family with those that are `waiting` for their runs."

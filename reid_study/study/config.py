@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_EPOCHS', 'MOST_TRIALS', 'PROTOCOLS', 'PLAIN', 'Plan', 'checked_by', 'Config', 'validated', 'protocol',
            'versions', 'absolute', 'make_config', 'run_id', 'identifying', 'without_path', 'training_config', 'is_test',
-           'start_of', 'scored_on', 'recipe_configs', 'training_table', 'check_data']
+           'epoch_steps', 'start_of', 'scored_on', 'recipe_configs', 'training_table', 'check_data']
 
 # %% ../../nbs/71_study.config.ipynb #e9847b86
 import os
@@ -262,6 +262,10 @@ def training_config(config: dict[str, Any]) -> dict[str, Any]:
 def is_test(config: dict[str, Any]) -> bool:
     "Is a test split scored, the dataset's own or another's?"
     return config["score"] not in (None, "validation")
+
+def epoch_steps(config: dict[str, Any], images: int) -> int:
+    "The batches of an epoch on so many training images: what the configuration says, else as many as are full."
+    return config["steps"] or max(images//(config["p"]*config["k"]), 1)
 
 def start_of(config: dict[str, Any]) -> Literal["ImageNet", "weights", "scratch"]:
     "Where the initial weights of a run come from: from ImageNet, from another file of weights, or from a random generator."

@@ -20,7 +20,7 @@ from scipy import stats
 
 from ..core import InputError, check_number, counted, decimal, listed
 from ..evaluation.statistics import Interval, MIN_SEEDS, identity_means
-from .config import is_test
+from .config import epoch_steps, is_test
 from .hypotheses import FEWEST_RECIPES, HALF, RATES, chosen_in, eligible
 from .record import Run
 from .results import Results
@@ -88,9 +88,8 @@ def epochs_to(history: pd.DataFrame, height: float) -> float:
 
 # %% ../../nbs/77a_study.endpoints.ipynb #fb3a6d14
 def steps_per_epoch(run: Run) -> int:
-    "The batches of an epoch of a run: what its configuration says, else the full batches in its training images."
-    c = run.config
-    return c["steps"] or max(run.metrics["train_images"]//(c["p"]*c["k"]), 1)
+    "The batches of an epoch of a run."
+    return epoch_steps(run.config, run.metrics["train_images"])
 
 def training_steps(run: Run) -> int:
     "The batches of all epochs that the configuration of a run asks for."

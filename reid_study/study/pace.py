@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from .config import epoch_steps
+
 # %% ../../nbs/75b_study.pace.ipynb #2cd268b9
 @dataclass(frozen=True)
 class Work:
@@ -25,8 +27,7 @@ class Work:
 def effort(config: dict, images: int) -> int:
     "How many images a run or a tuning trains on, over all of its epochs. `images`: those of the training split, for whole passes."
     if "search" in config: return (config["trials"] + config["finalists"])*effort(config["first"], images)
-    batch = config["p"]*config["k"]
-    return config["epochs"]*(config["steps"] or max(images//batch, 1))*batch
+    return config["epochs"]*epoch_steps(config, images)*config["p"]*config["k"]
 
 # %% ../../nbs/75b_study.pace.ipynb #7d1d74d5
 def seconds_left(works: dict[str, Work], done: dict[str, float | None], events: dict[str, dict], now: float, side: int = 1) -> float | None:
@@ -75,12 +76,12 @@ def duration(seconds: float) -> str:
 # %% ../../nbs/75b_study.pace.ipynb #db7ed888
 class StudyBar:
     """The progress of a study, to be used in `with`: a bar on a terminal, and plain lines elsewhere, at most one in `every` seconds, and
-    one in six times as many where no run is done meanwhile."""
-    def __init__(self, name: str, total: int, every: float = 10) -> None:
-        self.name, self.every, self.line, self.printed = name, every, "", float("-inf")
+    one in six times as many where no run is done meanwhile. `what`: is counted."""
+    def __init__(self, name: str, total: int, what: str = "runs", every: float = 10) -> None:
+        self.name, self.what, self.every, self.line, self.printed = name, what, every, "", float("-inf")
         self.runs: tuple[int, int] | None = None
         self.bar = tqdm(total=total, desc=name, disable=None, dynamic_ncols=True,
-                        bar_format="{desc}: {n_fmt} of {total_fmt} runs |{bar}| {elapsed}{postfix}")
+                        bar_format=f"{{desc}}: {{n_fmt}} of {{total_fmt}} {what} |{{bar}}| {{elapsed}}{{postfix}}")
 
     def __enter__(self): return self
     def __exit__(self, *_): self.bar.close()
@@ -91,7 +92,7 @@ class StudyBar:
         if not self.bar.disable:
             self.bar.n, self.bar.total = done, total
             self.bar.set_postfix_str(said)
-        elif (line := f"{self.name}: {done} of {total} runs" + f", {said}"*bool(said)) != self.line:
+        elif (line := f"{self.name}: {done} of {total} {self.what}" + f", {said}"*bool(said)) != self.line:
             if not last and time.monotonic() - self.printed < self.every*(6 if self.runs == (done, total) else 1): return
             self.line, self.runs, self.printed = line, (done, total), time.monotonic()
             print(line, file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from ..core import check_number
-from .analysis import answers, each_part
+from .analysis import NOT_MADE, answers, each_part
 from .results import Results
 
 # %% ../../nbs/79a_study.replication.ipynb #83fe161a
@@ -48,7 +48,7 @@ def replication(published: Results, replicate: Results) -> pd.DataFrame:
     inside = ((now >= low - near) & (now <= high + near)).astype(float)
     alike = ~both.name.isin(_other_runs(published, replicate))
     known = low.notna() & now.notna() & (both.contrast_was == both.contrast_now) & alike
-    tested = (both.verdict_was != "not testable") & (both.verdict_now != "not testable") & alike
+    tested = ~both[["verdict_was", "verdict_now"]].isin(["not testable", NOT_MADE]).any(axis=1) & alike
     return pd.DataFrame(dict(name=both.name, endpoint=both.endpoint, contrast=both.contrast_was, was=was, now=now, low=low, high=high,
                              inside=inside.where(known), verdict_was=both.verdict_was, verdict_now=both.verdict_now,
                              agree=(both.verdict_was == both.verdict_now).astype(float).where(tested)))

@@ -200,7 +200,7 @@ def _watch(workflow, process, known, images):
     tuned = [run_folder(config, workflow.runs) for config in tunings(workflow.study).values()]
     plan, ended, seen = planned(workflow), sum(folder.exists() for folder in tuned), None
     folders = _folders(workflow, plan)
-    with StudyBar(workflow.study.name, len(_distinct(plan))) as bar:
+    with StudyBar(workflow.study.name, len(_distinct(plan)), "tunings and runs" if tuned else "runs") as bar:
         while True:
             code = process.poll()
             if (now := sum(folder.exists() for folder in tuned)) != ended:      # a tuning that has ended decides more runs
