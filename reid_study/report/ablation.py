@@ -102,9 +102,8 @@ def ablation_table(scores: pd.DataFrame) -> str:
     "HTML: one row per recipe and condition, with intervals of its mAP and of the difference to the first condition; the best mean is bold."
     best, rows = scores.groupby("recipe").mAP.transform("max") == scores.mAP, []
     for row, first in zip(scores.to_dict("records"), best):
-        difference = "–" if row["difference"] != row["difference"] else points(row["difference"])
         rows.append([named(row["recipe"]), html.escape(row["condition"]), f"<b>{row['mAP']:.1f}</b>" if first else number(row["mAP"]),
-                     _bounds(row["low"], row["high"]), difference, _bounds(row["from"], row["to"], "+"), str(row["seeds"])])
+                     _bounds(row["low"], row["high"]), points(row["difference"]), _bounds(row["from"], row["to"], "+"), str(row["seeds"])])
     header = ["recipe", "condition", "mAP (%)", "95 % interval", "difference to the first", "95 % interval", "seeds"]
     return html_table(header, rows, numbers=(2, 3, 4, 5, 6))
 

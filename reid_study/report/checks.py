@@ -38,6 +38,7 @@ def budget_table(results: Results, arm: str = "main") -> str:
 def budget_sentence(results: Results, arm: str = "main") -> str:
     "Markdown: which recipes of an arm still gain from half of the budget to all of it, or that the study cannot tell."
     states = [s for recipe in results.recipes(arm) if "gain" in (s := training_state(results, arm, recipe))]
+    if not states and HALF[arm] in results.missing: return "The runs at half of the budget are still missing."
     if not states:
         return ("The study has no runs at half of the budget, so how far its recipes are from being trained was not tested, and no "
                 "hypothesis is left out for it.")
@@ -139,6 +140,7 @@ def arms_sentence(results: Results, arm: str = "main") -> str:
     parts = []
     for other in comparable_arms(results, arm)[1:]:
         scores = paired_scores(results, arm, other)
+        if scores.empty: continue
         favoured = results.tuning and own_batches(results, other)
         tuned_on = f" Its settings were tuned with PK batches, which favours *{arm}*." if favoured else ""
         gap, alike = gains(scores[arm] - scores[other]), rank_agreement(scores[arm], scores[other])
@@ -157,6 +159,7 @@ def sampler_sentence(results: Results, arm: str = "main") -> str:
     parts = []
     for other in others:
         scores = paired_scores(results, arm, other)
+        if scores.empty: continue
         families = scores.groupby(scores.index.map(lambda r: get_recipe(r).family), sort=False)
         found, best = "; ".join(f"{family}: {gains(part[other] - part[arm])}" for family, part in families), scores[other].idxmax()
         parts.append(filled(OWN_BATCHES, other=other, found=capital(found), best=best, there=scores[other][best],

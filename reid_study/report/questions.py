@@ -19,7 +19,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
-from ..core import InputError, lookup
+from ..core import InputError, decimal, lookup
 from ..losses.many_identities import cost_picture
 from .figures import WIDTH, band, caption, name_ends, name_rows, styled
 from .html import picture
@@ -61,10 +61,13 @@ def question_figure(question: str, section: str = "What it looks like", **given:
 # %% ../../nbs/84_report.questions.ipynb #2506928f
 def question_figures(results: Results, question: str, section: str = "What it looks like") -> list[HTML | Markdown]:
     """What the page of a question shows in a section, made from a study's results: a list of objects to display; one sentence where
-    runs of the question are not all made yet."""
-    if any(waits(results, h) for h in results.hypotheses if h.question == question):
-        return [Markdown("What is shown here is made when all runs of this question are.")]
-    return [_displayed(draw(results, **given), draw) for where, draw, given in SHOWN.get(question, []) if where == section]
+    runs are still missing."""
+    shown = [(draw, given) for where, draw, given in SHOWN.get(question, []) if where == section]
+    drawn = {recipe for _, given in shown for recipe in given.get("recipes", ())}
+    pending = any(waits(results, h) for h in results.hypotheses if h.question == question)
+    if shown and (pending or drawn & {*results.missing.get("main", ())}):
+        return [Markdown("This section is filled in once all runs of this question are finished.")]
+    return [_displayed(draw(results, **given), draw) for draw, given in shown]
 
 def _displayed(found, draw):
     "A figure with its caption, text as Markdown, or HTML as it is."
@@ -332,7 +335,7 @@ def distance_grid(results: Results, arm: str = "main") -> Figure:
     ax.invert_yaxis()
     for (i, j), v in np.ndenumerate(table.to_numpy()):
         weight = "bold" if v == table.iloc[:, j].max() else "normal"
-        ax.text(j, i, "–" if np.isnan(v) else f"{v:.1f}", ha="center", va="center", weight=weight)
+        ax.text(j, i, decimal(v, 1), ha="center", va="center", weight=weight)
     trained = ["euclidean", *(recipe.removeprefix("triplet_") for recipe in table.index[1:])]
     ax.set(xticks=range(table.shape[1]), xticklabels=[RETRIEVED[c] for c in table], yticks=range(len(table)), yticklabels=trained,
            xlabel="retrieval distance", ylabel="training distance")

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from .figures import WIDTH, curve_panels, name_rows, styled
 from .checks import study_names
 from .study_tables import MARKS, VERDICTS, best_trials, comparable_arms, mAP_points, recipe_scores, shared_scores
-from ..study.analysis import each_part
+from ..study.analysis import each_part, waits
 from ..study.config import is_test
 from ..study.endpoints import UNITS, amount, best_of
 from ..study.results import Results
@@ -48,8 +48,7 @@ def _forest_panel(ax, rows, endpoint):
         ax.text(1.08, y, amount(a.sign*a.estimate, endpoint, "+"), ha="right", **words)
         ax.text(1.095, y, f"{MARKS[a.verdict]} {a.verdict}", color=whole, **words)
         if y and a.question != rows.question.iloc[y - 1]: ax.axhline(y - 0.5, color="#dcdce0", lw=0.7)
-    twice = rows.duplicated("name", keep=False)
-    apart = [f": {words.partition(' (')[0]}" if more else "" for words, more in zip(rows.contrast, twice)]
+    apart = [f": {words.partition(' (')[0]}" if more else "" for words, more in zip(rows.contrast, rows.twice)]
     names = [textwrap.fill(f"{a.name}  {a.text}{words}", 58) for a, words in zip(rows.itertuples(), apart)]
     name_rows(ax, names, xlabel=f"{unit}, in the predicted direction")
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -63,7 +62,8 @@ def forest_plot(found: pd.DataFrame) -> Figure | None:
     """Estimate and 95 % interval of each answer: one row per part of a hypothesis, one panel per endpoint, predictions to the right.
     The colour is that of the verdict; the parts of a claim of several are grey, since its verdict is on all of them together. Parts
     without an estimate have no row; None if no part has one."""
-    parts = each_part(found).assign(several=lambda rows: rows.duplicated("name", keep=False)).dropna(subset="estimate")
+    parts = each_part(found).assign(several=lambda rows: rows.duplicated("name", keep=False),
+                                    twice=lambda rows: rows.duplicated(["name", "endpoint"], keep=False)).dropna(subset="estimate")
     groups = {endpoint: rows for endpoint in UNITS if len(rows := parts[parts.endpoint == endpoint])}
     if not groups: return None
     heights = [len(rows)*0.40 + 0.75 for rows in groups.values()]
@@ -83,7 +83,7 @@ def ranking_picture(results: Results, arm: str = "main") -> Figure:
     """All recipes by their mean mAP. Dots are seeds, the pale bars are 95 % intervals over seeds and identities of a recipe on its own;
     intervals of differences between recipes are narrower, because they share people and seeds. Bold: the combination and the
     single losses that tuning chose as the best, for question 8 where the study asks it; not by this ranking."""
-    chosen = [h.arm for h in results.hypotheses if "candidates" in h.needs]
+    chosen = [h.arm for h in results.hypotheses if "candidates" in h.needs and not waits(results, h)]
     table, best = recipe_scores(results, arm), best_of(results, chosen[0])[0] if chosen else {}
     figure = Figure((WIDTH, .8 + .27*len(table)), layout="constrained")
     ax = figure.subplots()

@@ -21,7 +21,7 @@ from ..evaluation.statistics import MIN_SEEDS
 from ..evaluation.verdicts import least_p, null_value
 from .prose import filled
 from .study_tables import ENDPOINTS, VERDICTS, evaluated_on, recipe_scores, step_cost_growth
-from ..study.analysis import NOT_MADE, each_part
+from ..study.analysis import PENDING, each_part, waits
 from ..study.hypotheses import hypotheses
 from ..study.results import Results
 from ..study.endpoints import COLLAPSED, FAILS, UNITS, amount, candidates, failed, identity_rows, measure, p_words
@@ -123,8 +123,9 @@ def study_headline(results: Results, found: pd.DataFrame) -> str:
     every = [q.upper() for q, rows in found.groupby("question") if (rows.verdict == "supported").all()]
     parts = f" Supported in every part: {listed(every)}." if every else ""
     asked, divided = counted(found.question.nunique(), "question"), counted(len(found), "hypothesis", "hypotheses")
-    made, lacks = len(results.table), sum(sum(arm.values()) for arm in results.missing.values())
-    part = f"**Not complete: {made} of {made + lacks} runs are made.** " if lacks else ""
+    made, lacks = len(results.table), {arm: sum(recipes.values()) for arm, recipes in results.missing.items()}
+    which = listed(f"{n} of the arm *{arm}*" for arm, n in lacks.items())
+    part = f"**Not complete: {made} of {made + sum(lacks.values())} runs are made.** Still missing are {which}. " if lacks else ""
     return (f"{part}{capital(asked)} about losses, divided into {divided}, on {get_dataset(results.dataset).title}: "
             f"**{verdict_counts(found)}**.{parts}{left_out(results)}")
 
@@ -144,7 +145,7 @@ are those that one tuning found for each recipe, and are held fixed: a verdict i
 
 A hypothesis is *supported* when its interval lies on the predicted side of zero, and *reversed* when it lies on the other side. For one
 of *no worse*, a loss of the margin stands in the place of zero; one of a *different* mAP has no direction and cannot be reversed. Both
-verdicts also need a two-sided t test with p at most 5 % after Holm's correction over all {tests} tested hypotheses. It gives seeds and
+verdicts also need a two-sided t test with p at most 5 % after Holm's correction over all {tests} hypotheses. It gives seeds and
 identities each their own degrees of freedom, because Satterthwaite's are too generous so far out in the tails (chapter 63a). A sign-flip
 test over seeds must agree: its p is at most 5 %, or the least that so few seeds can reach ({seeds} seeds: {least:.4g}, where all have the
 same sign). *Negligible*: the interval lies within the margin on both sides of zero, and two one-sided tests show it after Holm's
@@ -156,14 +157,14 @@ where both parts lie on the predicted side, else twice the least of those that d
 of a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), those
 with a recipe that is under-trained, and those about something that happened in no run."""
 
-WAITING = """Not made yet are runs of {names}. Holm's correction counts them already, so what is supported or
-reversed stays so; what is negligible or undecided may change."""
+WAITING = """*Pending* hypotheses lack some of their runs. Holm's correction counts them already, with p = 1, so a verdict of supported or
+reversed is final, and one of negligible or undecided may still change."""
 
 def rule(found: pd.DataFrame) -> str:
     "Markdown: how verdicts are drawn."
-    waiting = found.name[found.verdict == NOT_MADE].tolist()
-    numbers = dict(tests=len(waiting) + int(found.p_holm.notna().sum()), seeds=MIN_SEEDS, least=least_p(MIN_SEEDS), fails=FAILS,
-                   names=listed(waiting))
+    waiting = int((found.verdict == PENDING).sum())
+    tests = f"{found.p_holm.notna().sum()} tested" + f" and {waiting} pending"*bool(waiting)
+    numbers = dict(tests=tests, seeds=MIN_SEEDS, least=least_p(MIN_SEEDS), fails=FAILS)
     return "\n\n".join(filled(part, **numbers) for part in [*RULE.split("\n\n"), *[WAITING]*bool(waiting)])
 
 # %% ../../nbs/82a_report.study_prose.ipynb #22f4f288
@@ -175,9 +176,10 @@ def forest_caption(found: pd.DataFrame) -> str:
     different = (found.kind == "different").any()
     undirected = " Hypotheses of a difference without a direction are drawn as first minus second." if different else ""
     several = " A claim with two parts has a grey row for each, with the verdict of the claim." if (found.parts.map(len) > 1).any() else ""
-    drawn, absent = found[found.estimate.notna()], found.name[found.estimate.isna()].tolist()
-    hollow = " Hollow: not testable." if (~drawn.testable).any() else ""
-    left = f" Without an estimate, and not drawn: {listed(absent)}." if absent else ""
+    drawn = each_part(found).dropna(subset="estimate")
+    hollow = " Hollow: no verdict." if (~drawn.testable).any() else ""
+    absent = [name for name in found.name if name not in {*drawn.name}]
+    left = f" Not drawn, for lack of an estimate: {listed(absent)}." if absent else ""
     return f"{filled(FOREST)}{undirected}{several}{hollow}{left}"
 
 # %% ../../nbs/82a_report.study_prose.ipynb #a62c8231
@@ -191,15 +193,14 @@ def _read_by(results, arm, hypotheses):
 # %% ../../nbs/82a_report.study_prose.ipynb #34d84d79
 def evidence(results: Results, question: str) -> str:
     "Markdown: the runs that a question's contrasts read."
-    asking, parts = [h for h in results.hypotheses if h.question == question], []
-    for arm in dict.fromkeys(h.arm for h in asking if h.arm in results.arms):
+    asking, parts = [h for h in results.hypotheses if h.question == question and not waits(results, h)], []
+    for arm in dict.fromkeys(h.arm for h in asking):
         read = _read_by(results, arm, [h for h in asking if h.arm == arm])
         names, changes = list(dict.fromkeys(recipe for recipe, _ in read)), [change for _, change in read]
         if any(h.endpoint in ("loss", "trains") for h in asking if h.arm == arm): changes = results.changes(arm)      # all rates
         conditions = [change for i, change in enumerate(changes) if change not in changes[:i]]
         t = results.table[(results.table.arm == arm) & results.table.recipe.isin(names)]
         t = t[t.change.map(lambda change: change in conditions)]
-        if t.empty: continue
         few, many = t.groupby("recipe").seed.nunique().agg(["min", "max"])
         seeds = counted(few, "seed") if few == many else f"{few} to {many} seeds"
         recipes = listed(f"`{n}`" for n in names) if len(names) <= 6 else counted(len(names), "recipe")

@@ -23,7 +23,7 @@ from ..core import capital, counted, read_json
 from ..data.datasets import get_dataset
 from ..evaluation.statistics import aa_control
 from .tables import html_table, markdown_table, number
-from ..study.analysis import NOT_MADE, mean_interval
+from ..study.analysis import PENDING, mean_interval
 from ..study.config import is_test, scored_on
 from reid_study.study.endpoints import (
     COLLAPSED, FAILS, UNITS, amount, geometry_table, identity_matrix, identity_rows, measure, p_words,
@@ -33,13 +33,13 @@ from ..study.record import Run
 from ..study.replication import other_terms, replication
 from ..study.results import Results
 from ..study.run import PROJECT
-from ..study.jobs import arm_pages
+from ..study.jobs import arm_pages, shown_arms
 from ..training.recipes import get_recipe
 
 # %% ../../nbs/80a_report.study_tables.ipynb #c5914482
 VERDICTS = {     # and their colours
     "supported": "#1f7a4a", "reversed": "#b3372f", "negligible": "#2b6fb3", "undecided": "#55555d", "not testable": "#70707a",
-    NOT_MADE: "#a0a0a8"}
+    PENDING: "#757580"}
 MARKS = dict(zip(VERDICTS, "▲▼■○×·"))      # for those who do not see the colours
 LEVEL_WORDS = ", ".join(f"{level:.0%} on {kind}" for kind, level in LEVELS.items()).replace("drawn", "drawn people")
 ENDPOINTS = {
@@ -104,12 +104,12 @@ def verdict_table(found: pd.DataFrame, pages: bool = False) -> str:
 # %% ../../nbs/80a_report.study_tables.ipynb #e47d912f
 def replication_table(published: Results, results: Results) -> str:
     """HTML: a row for each part of a hypothesis: the estimate of the study `published`, the 95 % interval in which that of a study made
-    again should lie, that of `results`, and both verdicts. `Results` both; with the same runs, what a reader should expect; nothing for
-    another experiment."""
+    again should lie, that of `results`, and both verdicts. `Results` both; with the same runs, what a reader should expect; no row where
+    neither has an estimate; nothing for another experiment."""
     if other_terms(published, results): return ""
     table, new, rows = replication(published, results), {*published.table.run.map(_name)} != {*results.table.run.map(_name)}, []
-    for t in table.itertuples():
-        was, now, low, high = (amount(x, t.endpoint, "+") if x == x else "–" for x in (t.was, t.now, t.low, t.high))
+    for t in table.dropna(subset=["was", "now"], how="all").itertuples():
+        was, now, low, high = (amount(x, t.endpoint, "+") for x in (t.was, t.now, t.low, t.high))
         name = f"{t.name}, {measure(t.endpoint)}"
         again = [f"<b>{now}</b>{' (outside)'*(t.inside == 0)}", f"<b>{t.verdict_now}</b>" if t.agree == 0 else t.verdict_now] if new else []
         expected = f"{low} to {high}" if t.low == t.low else "–"
@@ -150,8 +150,7 @@ def _range(values): return f"{min(values)}" if min(values) == max(values) else f
 
 def protocol_table(results: Results, pages: bool = False) -> str:
     "HTML: the arms of a study, what differs among their runs, and what is scored. `pages`: link those that have a page."
-    changed = {arm: len(results.changes(arm)) for arm in results.arms}
-    page = {arm: page for page, arm in arm_pages(results.study["questions"], changed).items()} if pages else {}
+    page = {arm: page for page, arm in arm_pages(results.study["questions"], shown_arms(results)).items()} if pages else {}
     rows = []
     for arm, t in results.table.groupby("arm", sort=False):
         name = f'<a href="{page[arm]}.html">{arm}</a>' if arm in page else html.escape(arm)
@@ -174,8 +173,9 @@ def recipe_scores(results: Results, arm: str = "main") -> pd.DataFrame:
     for recipe in results.recipes(arm):
         means, share = identity_matrix(results, arm, recipe)
         i = mean_interval(means, share)
-        rows.append(dict(recipe=recipe, family=get_recipe(recipe).family, mAP=100*i.estimate, low=100*i.low, high=100*i.high))
-    return pd.DataFrame(rows).sort_values("mAP", ascending=False, kind="stable", ignore_index=True)
+        rows.append([recipe, get_recipe(recipe).family, *(100*value for value in (i.estimate, i.low, i.high))])
+    table = pd.DataFrame(rows, columns=["recipe", "family", "mAP", "low", "high"])
+    return table.sort_values("mAP", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../../nbs/80a_report.study_tables.ipynb #5e6c56ce
 def comparable_arms(results: Results, arm: str = "main") -> list[str]:

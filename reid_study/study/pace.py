@@ -76,10 +76,10 @@ def duration(seconds: float) -> str:
 # %% ../../nbs/75b_study.pace.ipynb #db7ed888
 class StudyBar:
     """The progress of a study, to be used in `with`: a bar on a terminal, and plain lines elsewhere, at most one in `every` seconds, and
-    one in six times as many where no run is done meanwhile. `what`: is counted."""
+    one in six times as many where nothing is done meanwhile. `what`: what is counted."""
     def __init__(self, name: str, total: int, what: str = "runs", every: float = 10) -> None:
         self.name, self.what, self.every, self.line, self.printed = name, what, every, "", float("-inf")
-        self.runs: tuple[int, int] | None = None
+        self.counts: tuple[int, int] | None = None
         self.bar = tqdm(total=total, desc=name, disable=None, dynamic_ncols=True,
                         bar_format=f"{{desc}}: {{n_fmt}} of {{total_fmt}} {what} |{{bar}}| {{elapsed}}{{postfix}}")
 
@@ -87,12 +87,12 @@ class StudyBar:
     def __exit__(self, *_): self.bar.close()
 
     def show(self, done: int, total: int, words: Iterable[str], last: bool = False) -> None:
-        "Show how many runs are done, and more in words, the empty ones left out. `last`: nothing follows."
+        "Show how many are done, and more in words, the empty ones left out. `last`: nothing follows."
         said = ", ".join(filter(None, words))
         if not self.bar.disable:
             self.bar.n, self.bar.total = done, total
             self.bar.set_postfix_str(said)
         elif (line := f"{self.name}: {done} of {total} {self.what}" + f", {said}"*bool(said)) != self.line:
-            if not last and time.monotonic() - self.printed < self.every*(6 if self.runs == (done, total) else 1): return
-            self.line, self.runs, self.printed = line, (done, total), time.monotonic()
+            if not last and time.monotonic() - self.printed < self.every*(6 if self.counts == (done, total) else 1): return
+            self.line, self.counts, self.printed = line, (done, total), time.monotonic()
             print(line, file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from ..core import check_number
-from .analysis import NOT_MADE, answers, each_part
+from .analysis import PENDING, answers, each_part
 from .results import Results
 
 # %% ../../nbs/79a_study.replication.ipynb #83fe161a
@@ -27,7 +27,7 @@ def prediction_interval(mean: _Numbers, sd: _Numbers, seeds: _Numbers, new_seeds
     Exact for normal values (Student's t with seeds − 1 degrees of freedom). NaN for a single seed; arrays are accepted too.
     """
     check_number("level", level, above=0, below=1, note=", such as 0.95")
-    seeds, new_seeds = (np.asarray(n, float) for n in (seeds, new_seeds))
+    seeds, new_seeds = (np.where(np.asarray(n) > 0, n, math.nan) for n in (seeds, new_seeds))      # without seeds, without an interval
     half = stats.t.ppf((1 + level)/2, np.where(seeds > 1, seeds - 1, math.nan))*sd*np.sqrt(1/seeds + 1/new_seeds)
     return mean - half, mean + half
 
@@ -48,7 +48,7 @@ def replication(published: Results, replicate: Results) -> pd.DataFrame:
     inside = ((now >= low - near) & (now <= high + near)).astype(float)
     alike = ~both.name.isin(_other_runs(published, replicate))
     known = low.notna() & now.notna() & (both.contrast_was == both.contrast_now) & alike
-    tested = ~both[["verdict_was", "verdict_now"]].isin(["not testable", NOT_MADE]).any(axis=1) & alike
+    tested = ~both[["verdict_was", "verdict_now"]].isin(["not testable", PENDING]).any(axis=1) & alike
     return pd.DataFrame(dict(name=both.name, endpoint=both.endpoint, contrast=both.contrast_was, was=was, now=now, low=low, high=high,
                              inside=inside.where(known), verdict_was=both.verdict_was, verdict_now=both.verdict_now,
                              agree=(both.verdict_was == both.verdict_now).astype(float).where(tested)))

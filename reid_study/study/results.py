@@ -73,7 +73,7 @@ class Results:
     def dataset(self) -> str: return self.study["dataset"]
     @property
     def hypotheses(self) -> list[Hypothesis]:
-        arms = {arm: {*self.recipes(arm), *self.missing.get(arm, {})} for arm in [*self.arms, *self.missing]}
+        arms = {arm: [*self.recipes(arm), *self.missing.get(arm, {})] for arm in [*self.arms, *self.missing]}
         return [h for h in hypotheses(self.dataset, arms) if h.question in self.study["questions"]]
     @property
     def missing(self) -> dict[str, dict[str, int]]:

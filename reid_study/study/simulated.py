@@ -9,6 +9,7 @@ __all__ = ['LEVEL', 'D_AP', 'TENFOLD', 'RUINED', 'TIME', 'GAIN', 'PEOPLE', 'QUER
 
 # %% ../../nbs/79_study.simulated.ipynb #79d80fde
 import math
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def simulated_results(seeds: int = 6, first: int = 0) -> Results:
 def without_runs(results: Results, arm: str, *recipes: str) -> Results:
     "The `Results` as they were before an arm, or some of its recipes, was run."
     gone = (results.table.arm == arm) & results.table.recipe.isin(recipes or results.recipes(arm))
-    missing = {arm: results.table.recipe[gone].value_counts().to_dict()}
+    missing = results.missing | {arm: dict(Counter(results.table.recipe[gone]) + Counter(results.missing.get(arm, {})))}
     return Results(results.study | {"missing": missing}, results.table[~gone].reset_index(drop=True), results.tuning)
 
 # %% ../../nbs/79_study.simulated.ipynb #379f76e5
