@@ -115,7 +115,7 @@ def synthesis_picture(found: pd.DataFrame, narrow: bool = False) -> Figure:
         if y: ax.axhline(y - .5, color="#e4e4e8", lw=.7)
         for x, regime in enumerate(regimes):
             asked = found[(found.question == t.question) & (found.regime == regime)]
-            for (right, down), h in zip(_places(len(asked)), asked.itertuples()):
+            for (right, down), h in zip(_places(len(asked), step=.13 if len(regimes) < 3 else .16), asked.itertuples()):
                 _mark(ax, x + right, y + down - (0 if narrow else .08), h.verdict)
                 if not narrow: ax.text(x + right, y + down + .15, h.name, ha="center", va="center", fontsize=5.8, color="#66666e")
     columns = table.question.str.upper() + "  " + table.title, table.conclusion
