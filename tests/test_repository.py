@@ -224,7 +224,8 @@ EARLIER = "market1501-cpu", "market1501-gpu"      # of an earlier search or earl
 @pytest.mark.parametrize("folder", [p.parent for p in sorted((ROOT/"results").glob("*/study.json")) if p.parent.name not in EARLIER],
                          ids=lambda p: p.name)
 def test_published_runs_are_those_that_the_study_file_asks_for(folder):
-    "Else they would be reported as the results of a study that would now make others. What is missing of it is what its table says."
+    """Else they would be reported as the results of a study that would now make others. A study that is not complete counts the runs
+    that it lacks, which are the last seeds of the recipes that it has."""
     study, results = read_study(ROOT/"studies"/f"{folder.name}.yaml"), read_results(folder)
     tuned = {recipe: run_id(config) for recipe, config in tunings(study).items() if recipe in set(results.table.recipe)}
     assert tuned == {recipe: t.id for recipe, t in results.tuning.items()}
@@ -238,3 +239,6 @@ def test_published_runs_are_those_that_the_study_file_asks_for(folder):
     assert found <= asked
     missing = Counter((arm, recipe) for arm, recipe, *_ in asked - found)
     assert missing == {(arm, recipe): n for arm, recipes in results.missing.items() for recipe, n in recipes.items()}
+    for arm, recipe in {(arm, recipe) for arm, recipe, *_ in found}:
+        seeds = {seed for a, r, seed, *_ in found if (a, r) == (arm, recipe)}
+        assert seeds == set(range(study.first_seed, study.first_seed + len(seeds)))

@@ -38,7 +38,7 @@ def budget_table(results: Results, arm: str = "main") -> str:
 def budget_sentence(results: Results, arm: str = "main") -> str:
     "Markdown: which recipes of an arm still gain from half of the budget to all of it, or that the study cannot tell."
     states = [s for recipe in results.recipes(arm) if "gain" in (s := training_state(results, arm, recipe))]
-    if not states and HALF[arm] in results.missing: return "The runs at half of the budget are still missing."
+    if not states and HALF.get(arm) in results.missing: return "The runs at half of the budget are still missing."
     if not states:
         return ("The study has no runs at half of the budget, so how far its recipes are from being trained was not tested, and no "
                 "hypothesis is left out for it.")
