@@ -33,4 +33,4 @@ def test_an_honest_replicate_lies_in_the_prediction_intervals(studies):
 
 def test_the_same_study_agrees_with_itself(studies):
     table = replication(studies[0], studies[0])
-    assert table.inside.all() and table.agree.all() and "16 lie in" in replication_sentence(table)
+    assert table.inside.all() and table.agree.all() and "16 of 16 estimates lie in" in replication_sentence(table)

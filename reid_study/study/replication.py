@@ -66,18 +66,17 @@ def _other_runs(first, second):
 # %% ../../nbs/79a_study.replication.ipynb #22caaf8c
 def replication_sentence(table: pd.DataFrame) -> str:
     "Markdown: how many estimates of a `replication` lie in the published prediction intervals, and how many verdicts agree."
-    known, claims = table[table.inside.notna()], table.groupby("name", sort=False).first()
-    tested = claims[claims.agree.notna()]
+    known, asked = table[table.inside.notna()], table.groupby("name", sort=False).first()
+    tested, other = asked[asked.agree.notna()], len(table) - len(known)
+    left = f"; {other} cannot be compared" if other else ""
+    inside = f"{int(known.inside.sum())} of {len(known)} estimates lie in the published 95 % prediction interval, where about " \
+             f"{.95*len(known):.0f} are expected{left}." if len(known) else "no estimate can be compared."
+    if not len(tested): return f"{inside} Both studies could test none of the {len(asked)} hypotheses."
     turned = [f"{name} ({a.verdict_was}, now {a.verdict_now})" for name, a in tested[tested.agree == 0].iterrows()]
     opposite = sum({a.verdict_was, a.verdict_now} == {"supported", "reversed"} for a in tested.itertuples())
-    other = len(table) - len(known)
-    left = f"; {other} cannot be compared" if other else ""
     changed = f" Other verdicts: {', '.join(turned)}." if turned else ""
-    agreed = f"{int(tested.agree.sum())} of {len(tested)} verdicts agree, and {opposite} are opposite" if len(tested) else \
-        "there is no claim that both could test"
-    return (f"Of {len(known)} estimates, {int(known.inside.sum())} lie in the published 95 % prediction interval, where about "
-            f"{.95*len(known):.0f} are expected{left}. Of the {len(claims)} claims, both studies could test {len(tested)}; "
-            f"{agreed}.{changed}")
+    return (f"{inside} Both studies could test {len(tested)} of the {len(asked)} hypotheses; {int(tested.agree.sum())} of {len(tested)} "
+            f"verdicts agree, and {opposite} are opposite.{changed}")
 
 # %% ../../nbs/79a_study.replication.ipynb #76a86b48
 def other_terms(published: Results, replicate: Results) -> dict[str, tuple[Any, Any]]:
@@ -105,5 +104,5 @@ def replication_report(published: Results, replicate: Results) -> str:
     scores = lambda run: [run.metrics[name] for name in ("mAP", "mINP", "cmc")]
     same = {run.id: scores(run) for run in published.table.run}
     equal = sum(same.get(run.id) == scores(run) for run in replicate.table.run)
-    return (f"Beside the published study: {replication_sentence(table)} {equal} of {len(replicate.table)} runs are the same "
+    return (f"Compared with the published study, {replication_sentence(table)} {equal} of {len(replicate.table)} runs are the same "
             "to the last digit.")
