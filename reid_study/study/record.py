@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORED', 'FILES', 'BEGUN', 'Share', 'ENCODINGS', 'HISTORY', 'MEANS', 'EXAMPLES', 'TABLES', 'run_folder',
-           'partial_folder', 'one_at_a_time', 'files_of', 'seal', 'read_sums', 'check_sums', 'RunConfig',
+           'partial_folder', 'one_at_a_time', 'files_of', 'seal', 'to_remake', 'read_sums', 'check_sums', 'RunConfig',
            'TrainingCost', 'RunMetrics', 'RunEnvironment', 'Run', 'write_table', 'check_columns', 'possible_scores',
            'possible_epochs', 'possible_pairs', 'identity_table', 'check_run', 'read_run']
 
@@ -63,11 +63,16 @@ def seal(folder: Path, final: Path) -> Path:
     os.replace(folder, final)
     return final
 
+# %% ../../nbs/71a_study.record.ipynb #76470aff
+def to_remake(folder: str | Path) -> str:
+    "What to do about a damaged folder of a run or a tuning."
+    return f"remove {folder} to make it again"
+
 # %% ../../nbs/71a_study.record.ipynb #e2d13c97
 def read_sums(folder: str | Path) -> dict[str, str]:
     "File name -> SHA-256 of a finished folder. `InputError` unless they are exactly the files of its stage."
     folder = Path(folder)
-    remedy = f"remove {folder} to make it again"
+    remedy = to_remake(folder)
     file = regular_file(folder/"SHA256SUMS", f"the run is incomplete; {remedy}", most=10_000)
     with damage_named(file, remedy): lines = file.read_text("utf-8").splitlines()
     sums = {name: value for value, _, name in (line.partition("  ") for line in lines)}
@@ -85,8 +90,8 @@ def check_sums(folder: str | Path, names: Iterable[str] | None = None) -> None:
     """
     sums, folder = read_sums(folder), Path(folder)
     for name in names or [n for n in sums if not n.endswith(".safetensors")]:
-        if file_sum(regular_file(folder/name, f"remove {folder} to make it again")) != sums[name]:
-            raise InputError(f"{folder}/{name} is damaged: it has changed since it was written; remove {folder} to make it again")
+        if file_sum(regular_file(folder/name, to_remake(folder))) != sums[name]:
+            raise InputError(f"{folder}/{name} is damaged: it has changed since it was written; {to_remake(folder)}")
 
 # %% ../../nbs/71a_study.record.ipynb #ffb81463
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -230,7 +235,7 @@ class _Files(dict):
     def __init__(self, folder, config, metrics): self.folder, self.config, self.metrics = folder, config, metrics
     def __missing__(self, name):
         file = {"history": "history.csv", "identities": "per_query.parquet"}.get(name, f"{name}.parquet")
-        path, remedy = self.folder/file, f"remove {self.folder} to make it again"
+        path, remedy = self.folder/file, to_remake(self.folder)
         regular_file(path, "it is not scored" if self.folder.parent.name == "train" else remedy)
         with damage_named(path, remedy):
             table = pd.read_csv(path) if file.endswith(".csv") else pd.read_parquet(path)
@@ -259,7 +264,7 @@ def read_run(folder: str | Path, config: dict[str, Any] | None = None) -> Run:
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"there is no run at {folder}; make it with: reid-study run")
     check_sums(folder)
-    remedy = f"remove {folder} to make it again"
+    remedy = to_remake(folder)
     config_, metrics, env = (read_json(folder/f"{name}.json", remedy) for name in ("config", "metrics", "env"))
     run = Run(config_, metrics, env, _Files(folder, config_, metrics), folder)
     try: check_run(run, folder)

@@ -35,7 +35,7 @@ from ..networks.backbones import get_backbone
 from ..networks.embedder import NotFinite, check_device, default_device, outputs_all
 from ..networks.frozen import FrozenStem, stem_maps
 from .config import Plan, check_data, is_test, run_id, scored_on, training_config, training_table
-from .record import (BEGUN, HISTORY, Run, check_sums, one_at_a_time, partial_folder, read_run, run_folder, seal,
+from .record import (BEGUN, HISTORY, Run, check_sums, one_at_a_time, partial_folder, read_run, run_folder, seal, to_remake,
                                      write_table)
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def images_of(config: dict[str, Any], data: str | Path = "data", opened: Opened 
 
 def check_same_images(folder: str | Path, then: Any, now: dict[str, str], data: str | Path) -> None:
     "Raise `InputError` if what is in `folder` was made from other images, by its fingerprints `then`, than `data` holds `now`."
-    if not isinstance(then, dict): raise InputError(f"{folder} does not say what its images were; remove it to make it again")
+    if not isinstance(then, dict): raise InputError(f"{folder} does not say what its images were; {to_remake(folder)}")
     for name, value in now.items():
         if (made := then.get(name, value)) != value:      # an older one may not say
             raise InputError(f"{folder} was made from other images ({shown(made)}) than those in {data} ({value}); give the folder with "
@@ -198,7 +198,7 @@ def images_place(config: dict[str, Any], data: str | Path) -> str | Path:
 
 def reused(final: Path, now: dict[str, str], data: str | Path) -> Path:
     "The folder of a finished run or tuning, `final`. `InputError` if it was made from other images: see `check_same_images`."
-    check_same_images(final, read_json(final/"env.json", f"remove {final} to make it again"), now, data)
+    check_same_images(final, read_json(final/"env.json", to_remake(final)), now, data)
     return final
 
 def begin(folder: Path, now: dict[str, str], data: str | Path) -> None:
@@ -266,7 +266,7 @@ def trained(config: dict[str, Any], data: str | Path = "data", runs: str | Path 
     run = read_run(folder := run_folder(training_config(config), runs))
     check_sums(folder, ["model.safetensors"])
     learn = _to_test(config, data, device, opened)
-    with damage_named(folder/"model.safetensors", f"remove {folder} to make it again"):
+    with damage_named(folder/"model.safetensors", to_remake(folder)):
         weights, objective = load_file(folder/"model.safetensors"), learn.loss_func.state_dict()
         learn.model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("objective.")})
         own = {k.removeprefix("objective."): v for k, v in weights.items() if k.startswith("objective.")}

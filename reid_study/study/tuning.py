@@ -23,7 +23,7 @@ from ..core import InputError, atomic, check_number, damage_named, digest, extra
 from ..losses.base import LOSSES
 from ..networks.embedder import default_device
 from .config import MOST_TRIALS, make_config, run_id
-from .record import check_sums, one_at_a_time, partial_folder, run_folder, seal
+from .record import check_sums, one_at_a_time, partial_folder, run_folder, seal, to_remake
 from .results import Tuning, check_tuning, read_results
 from .run import begin, disk_full_named, environment, images_of, reused, train
 from ..training.recipes import get_recipe
@@ -188,8 +188,8 @@ def read_tuning(folder: str | Path) -> Tuning:
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"there is no tuning at {folder}; make the study again")
     check_sums(folder)
-    read = lambda name: read_json(folder/f"{name}.json", f"remove {folder} to make it again")
-    with damage_named(folder, f"remove {folder} to make it again"):
+    read = lambda name: read_json(folder/f"{name}.json", to_remake(folder))
+    with damage_named(folder, to_remake(folder)):
         tuning = Tuning(read("config"), pd.read_csv(folder/"trials.csv"), read("env"))
         if tuning.id != folder.name: raise InputError(f"it holds the tuning of another configuration ({tuning.id})")
         check_tuning(tuning)
