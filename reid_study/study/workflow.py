@@ -198,18 +198,16 @@ def _run_snakemake(workflow, options, environment, known, images):
 
 def _watch(workflow, process, known, images):
     tuned = [run_folder(config, workflow.runs) for config in tunings(workflow.study).values()]
-    plan, ended, seen = planned(workflow), sum(folder.exists() for folder in tuned), None
-    folders = _folders(workflow, plan)
-    with StudyBar(workflow.study.name, len(_distinct(plan)), "tunings and runs" if tuned else "runs") as bar:
+    (works, folders), ended, seen = _planned(workflow, images), sum(folder.exists() for folder in tuned), None
+    with StudyBar(workflow.study.name, len(works), "tunings and runs" if tuned else "runs") as bar:
         while True:
             code = process.poll()
             if (now := sum(folder.exists() for folder in tuned)) != ended:      # a tuning that has ended decides more runs
-                plan, ended = planned(workflow), now
-                folders = _folders(workflow, plan)
+                (works, folders), ended = _planned(workflow, images), now
             state, done = progress(workflow, known, folders), _done(workflow, known, folders)
             seen = dict.fromkeys(done) if seen is None else dict.fromkeys(done, time.time()) | seen
             words = [f"{counted(state[what], 'job')} {what}" for what in ("running", "failed") if state[what]]
-            bar.show(state["done"], len(_distinct(plan)), [*words, _left(workflow, plan, seen, images, state["running"])], code is not None)
+            bar.show(state["done"], len(works), [*words, _left(workflow, works, seen, state["running"])], code is not None)
             if code is not None: return code
             time.sleep(1)
 
@@ -226,8 +224,6 @@ def events(workflow: Workflow) -> dict[str, dict[str, Any]]:
 def _alive(event): return event["host"] != socket.gethostname() or alive(event["pid"])
 
 # %% ../../nbs/76_study.workflow.ipynb #b19607fc
-def _distinct(plan): return {run_id(c) if c else i for i, (_, c) in enumerate(plan)}
-
 def _folders(workflow, plan): return {run_id(config): run_folder(config, workflow.runs) for _, config in plan if config}
 
 def progress(workflow: Workflow, known: Container[str] = (), folders: Mapping[str, Path] | None = None) -> dict[str, int]:
@@ -243,10 +239,15 @@ def _done(workflow, known, folders):
     marks = {file.stem for file in workflow.files.glob("*.done")}
     return {name for name, folder in folders.items() if name in known or folder.exists()} | marks
 
-def _left(workflow, plan, seen, images, running):
+def _planned(workflow, images):
+    "({id: `Work`}, {id: folder}) of the tunings and runs of a study; a number is the id of one that a tuning has yet to decide."
+    plan = planned(workflow)
+    works = {run_id(config) if config else i: Work(job, f"{job.split('-')[0]}, {_backbone(config)}", effort(config, images) if config else 1)
+             for i, (job, config) in enumerate(plan)}
+    return works, _folders(workflow, plan)
+
+def _left(workflow, runs, seen, running):
     "What is left of a study, in words; an empty string while that cannot be said. `seen`: what is done -> when, None: before."
-    runs = {run_id(config) if config else i: Work(job, f"{job.split('-')[0]}, {_backbone(config)}", effort(config, images) if config else 1)
-            for i, (job, config) in enumerate(plan)}
     pages = {file.stem: Work(file.stem, "page") for file in workflow.files.glob("*.json") if file.stem.startswith(("page-", "results"))}
     said, now, side = events(workflow), time.time(), max(workflow.side_by_side, running)
     left = [seconds_left(works, seen, said, now, side) for works in (runs, pages)]
