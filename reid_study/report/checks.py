@@ -6,7 +6,7 @@
 __all__ = ['FITS', 'BUDGETS', 'TUNING', 'EDGE', 'OWN_BATCHES', 'budget_table', 'budget_sentence', 'fit_sentence', 'budget_share',
            'budget_contrasts', 'tuning_sentence', 'gains', 'rank_agreement', 'own_batches', 'arms_sentence',
            'sampler_sentence', 'agreement_sentence', 'study_names', 'transfer_sentence', 'control_sentence',
-           'study_cost', 'study_cost_sentence']
+           'study_cost', 'study_cost_sentence', 'time_sentence']
 
 # %% ../../nbs/82b_report.checks.ipynb #adf482cb
 import numpy as np
@@ -220,3 +220,13 @@ def study_cost_sentence(results: Results) -> str:
     parts = listed(f"{name} {hours:.1f}" if hours >= 1 else f"{name} {hours:.2g}" for name, hours in cost.items() if hours)
     unit = "core-hours" if device == "cpu" else f"hours of one {device}"
     return f"Training took {cost.sum():.1f} {unit}, without pauses and scoring: {parts}."
+
+# %% ../../nbs/82b_report.checks.ipynb #0c0f8f3e
+def time_sentence(results: Results, arm: str = "main") -> str:
+    "Markdown: what the time of a training is in the tables of an arm, and how much it differs between the seeds of a recipe."
+    runs = results.table.run[results.table.arm == arm]
+    seconds = pd.DataFrame([(run.config["recipe"], run.training_seconds) for run in runs], columns=["recipe", "seconds"]).groupby("recipe").seconds
+    what = "The time of a training is that of its median epoch times its epochs, the median over seeds"
+    if seconds.count().max() == 1: return f"{what}."
+    return (f"{what}. The slowest seed of a recipe took {(seconds.max()/seconds.min()).median():.1f} times as long as its fastest "
+            "(median over recipes), so small differences between recipes say nothing about their losses.")
