@@ -74,9 +74,9 @@ def budget_share(results: Results, arm: str) -> float:
     return training_steps(first(arm))/training_steps(first("main"))
 
 def budget_contrasts(results: Results) -> str:
-    """Markdown: each contrast of two recipes on mAP at every budget that the study has both at, from the seeds that all of these share;
-    empty for a study with one budget. The schedule of each run ends with its own budget."""
-    arms, rows = [arm for arm in BUDGETS if arm in results.arms], []
+    """Markdown: each contrast of two recipes on mAP at every budget that the study has both at, from the seeds that all of these share,
+    and which change their sign; empty for a study with one budget. The schedule of each run ends with its own budget."""
+    arms, rows, turned = [arm for arm in BUDGETS if arm in results.arms], [], []
     if len(arms) < 2: return ""
     share = {arm: budget_share(results, arm) for arm in arms}
     for h in (part for whole in results.hypotheses for part in whole.parts):
@@ -89,7 +89,9 @@ def budget_contrasts(results: Results) -> str:
                for arm, each in runs.items()}
         rows.append([h.name, " − ".join(h.recipes), *(points(gap[arm]) if arm in gap else "–" for arm in arms),
                      str(len(seeds))])
-    return markdown_table(["", "contrast", *(f"mAP, {share[arm]:.0%} of the steps" for arm in arms), "seeds"], rows, numbers=range(2, 7))
+        if min(gap.values()) < 0 < max(gap.values()): turned.append(h.name)
+    table = markdown_table(["", "contrast", *(f"mAP, {share[arm]:.0%} of the steps" for arm in arms), "seeds"], rows, numbers=range(2, 7))
+    return f"{table}\n\nThe sign changes with the budget for {listed(turned) if turned else 'none of them'}."
 
 # %% ../../nbs/82b_report.checks.ipynb #227539d4
 TUNING = """{recipes}, {trials} trials of {epochs} each. On the validation identities, with the same seed, the chosen trial has a mAP
@@ -225,7 +227,8 @@ def study_cost_sentence(results: Results) -> str:
 def time_sentence(results: Results, arm: str = "main") -> str:
     "Markdown: what the time of a training is in the tables of an arm, and how much it differs between the seeds of a recipe."
     runs = results.table.run[results.table.arm == arm]
-    seconds = pd.DataFrame([(run.config["recipe"], run.training_seconds) for run in runs], columns=["recipe", "seconds"]).groupby("recipe").seconds
+    took = pd.DataFrame([(run.config["recipe"], run.training_seconds) for run in runs], columns=["recipe", "seconds"])
+    seconds = took.groupby("recipe").seconds
     what = "The time of a training is that of its median epoch times its epochs, the median over seeds"
     if seconds.count().max() == 1: return f"{what}."
     return (f"{what}. The slowest seed of a recipe took {(seconds.max()/seconds.min()).median():.1f} times as long as its fastest "

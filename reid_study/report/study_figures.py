@@ -40,13 +40,12 @@ def _forest_panel(ax, rows, endpoint):
     margin, unit = UNITS[endpoint][0]*rows.margin.iloc[0], UNITS[endpoint][2].removeprefix("of ")
     ax.axvspan(-margin, margin, color="#f0f0f3", lw=0, zorder=0); ax.axvline(0, color="#8a8a92", lw=0.8, zorder=1)
     for y, a in enumerate(rows.itertuples()):
-        (estimate, low, high), whole = turned(a), VERDICTS[a.verdict]
-        colour = "#55555d" if a.several else whole      # the verdict is on all parts, and may not be that of this one
+        (estimate, low, high), colour = turned(a), VERDICTS[a.part_verdict]
         ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
         ax.plot(estimate, y, "o", ms=5.5, color=colour, mfc=colour if a.testable else "white")
         words = dict(transform=ax.get_yaxis_transform(), va="center", fontsize=8)
         ax.text(1.08, y, amount(a.sign*a.estimate, endpoint, "+"), ha="right", **words)
-        ax.text(1.095, y, f"{MARKS[a.verdict]} {a.verdict}", color=whole, **words)
+        ax.text(1.095, y, f"{MARKS[a.part_verdict]} {a.part_verdict}", color=colour, **words)
         if y and a.question != rows.question.iloc[y - 1]: ax.axhline(y - 0.5, color="#dcdce0", lw=0.7)
     apart = [f": {words.partition(' (')[0]}" if more else "" for words, more in zip(rows.contrast, rows.twice)]
     names = [textwrap.fill(f"{a.name}  {a.text}{words}", 58) for a, words in zip(rows.itertuples(), apart)]
@@ -60,10 +59,9 @@ def _forest_panel(ax, rows, endpoint):
 @styled
 def forest_plot(found: pd.DataFrame) -> Figure | None:
     """Estimate and 95 % interval of each answer: one row per part of a hypothesis, one panel per endpoint, predictions to the right.
-    The colour is that of the verdict; the parts of a claim of several are grey, since its verdict is on all of them together. Parts
-    without an estimate have no row; None if no part has one."""
-    parts = each_part(found).assign(several=lambda rows: rows.duplicated("name", keep=False),
-                                    twice=lambda rows: rows.duplicated(["name", "endpoint"], keep=False)).dropna(subset="estimate")
+    The verdict is that on the part. Parts without an estimate have no row; None if no part has one."""
+    twice = lambda rows: rows.duplicated(["name", "endpoint"], keep=False)
+    parts = each_part(found).assign(twice=twice).dropna(subset="estimate")
     groups = {endpoint: rows for endpoint in UNITS if len(rows := parts[parts.endpoint == endpoint])}
     if not groups: return None
     heights = [len(rows)*0.40 + 0.75 for rows in groups.values()]
@@ -97,7 +95,7 @@ def ranking_picture(results: Results, arm: str = "main") -> Figure:
     for label, r in zip(ax.get_yticklabels(), table.itertuples()):
         label.set(color=FAMILY_COLOURS[r.family], weight="bold" if best.get(r.family) == r.recipe else "normal", fontsize=8.5)
     key = [mpl.lines.Line2D([], [], lw=4, color=colour, label=family) for family, colour in FAMILY_COLOURS.items()]
-    ax.legend(handles=key, loc="lower right")
+    figure.legend(handles=key, loc="outside lower center", ncols=len(key))
     return figure
 
 # %% ../../nbs/81a_report.study_figures.ipynb #53bed50c

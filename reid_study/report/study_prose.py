@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POWER', 'RULE', 'WAITING', 'FOREST', 'STEP_COST', 'consequence', 'sentence', 'findings', 'lead', 'verdict_counts',
            'left_out', 'study_headline', 'legend', 'rule', 'forest_caption', 'evidence', 'study_provenance',
-           'distance_sentence', 'failure_counts', 'low_recipes', 'step_cost_sentence']
+           'distance_sentence', 'settings_sentence', 'failure_counts', 'low_recipes', 'step_cost_sentence']
 
 # %% ../../nbs/82a_report.study_prose.ipynb #4c92672b
 import math
@@ -145,14 +145,15 @@ are those that one tuning found for each recipe, and are held fixed: a verdict i
 
 A hypothesis is *supported* when its interval lies on the predicted side of zero, and *reversed* when it lies on the other side. For one
 of *no worse*, a loss of the margin stands in the place of zero; one of a *different* mAP has no direction and cannot be reversed. Both
-verdicts also need a two-sided t test with p at most 5 % after Holm's correction over all {tests} hypotheses. It gives seeds and
-identities each their own degrees of freedom, because Satterthwaite's are too generous so far out in the tails (chapter 63a). A sign-flip
+verdicts also need a two-sided t test with p at most 5 % after Holm's correction over all {tests} hypotheses. The test has separate degrees
+of freedom for seeds and identities, because Satterthwaite's are anti-conservative at the small p that Holm's correction requires (chapter
+63a). So *supported* says that the difference has the predicted sign, not that it exceeds the margin. A sign-flip
 test over seeds must agree: its p is at most 5 %, or the least that so few seeds can reach ({seeds} seeds: {least:.4g}, where all have the
 same sign). *Negligible*: the interval lies within the margin on both sides of zero, and two one-sided tests show it after Holm's
 correction. All else is *undecided*.
 
-A claim with two parts has the lower of their verdicts, in the order reversed, negligible, undecided, supported. Its p is the larger one
-where both parts lie on the predicted side, else twice the least of those that do not. *Not testable* are hypotheses with fewer than
+A claim with two parts has the worse of their verdicts, in the order reversed, negligible, undecided, supported. Its p is the larger of the
+two where both estimates have the predicted sign, else twice the smallest p among those that do not. *Not testable* are hypotheses with fewer than
 {seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under {fails} times that
 of a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), those
 with a recipe that is under-trained, and those about something that happened in no run."""
@@ -175,7 +176,7 @@ def forest_caption(found: pd.DataFrame) -> str:
     "The caption of the forest of these answers."
     different = (found.kind == "different").any()
     undirected = " Hypotheses of a difference without a direction are drawn as first minus second." if different else ""
-    several = " A claim with two parts has a grey row for each, with the verdict of the claim." if (found.parts.map(len) > 1).any() else ""
+    several = " A claim with two parts has a row for each, with the verdict on that part; the claim has the worse of the two." if (found.parts.map(len) > 1).any() else ""
     drawn = each_part(found).dropna(subset="estimate")
     hollow = " Hollow: no verdict." if (~drawn.testable).any() else ""
     absent = [name for name in found.name if name not in {*drawn.name}]
@@ -230,6 +231,17 @@ def distance_sentence(results: Results, recipes: Iterable[str], arm: str = "main
         near, far = ((t[name]*t.queries).sum()/t.queries.sum() for name in ("d_ap", "d_an"))
         parts.append(f"{recipe} {near:.2f} and {far:.2f}")
     return f"Mean distance of a query to its matches, and to other people, of at most 2: {'; '.join(parts)}."
+
+# %% ../../nbs/82a_report.study_prose.ipynb #f6c23a6a
+def settings_sentence(results: Results, recipes: Iterable[str], arm: str = "main") -> str:
+    "Markdown: the settings that tuning chose for some recipes of an arm; empty where none was tuned."
+    chosen = {recipe: next(iter(results.runs(arm, recipe).values())).config["settings"] for recipe in recipes if recipe in results.tuning}
+    def said(name, value): return f"{name.split('.', 1)[1]} {value:.2g}" if isinstance(value, float) else str(value).replace("_", " ")
+    found = [f"{recipe} {', '.join(said(name, own[name]) for name in results.tuning[recipe].trials if name in own)}"
+             for recipe, own in chosen.items()]
+    if not found: return ""
+    return (f"Tuning chose {'; '.join(found)}. So a contrast is between recipes at their best settings, not of the one term in which "
+            "their formulas differ.")
 
 # %% ../../nbs/82a_report.study_prose.ipynb #50cf255b
 def failure_counts(results: Results, arm: str = "rates") -> str:

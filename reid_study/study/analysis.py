@@ -6,8 +6,8 @@
 __all__ = ['PENDING', 'MISSING', 'CONTRASTS', 'Contrast', 'seed_interval', 'shared_seeds', 'weighted_sum', 'mean_interval',
            'unanswered', 'crossed_contrast', 'contrast_words', 'unfit', 'steps_contrast', 'loss_contrast',
            'trains_contrast', 'family_contrast', 'best_contrast', 'distance_to_others', 'term_contrast', 'waits',
-           'contrast', 'Part', 'tested_p', 'equivalent_p', 'decide', 'part_row', 'answer', 'answers', 'each_part',
-           'about']
+           'contrast', 'Part', 'tested_p', 'equivalent_p', 'part_verdicts', 'worst', 'part_row', 'answer', 'answers',
+           'each_part', 'about']
 
 # %% ../../nbs/78_study.analysis.ipynb #08b4d46e
 import math
@@ -27,7 +27,7 @@ from ..evaluation.verdicts import (
 from .endpoints import (
     HELD, LEFT_OUT, amount, arm_rates, best_of, failure_words, failures, family_coefficients, family_interval,
     geometry_table, identity_matrix, runner_up, steps_to, trained_table, under_trained, without_recipes)
-from .hypotheses import FEWEST_RECIPES, HALF, Hypothesis, Terms, difference, rate_loss
+from .hypotheses import DOUBLE, FEWEST_RECIPES, HALF, Hypothesis, Terms, difference, rate_loss
 from .results import Results
 
 # %% ../../nbs/78_study.analysis.ipynb #4e4152dd
@@ -205,7 +205,8 @@ def contrast(results: Results, hypothesis: Hypothesis) -> Contrast:
         found = compute(results, hypothesis)
     except InputError as e: raise InputError(f"{hypothesis.name}: {e}") from None
     few = f"{counted(len(found.by_seed), 'seed')}, and a verdict needs {MIN_SEEDS}" if len(found.by_seed) < MIN_SEEDS else ""
-    return replace(found, untestable=found.untestable or few)
+    where = (f"tested in the arm {DOUBLE}",) if hypothesis.arm == DOUBLE else ()
+    return replace(found, untestable=found.untestable or few, notes=where + found.notes)
 
 # %% ../../nbs/78_study.analysis.ipynb #a20751f5
 @dataclass(frozen=True, eq=False)
@@ -241,16 +242,19 @@ def equivalent_p(parts: Sequence[Part]) -> float:
     return min(1.0, len(parts)*min(part.p_equivalent for part in parts))
 
 # %% ../../nbs/78_study.analysis.ipynb #bd4de618
-def decide(parts: Sequence[Part], p_holm: float, p_equivalent: float) -> str:
-    "The verdict on a claim: that of its worst part, with the claim's p-values after Holm. Pending, or not testable, if a part is."
-    if any(part.contrast.untestable == MISSING for part in parts): return PENDING
-    if any(part.contrast.untestable for part in parts): return "not testable"
+def part_verdicts(parts: Sequence[Part], p_holm: float, p_equivalent: float) -> list[str]:
+    "The verdict on each part of a claim, with the claim's p-values after Holm. All are pending, or not testable, if one is."
+    if any(part.contrast.untestable == MISSING for part in parts): return [PENDING]*len(parts)
+    if any(part.contrast.untestable for part in parts): return ["not testable"]*len(parts)
     both = all(part.ahead for part in parts)
     of = lambda part: p_holm if both else _share(part.p, tested_p(parts), p_holm, len(parts))
     even = lambda part: _share(part.p_equivalent, equivalent_p(parts), p_equivalent, len(parts))
-    found = [verdict(part.contrast.interval, of(part), part.hypothesis.sign, margin=part.margin, p_equivalent=even(part),
-                     flips=bool(flips_allow(part.p_flip, len(part.contrast.by_seed))), kind=part.hypothesis.kind) for part in parts]
-    return min(found, key=DECIDED.index)
+    return [verdict(part.contrast.interval, of(part), part.hypothesis.sign, margin=part.margin, p_equivalent=even(part),
+                    flips=bool(flips_allow(part.p_flip, len(part.contrast.by_seed))), kind=part.hypothesis.kind) for part in parts]
+
+def worst(verdicts: Sequence[str]) -> str:
+    "The verdict on a claim with these `part_verdicts`."
+    return min(verdicts, key=(*DECIDED, "not testable", PENDING).index)
 
 def _share(p, claim, adjusted, parts):
     "The p-value of one part after the correction that took the claim from `claim` to `adjusted`; no part borrows that of another."
@@ -269,13 +273,13 @@ def part_row(part: Part) -> dict[str, Any]:
 # %% ../../nbs/78_study.analysis.ipynb #df4b71a5
 def answer(hypothesis: Hypothesis, parts: Sequence[Part], p: float, p_holm: float, p_equivalent: float) -> dict[str, Any]:
     "A row of `answers`, a dictionary: of a hypothesis, its `Part`s, and p-values before and after Holm (NaN: not tested)."
-    rows, contrasts = [part_row(part) for part in parts], [part.contrast for part in parts]
+    verdicts, contrasts = part_verdicts(parts, p_holm, p_equivalent), [part.contrast for part in parts]
+    rows = [part_row(part) | {"part_verdict": one} for part, one in zip(parts, verdicts)]
     unique = lambda words: "; ".join(dict.fromkeys(filter(None, words)))     # parts may say the same
     reason, note = unique(c.untestable for c in contrasts), unique(note for c in contrasts for note in c.notes)
     asked = {name: getattr(hypothesis, name) for name in ("name", "question", "text")}
     tested = dict(p=p, p_holm=p_holm, p_equivalent=p_equivalent, p_flip=max(row["p_flip"] for row in rows))
-    return asked | rows[0] | tested | dict(note=note, reason=reason, testable=not reason, parts=tuple(rows),
-                                           verdict=decide(parts, p_holm, p_equivalent))
+    return asked | rows[0] | tested | dict(note=note, reason=reason, testable=not reason, parts=tuple(rows), verdict=worst(verdicts))
 
 # %% ../../nbs/78_study.analysis.ipynb #1d7124f3
 def answers(results: Results) -> pd.DataFrame:
@@ -283,7 +287,7 @@ def answers(results: Results) -> pd.DataFrame:
     testable and the reason why not, note (in words); p, p_holm and p_flip (sign-flip test over seeds; the worst of the parts) of the claim,
     p_equivalent (of the equivalence test, after Holm); parts, a tuple of dictionaries, and the values of the first of these:
     endpoint, kind, sign, contrast (in words), seeds, identities, estimate, low, high (95 %), margin, detectable (the smallest
-    difference that 80 % power would have found, before Holm; NaN for "no worse"), seed_mean and seed_sd (over seeds).
+    difference that 80 % power would have found, before Holm; NaN for "no worse"), seed_mean and seed_sd (over seeds), part_verdict.
 
     Differences are as the contrast says, in the endpoint's unit; p-values are NaN where nothing is tested. Pending
     hypotheses count in Holm's correction, so that one which is supported or reversed stays so.

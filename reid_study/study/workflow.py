@@ -242,7 +242,8 @@ def _done(workflow, known, folders):
 def _planned(workflow, images):
     "({id: `Work`}, {id: folder}) of the tunings and runs of a study; a number is the id of one that a tuning has yet to decide."
     plan = planned(workflow)
-    works = {run_id(config) if config else i: Work(job, f"{job.split('-')[0]}, {_backbone(config)}", effort(config, images) if config else 1)
+    kind = lambda job, config: f"{job.split('-')[0]}, {_backbone(config)}"
+    works = {run_id(config) if config else i: Work(job, kind(job, config), effort(config, images) if config else 1)
              for i, (job, config) in enumerate(plan)}
     return works, _folders(workflow, plan)
 
