@@ -153,8 +153,8 @@ same sign). *Negligible*: the interval lies within the margin on both sides of z
 correction. All else is *undecided*.
 
 A claim with two parts has the worse of their verdicts, in the order reversed, negligible, undecided, supported. Its p is the larger of the
-two where both estimates have the predicted sign, else twice the smallest p among those that do not. *Not testable* are hypotheses with fewer than
-{seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under {fails} times that
+two where both estimates have the predicted sign, else twice the smallest p among those that do not. *Not testable* are hypotheses with fewer
+than {seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under {fails} times that
 of a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), those
 with a recipe that is under-trained, and those about something that happened in no run."""
 
@@ -176,7 +176,8 @@ def forest_caption(found: pd.DataFrame) -> str:
     "The caption of the forest of these answers."
     different = (found.kind == "different").any()
     undirected = " Hypotheses of a difference without a direction are drawn as first minus second." if different else ""
-    several = " A claim with two parts has a row for each, with the verdict on that part; the claim has the worse of the two." if (found.parts.map(len) > 1).any() else ""
+    several = (" A claim with two parts has a dark row for each, which says where the interval lies; its verdict is on both together."
+               if (found.parts.map(len) > 1).any() else "")
     drawn = each_part(found).dropna(subset="estimate")
     hollow = " Hollow: no verdict." if (~drawn.testable).any() else ""
     absent = [name for name in found.name if name not in {*drawn.name}]

@@ -95,8 +95,8 @@ def verdict_table(found: pd.DataFrame, pages: bool = False) -> str:
         text = html.escape(a.text) + (f"<br><small>{html.escape(capital(notes))}</small>" if notes else "")
         name = f'<a href="{a.question}.html">{a.name}</a>' if pages else a.name
         gaps = [amount(part["estimate"], part["endpoint"], "+") for part in a.parts]
-        each = ", ".join(part["part_verdict"] for part in a.parts)
-        of_parts = f"<br><small>Its parts: {each}</small>" if len(a.parts) > 1 and not a.reason else ""
+        sides = "; ".join(part["side"] for part in a.parts)
+        of_parts = f"<br><small>Its parts: {sides}</small>" if len(a.parts) > 1 and not a.reason else ""
         rows.append([name, text, "<br>".join(map(html.escape, predictions(a))), f"<b>{'<br>'.join(gaps)}</b>",
                      "<br>".join(map(_bounds, a.parts)), _p(a.p_holm), _p(a.p_equivalent), str(a.seeds),
                      f'<b style="color:{VERDICTS[a.verdict]}">{MARKS[a.verdict]} {a.verdict}</b>{of_parts}'])

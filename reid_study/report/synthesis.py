@@ -244,7 +244,9 @@ def recommendations(regimes: Mapping[str, Results], arms: Mapping[str, str] = {}
     best = [table.recipe.tolist() for table in tables.values()]
     both = [recipe for recipe in best[0] if all(recipe in them for them in best)]
     if not shared or not all(best): ends = "The regimes have no recipe in common that trains, so they are not compared."
-    elif both: ends = f"In {'both' if len(asked) == 2 else f'all {len(asked)}'}, {listed(f'**{r}**' for r in both)} {'is' if len(both) == 1 else 'are'} the best or near it."
+    elif both:
+        where, are = "both" if len(asked) == 2 else f"all {len(asked)}", "is" if len(both) == 1 else "are"
+        ends = f"In {where}, {listed(f'**{r}**' for r in both)} {are} the best or near it."
     else: ends = f"Of the {counted(len(shared), 'recipe')} that all regimes have, none is shown to be near the best of each."
     compared = len(regimes) > 1 and not any(arm in results.missing for results, arm in asked.values())
     return "\n".join(lines) + f"\n\n{ends}"*compared

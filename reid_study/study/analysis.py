@@ -6,8 +6,8 @@
 __all__ = ['PENDING', 'MISSING', 'CONTRASTS', 'Contrast', 'seed_interval', 'shared_seeds', 'weighted_sum', 'mean_interval',
            'unanswered', 'crossed_contrast', 'contrast_words', 'unfit', 'steps_contrast', 'loss_contrast',
            'trains_contrast', 'family_contrast', 'best_contrast', 'distance_to_others', 'term_contrast', 'waits',
-           'contrast', 'Part', 'tested_p', 'equivalent_p', 'part_verdicts', 'worst', 'part_row', 'answer', 'answers',
-           'each_part', 'about']
+           'contrast', 'Part', 'tested_p', 'equivalent_p', 'decide', 'part_row', 'answer', 'answers', 'each_part',
+           'about']
 
 # %% ../../nbs/78_study.analysis.ipynb #08b4d46e
 import math
@@ -223,6 +223,15 @@ class Part:
         "Whether the estimate lies on the predicted side of the null value; either side will do for a difference without direction."
         return self.hypothesis.kind == "different" or self.hypothesis.sign*(self.contrast.interval.estimate - self.null) > 0
     @property
+    def side(self) -> str:
+        "Where the 95 % interval lies, in words; empty without an interval."
+        i, h = self.contrast.interval, self.hypothesis
+        low, high = sorted(h.sign*(end - self.null) for end in (i.low, i.high))
+        if math.isnan(low): return ""
+        where = "as predicted" if low > 0 else "the opposite" if high < 0 else ""
+        inside = "within the margin" if h.kind != "no worse" and max(-i.low, i.high) < self.margin else ""
+        return ", ".join(filter(None, (where, inside))) or "open"
+    @property
     def p(self) -> float: return cautious_p(self.contrast.interval, self.null)
     @property
     def p_flip(self) -> float: return sign_flip(self.contrast.by_seed - self.null) if len(self.contrast.by_seed) > 1 else math.nan
@@ -242,19 +251,16 @@ def equivalent_p(parts: Sequence[Part]) -> float:
     return min(1.0, len(parts)*min(part.p_equivalent for part in parts))
 
 # %% ../../nbs/78_study.analysis.ipynb #bd4de618
-def part_verdicts(parts: Sequence[Part], p_holm: float, p_equivalent: float) -> list[str]:
-    "The verdict on each part of a claim, with the claim's p-values after Holm. All are pending, or not testable, if one is."
-    if any(part.contrast.untestable == MISSING for part in parts): return [PENDING]*len(parts)
-    if any(part.contrast.untestable for part in parts): return ["not testable"]*len(parts)
+def decide(parts: Sequence[Part], p_holm: float, p_equivalent: float) -> str:
+    "The verdict on a claim: that of its worst part, with the claim's p-values after Holm. Pending, or not testable, if a part is."
+    if any(part.contrast.untestable == MISSING for part in parts): return PENDING
+    if any(part.contrast.untestable for part in parts): return "not testable"
     both = all(part.ahead for part in parts)
     of = lambda part: p_holm if both else _share(part.p, tested_p(parts), p_holm, len(parts))
     even = lambda part: _share(part.p_equivalent, equivalent_p(parts), p_equivalent, len(parts))
-    return [verdict(part.contrast.interval, of(part), part.hypothesis.sign, margin=part.margin, p_equivalent=even(part),
-                    flips=bool(flips_allow(part.p_flip, len(part.contrast.by_seed))), kind=part.hypothesis.kind) for part in parts]
-
-def worst(verdicts: Sequence[str]) -> str:
-    "The verdict on a claim with these `part_verdicts`."
-    return min(verdicts, key=(*DECIDED, "not testable", PENDING).index)
+    found = [verdict(part.contrast.interval, of(part), part.hypothesis.sign, margin=part.margin, p_equivalent=even(part),
+                     flips=bool(flips_allow(part.p_flip, len(part.contrast.by_seed))), kind=part.hypothesis.kind) for part in parts]
+    return min(found, key=DECIDED.index)
 
 def _share(p, claim, adjusted, parts):
     "The p-value of one part after the correction that took the claim from `claim` to `adjusted`; no part borrows that of another."
@@ -266,28 +272,30 @@ def part_row(part: Part) -> dict[str, Any]:
     h, found = part.hypothesis, part.contrast
     i, several = found.interval, len(found.by_seed) > 1
     detectable = minimum_detectable(i) if i.df > 0 and h.kind != "no worse" else math.nan
-    return dict(endpoint=h.endpoint, kind=h.kind, sign=h.sign, contrast=found.words, seeds=len(found.by_seed), identities=found.identities,
-                estimate=i.estimate, low=i.low, high=i.high, p=part.p, p_flip=part.p_flip, margin=part.margin, detectable=detectable,
-                seed_mean=float(found.by_seed.mean()), seed_sd=float(found.by_seed.std(ddof=1)) if several else math.nan)
+    return dict(endpoint=h.endpoint, kind=h.kind, sign=h.sign, side=part.side, contrast=found.words, seeds=len(found.by_seed),
+                identities=found.identities, estimate=i.estimate, low=i.low, high=i.high, p=part.p, p_flip=part.p_flip,
+                margin=part.margin, detectable=detectable, seed_mean=float(found.by_seed.mean()),
+                seed_sd=float(found.by_seed.std(ddof=1)) if several else math.nan)
 
 # %% ../../nbs/78_study.analysis.ipynb #df4b71a5
 def answer(hypothesis: Hypothesis, parts: Sequence[Part], p: float, p_holm: float, p_equivalent: float) -> dict[str, Any]:
     "A row of `answers`, a dictionary: of a hypothesis, its `Part`s, and p-values before and after Holm (NaN: not tested)."
-    verdicts, contrasts = part_verdicts(parts, p_holm, p_equivalent), [part.contrast for part in parts]
-    rows = [part_row(part) | {"part_verdict": one} for part, one in zip(parts, verdicts)]
+    rows, contrasts = [part_row(part) for part in parts], [part.contrast for part in parts]
     unique = lambda words: "; ".join(dict.fromkeys(filter(None, words)))     # parts may say the same
     reason, note = unique(c.untestable for c in contrasts), unique(note for c in contrasts for note in c.notes)
     asked = {name: getattr(hypothesis, name) for name in ("name", "question", "text")}
     tested = dict(p=p, p_holm=p_holm, p_equivalent=p_equivalent, p_flip=max(row["p_flip"] for row in rows))
-    return asked | rows[0] | tested | dict(note=note, reason=reason, testable=not reason, parts=tuple(rows), verdict=worst(verdicts))
+    return asked | rows[0] | tested | dict(note=note, reason=reason, testable=not reason, parts=tuple(rows),
+                                           verdict=decide(parts, p_holm, p_equivalent))
 
 # %% ../../nbs/78_study.analysis.ipynb #1d7124f3
 def answers(results: Results) -> pd.DataFrame:
     """A table with a row for each hypothesis of the study's questions: name, question, text, verdict (one of `DECIDED`, or `PENDING`),
     testable and the reason why not, note (in words); p, p_holm and p_flip (sign-flip test over seeds; the worst of the parts) of the claim,
     p_equivalent (of the equivalence test, after Holm); parts, a tuple of dictionaries, and the values of the first of these:
-    endpoint, kind, sign, contrast (in words), seeds, identities, estimate, low, high (95 %), margin, detectable (the smallest
-    difference that 80 % power would have found, before Holm; NaN for "no worse"), seed_mean and seed_sd (over seeds), part_verdict.
+    endpoint, kind, sign, side (where the interval lies, in words), contrast (in words), seeds, identities, estimate, low, high (95 %),
+    margin, detectable (the smallest difference that 80 % power would have found, before Holm; NaN for "no worse"), seed_mean and
+    seed_sd (over seeds).
 
     Differences are as the contrast says, in the endpoint's unit; p-values are NaN where nothing is tested. Pending
     hypotheses count in Holm's correction, so that one which is supported or reversed stays so.
