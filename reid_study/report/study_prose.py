@@ -152,11 +152,11 @@ test over seeds must agree: its p is at most 5 %, or the least that so few seeds
 same sign). *Negligible*: the interval lies within the margin on both sides of zero, and two one-sided tests show it after Holm's
 correction. All else is *undecided*.
 
-A claim with two parts has the worse of their verdicts, in the order reversed, negligible, undecided, supported. Its p is the larger of the
-two where both estimates have the predicted sign, else twice the smallest p among those that do not. *Not testable* are hypotheses with fewer
-than {seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under {fails} times that
-of a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant to do harm), those
-with a recipe that is under-trained, and those about something that happened in no run."""
+A claim with two parts has the worse of their verdicts, in the order reversed, negligible, undecided, supported. Its p is the larger of
+the two where both estimates have the predicted sign, else twice the smallest p among those that do not. *Not testable* are hypotheses
+with fewer than {seeds} seeds, those whose means would mix runs that trained with runs that failed (diverged, collapsed, or a mAP under
+{fails} times that of a random ranking; one such run is enough, except at the learning rates that are not the best one, which are meant
+to do harm), those with a recipe that is under-trained, and those about something that happened in no run."""
 
 WAITING = """*Pending* hypotheses lack some of their runs. Holm's correction counts them already, with p = 1, so a verdict of supported or
 reversed is final, and one of negligible or undecided may still change."""
